@@ -1,0 +1,380 @@
+/* pl_loop.h - the event loop: ready queue, timers, posts, descriptors, streams, children.
+ *
+ * One iteration of a loop is
+ *     pl_loop_wait      block in the poller (the only step that blocks, and the
+ *                       only one that may run without the interpreter's lock)
+ *     pl_loop_collect   move what is due to the ready queue: events, posts, timers
+ *     pl_loop_run       run exactly what was in the ready queue at its start
+ * pl_loop_once does all three. Callbacks run from pl_loop_run alone, so a binding
+ * holds its lock there and nowhere else.
+ */
+#ifndef PL_LOOP_H
+#define PL_LOOP_H
+
+#include "pl_base.h"
+#include "pl_sys.h"
+
+#include <netinet/in.h>
+#include <sys/un.h>
+
+struct pl_loop;
+
+/* ---- work --------------------------------------------------------------- */
+
+/* Something that the ready queue runs. Embedded first in what it belongs to; a
+ * queued op must stay where it is until it has run. run may free it. */
+struct pl_op {
+    void (*run)(struct pl_loop *loop, struct pl_op *op);
+};
+
+/* A growing ring of borrowed ops. head and tail run freely and are masked on use. */
+struct pl_queue {
+    struct pl_op **slots;
+    uint32_t mask; /* capacity - 1; slots is NULL while capacity is 0 */
+    uint32_t head;
+    uint32_t tail;
+};
+
+/* A node for posts from other threads; one node is in one list at a time. */
+struct pl_post {
+    struct pl_op op;
+    struct pl_post *next;
+};
+
+/* ---- timers ------------------------------------------------------------- */
+
+struct pl_timer {
+    struct pl_op op;
+    int64_t deadline;
+    uint32_t index; /* place in the heap + 1; 0 while not started */
+};
+
+struct pl_timer_slot {
+    int64_t deadline;
+    uint64_t order; /* start order: breaks ties between equal deadlines */
+    struct pl_timer *timer;
+};
+
+/* A 4-ary min-heap whose slots carry the keys, so sifting touches one array. */
+struct pl_timers {
+    struct pl_timer_slot *slots;
+    uint32_t len;
+    uint32_t cap;
+    uint64_t next_order;
+};
+
+/* ---- descriptors -------------------------------------------------------- */
+
+enum pl_io_events {
+    PL_READABLE = 1,
+    PL_WRITABLE = 2,
+    PL_HANGUP = 4, /* always reported: the peer is gone, reads will tell */
+};
+
+enum pl_io_mode {
+    PL_IO_LEVEL, /* reported again as long as it lasts: for callers that may not drain */
+    PL_IO_EDGE,  /* reported once: the caller tries until EAGAIN or a short read */
+};
+
+/* A registered descriptor. Borrows fd. op.run gets it with `ready` set; the
+ * callback takes what it handles out of `ready`. */
+struct pl_io {
+    struct pl_op op;
+    int fd;
+    uint8_t mode;
+    uint8_t want;  /* what the poller is asked for */
+    uint8_t ready; /* what the poller said and no one has handled */
+    bool queued;   /* in the ready queue */
+};
+
+struct pl_fd_slot {
+    struct pl_io *io; /* borrows; NULL while free */
+    uint32_t generation;
+    bool known; /* the kernel has it in the poller, as far as we can know */
+};
+
+/* ---- the loop ----------------------------------------------------------- */
+
+struct pl_poller;
+struct pl_stream;
+
+enum pl_backend {
+    PL_BACKEND_AUTO,
+    PL_BACKEND_EPOLL,
+    PL_BACKEND_URING,
+};
+
+struct pl_loop_config {
+    const struct pl_sys *sys; /* borrows; NULL for pl_sys_default() */
+    enum pl_backend backend;
+};
+
+struct pl_loop_stats {
+    uint64_t iterations;
+    uint64_t polls;  /* system calls to the poller */
+    uint64_t events; /* descriptors that it reported */
+    uint64_t ops;    /* callbacks run */
+    uint64_t wakeups; /* eventfd writes received */
+};
+
+struct pl_loop {
+    const struct pl_sys *sys;
+    const struct pl_backend_ops *backend;
+    struct pl_poller *poller; /* owns */
+    struct pl_queue ready;
+    struct pl_timers timers;
+    struct pl_fd_slot *fds; /* owns; indexed by descriptor */
+    uint32_t nfds;
+    pid_t pid; /* of the process that made it */
+    int64_t now; /* the last reading of the clock by this loop */
+    struct pl_stream *corked; /* list of streams with writes to flush */
+    size_t rbuf_size;
+    char *rbuf; /* owns; lent to one read at a time */
+    int wake_fd;
+    struct pl_io wake_io;
+    struct pl_loop_stats stats;
+    void *user; /* the binding's */
+    /* What other threads touch has its own line. */
+    _Alignas(PL_CACHE_LINE) struct pl_post *_Atomic posts;
+    _Atomic uint32_t sleeping; /* 1 from before the poller blocks until it has woken */
+};
+
+/* Makes a loop in *loop (borrowed memory, aligned). config may be NULL.
+ * Fails with -ENOMEM, -EMFILE, or -ENOSYS for a backend that is not there. */
+int pl_loop_init(struct pl_loop *loop, const struct pl_loop_config *config) PL_MUST_CHECK;
+
+/* Releases everything that the loop owns. The caller has closed its streams and
+ * stopped its timers, or forgets them: their ops never run. Accepts a half-built or
+ * zeroed loop. After a fork it frees memory only and touches no kernel object of
+ * the parent (descriptors are closed, which the parent does not notice). */
+void pl_loop_fini(struct pl_loop *loop);
+
+/* Reads the clock and stores it in loop->now. */
+int64_t pl_loop_now(struct pl_loop *loop);
+
+/* Appends to the ready queue. Loop's thread. -ENOMEM. */
+int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op) PL_MUST_CHECK;
+
+/* Hands a node to the loop from any thread (or signal handler): lock-free, and one
+ * eventfd write per batch at most. The node is the loop's until its op has run. */
+void pl_loop_post(struct pl_loop *loop, struct pl_post *post);
+
+/* Makes a blocked pl_loop_wait return. Any thread, signal handlers too. */
+void pl_loop_wake(struct pl_loop *loop);
+
+/* How long the next wait may block, in nanoseconds: 0 when something is ready, -1
+ * for ever. */
+int64_t pl_loop_timeout(struct pl_loop *loop);
+
+/* Waits in the poller for at most timeout_ns (-1: for ever) and keeps what it said
+ * for pl_loop_collect. Number of events, or -EINTR. Touches nothing but the poller,
+ * so a binding may call it without its lock. */
+int pl_loop_wait(struct pl_loop *loop, int64_t timeout_ns) PL_MUST_CHECK;
+
+/* Moves posts, reported descriptors and due timers, in this order, to the ready
+ * queue. -ENOMEM: nothing is lost, the rest is collected next time. */
+int pl_loop_collect(struct pl_loop *loop) PL_MUST_CHECK;
+
+/* Runs what was ready at its start, and flushes corked writes after each callback.
+ * Number of callbacks run. *stop, when given, is looked at after each one: nonzero
+ * ends the run early and leaves the rest queued (a binding stops so for an error
+ * that must leave the loop). */
+int pl_loop_run(struct pl_loop *loop, const volatile int *stop);
+
+/* One iteration: wait, collect, run. -EINTR or -ENOMEM as above. */
+int pl_loop_once(struct pl_loop *loop) PL_MUST_CHECK;
+
+/* "epoll" or "io_uring". */
+const char *pl_loop_backend_name(const struct pl_loop *loop);
+
+/* ---- queue functions ---------------------------------------------------- */
+
+static inline uint32_t pl_queue_len(const struct pl_queue *q)
+{
+    return q->tail - q->head;
+}
+
+/* ---- timer functions ---------------------------------------------------- */
+
+/* Starts a timer; equal deadlines run in start order. A started timer is moved to
+ * the new deadline. O(log n). -ENOMEM. op.run is set by the caller before. */
+int pl_timer_start(struct pl_loop *loop, struct pl_timer *timer, int64_t deadline) PL_MUST_CHECK;
+
+/* Stops a timer; false when it was not started (or has been moved to the ready
+ * queue). Its memory is the caller's again. O(log n), O(1) for the latest deadline. */
+bool pl_timer_stop(struct pl_loop *loop, struct pl_timer *timer);
+
+static inline bool pl_timer_active(const struct pl_timer *timer)
+{
+    return timer->index != 0;
+}
+
+/* ---- descriptor functions ----------------------------------------------- */
+
+/* Takes a place for fd in the loop's table. The kernel is not asked before
+ * pl_io_watch. -EEXIST when the loop has that descriptor already, -EBADF for a
+ * negative one, -ENOMEM. */
+int pl_io_open(struct pl_loop *loop, struct pl_io *io, int fd, enum pl_io_mode mode,
+               void (*run)(struct pl_loop *loop, struct pl_op *op)) PL_MUST_CHECK;
+
+/* Asks the poller for exactly `want` (0: nothing). In edge mode a descriptor that is
+ * ready already is reported once more. Repairs the registration when the descriptor
+ * had been closed and reused behind the loop's back. -EPERM for files that cannot be
+ * polled, -EBADF, -ENOMEM. */
+int pl_io_watch(struct pl_loop *loop, struct pl_io *io, unsigned want) PL_MUST_CHECK;
+
+/* Gives the place back: no event of this descriptor is reported any more, those of
+ * the batch being processed included. The fd stays open. When io->queued is still
+ * true after this call, its op runs once more with ready == 0, and the memory must
+ * last until then. */
+void pl_io_close(struct pl_loop *loop, struct pl_io *io);
+
+/* The io that has the descriptor, or NULL. */
+struct pl_io *pl_io_find(struct pl_loop *loop, int fd);
+
+/* ---- streams ------------------------------------------------------------ */
+
+/* A chunk of queued output; `owner` is released when the bytes are written or
+ * dropped. */
+struct pl_chunk {
+    const char *data;
+    size_t len;
+    void *owner; /* moves: goes back through ops->release; may be NULL */
+};
+
+/* What a stream tells its user, always from pl_loop_run or from within a call that the
+ * user made on the stream. A callback may call any function of the stream, close
+ * included. */
+struct pl_stream_ops {
+    /* Where to put the next bytes: returns the buffer and its size in *len. hint is a
+     * good size (what arrived last). NULL stops reading (the user has dealt with the
+     * reason). */
+    void *(*room)(struct pl_stream *stream, size_t hint, size_t *len);
+    /* n > 0 bytes were put into the buffer that room gave. n == 0: end of stream.
+     * Also called with n < 0, a -errno, when the read failed: the stream stops reading
+     * and the user closes it. After each room comes exactly one of read or again. */
+    void (*read)(struct pl_stream *stream, void *buf, ssize_t n);
+    /* The buffer given by room is not needed: nothing was there. */
+    void (*again)(struct pl_stream *stream, void *buf);
+    /* Output left the queue without a call of the user's: `queued` is smaller now. */
+    void (*drained)(struct pl_stream *stream);
+    /* A write failed with -errno: the queue was dropped; the user closes the stream. */
+    void (*failed)(struct pl_stream *stream, int error);
+    /* Gives back the owner of a chunk. */
+    void (*release)(struct pl_stream *stream, void *owner);
+    /* After pl_stream_close or pl_stream_abort: the fd has been closed, the memory is
+     * the user's again. */
+    void (*closed)(struct pl_stream *stream);
+};
+
+#define PL_STREAM_INLINE 2
+
+/* A connected stream socket (or pipe). Owns its descriptor from pl_stream_open on. */
+struct pl_stream {
+    struct pl_io io;
+    struct pl_loop *loop;
+    const struct pl_stream_ops *ops;
+    struct pl_chunk *chunks; /* a ring: `inlined` at first, then owned memory */
+    uint32_t chunk_head;
+    uint32_t chunk_len;
+    uint32_t chunk_cap;
+    uint32_t hint; /* how much the last reads brought */
+    size_t queued; /* bytes in the chunks */
+    struct pl_stream *cork_next;
+    bool is_socket; /* send and recv, else write and read */
+    bool reading;
+    bool corked;  /* in loop->corked */
+    bool blocked; /* the kernel took no more: waiting for PL_WRITABLE */
+    bool eof;     /* end of stream was read */
+    bool shut_pending; /* shutdown(SHUT_WR) once the queue is empty */
+    bool shut;
+    bool broken; /* a write failed */
+    bool closing;
+    bool dead; /* fd closed, `closed` is due or was called */
+    struct pl_chunk inlined[PL_STREAM_INLINE];
+};
+
+/* Takes a connected, non-blocking descriptor. Nothing is read before
+ * pl_stream_read_start. On failure the fd stays the caller's. */
+int pl_stream_open(struct pl_loop *loop, struct pl_stream *stream, int fd, bool is_socket,
+                   const struct pl_stream_ops *ops) PL_MUST_CHECK;
+
+/* Starts or resumes reading. What arrived meanwhile is read in the next iteration. */
+int pl_stream_read_start(struct pl_stream *stream) PL_MUST_CHECK;
+
+/* No read callback comes after this returns. */
+void pl_stream_read_stop(struct pl_stream *stream);
+
+/* Queues chunks for writing, in order. They are flushed in one call when the running
+ * callback ends, or at once when more than PL_STREAM_FLUSH bytes wait, or, outside of
+ * callbacks, at the end of the next one. Owners move to the stream on success. On
+ * failure (-ENOMEM, -EPIPE after shutdown or failure, PL_ECLOSED) they stay the
+ * caller's. A failed send is told by ops->failed, never from within this call. */
+int pl_stream_write(struct pl_stream *stream, const struct pl_chunk *chunks,
+                    uint32_t n) PL_MUST_CHECK;
+
+/* Writes now what is queued, as far as the kernel takes it. */
+void pl_stream_flush(struct pl_stream *stream);
+
+/* Shuts the sending side down once everything queued is written. */
+int pl_stream_shutdown(struct pl_stream *stream) PL_MUST_CHECK;
+
+/* Stops reading; closes once the queue has been written. `closed` always comes from
+ * the ready queue, never from within this call. */
+void pl_stream_close(struct pl_stream *stream);
+
+/* Closes without writing the rest. `closed` comes as above. */
+void pl_stream_abort(struct pl_stream *stream);
+
+#define PL_STREAM_FLUSH 65536
+
+/* ---- listeners ---------------------------------------------------------- */
+
+struct pl_listener {
+    struct pl_io io;
+    struct pl_loop *loop;
+    struct pl_timer retry;
+    uint32_t batch; /* accepts per event at most */
+    bool accepting;
+    bool backing_off; /* out of descriptors: waiting for `retry` */
+    /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. */
+    void (*accepted)(struct pl_listener *l, int fd, const struct sockaddr *addr, socklen_t len);
+    /* accept failed for want of resources (-EMFILE, -ENFILE, -ENOBUFS, -ENOMEM): it is tried
+     * again after PL_LISTENER_RETRY. May be NULL. */
+    void (*starved)(struct pl_listener *l, int error);
+    /* accept failed for good: the listener has stopped. May be NULL. */
+    void (*failed)(struct pl_listener *l, int error);
+    void (*closed)(struct pl_listener *l);
+};
+
+#define PL_LISTENER_RETRY PL_NSEC_PER_SEC
+
+/* Accepts from a listening non-blocking socket, which it borrows. The caller has set the
+ * callbacks and `batch` (0: 128); accepting starts at once. */
+int pl_listener_open(struct pl_loop *loop, struct pl_listener *l, int fd) PL_MUST_CHECK;
+
+/* Stops accepting; `closed` comes from the ready queue. The fd stays open. */
+void pl_listener_close(struct pl_listener *l);
+
+/* ---- children ----------------------------------------------------------- */
+
+/* Tells of the end of a process by a pidfd in the poller. */
+struct pl_child {
+    struct pl_io io;
+    struct pl_loop *loop;
+    pid_t pid;
+    int pidfd; /* owns */
+    bool reaped;
+    /* Once: status as of waitpid, or a negative code when someone else reaped it
+     * (-ECHILD). The memory is the user's again. */
+    void (*exited)(struct pl_child *child, int status, const struct rusage *usage);
+};
+
+/* Watches a child of this process. The caller has set `exited`. Fails with what
+ * pidfd_open says (-ENOSYS: watch it another way). */
+int pl_child_watch(struct pl_loop *loop, struct pl_child *child, pid_t pid) PL_MUST_CHECK;
+
+/* Stops watching and reaps nothing; `exited` is not called. */
+void pl_child_unwatch(struct pl_child *child);
+
+#endif /* PL_LOOP_H */

@@ -1,0 +1,88 @@
+/* module.c - plait._core: initialisation only (PEP 489, multi-phase). */
+#include "state.h"
+
+static PyObject *build_config(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    (void)module;
+    return Py_BuildValue("{s:s, s:s, s:O, s:O}", "version", pl_version(), "compiler", __VERSION__,
+                         "liburing", PL_HAVE_LIBURING ? Py_True : Py_False, "assertions",
+#ifdef NDEBUG
+                         Py_False
+#else
+                         Py_True
+#endif
+    );
+}
+
+PyDoc_STRVAR(build_config_doc, "build_config($module, /)\n--\n\n"
+                               "Tell how this extension was built.\n\n"
+                               "Returns:\n"
+                               "    dict: version, compiler, whether liburing was found, and\n"
+                               "    whether assertions are compiled in.");
+
+static PyMethodDef methods[] = {
+    {"build_config", build_config, METH_NOARGS, build_config_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int module_exec(PyObject *module)
+{
+    struct plait_state *state = plait_state_of_module(module);
+    if (PyModule_AddStringConstant(module, "__version__", pl_version()) < 0)
+        return -1;
+    if (plait_loop_exec(module, state) < 0)
+        return -1;
+    return plait_pool_exec(module, state);
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    struct plait_state *state = plait_state_of_module(module);
+#define X(type, name) Py_VISIT(state->name);
+    PLAIT_LOOP_OBJECTS(X)
+    PLAIT_POOL_OBJECTS(X)
+#undef X
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    struct plait_state *state = plait_state_of_module(module);
+    plait_loop_clear(state);
+    plait_pool_clear(state);
+#define X(type, name) Py_CLEAR(state->name);
+    PLAIT_LOOP_OBJECTS(X)
+    PLAIT_POOL_OBJECTS(X)
+#undef X
+    return 0;
+}
+
+static void module_free(void *module)
+{
+    (void)module_clear((PyObject *)module);
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030c0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+struct PyModuleDef plait_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "plait._core",
+    .m_doc = "The C core of plait, bound to Python. Private: use the names in plait.",
+    .m_size = sizeof(struct plait_state),
+    .m_methods = methods,
+    .m_slots = slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    return PyModuleDef_Init(&plait_module);
+}

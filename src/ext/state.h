@@ -1,0 +1,54 @@
+/* state.h - the state of one instance of the module, and the way to it.
+ *
+ * The two lists of objects (the loop's and the pool's) are X-macros: they declare the
+ * fields and write traverse and clear, so none can be forgotten. After clear every
+ * field is NULL: code that runs during finalisation copes.
+ */
+#ifndef PLAIT_STATE_H
+#define PLAIT_STATE_H
+
+#include <Python.h>
+
+#include "pl.h"
+#include "state_loop.h"
+#include "state_pool.h"
+
+struct plait_state {
+#define X(type, name) type *name;
+    PLAIT_LOOP_OBJECTS(X)
+    PLAIT_POOL_OBJECTS(X)
+#undef X
+    struct plait_loop_state loop;
+    struct plait_pool_state pool;
+};
+
+extern struct PyModuleDef plait_module;
+
+/* The state of a module object. Borrowed; never NULL. */
+static inline struct plait_state *plait_state_of_module(PyObject *module)
+{
+    return (struct plait_state *)PyModule_GetState(module);
+}
+
+/* The state from a type of ours or a subclass of one; NULL with an exception set when
+ * the type is neither. */
+static inline struct plait_state *plait_state_of_type(PyTypeObject *type)
+{
+    PyObject *module = PyType_GetModuleByDef(type, &plait_module);
+    return module == NULL ? NULL : plait_state_of_module(module);
+}
+
+/* Fill in their part of the state and of the module; -1 with an exception set. */
+int plait_loop_exec(PyObject *module, struct plait_state *state);
+int plait_pool_exec(PyObject *module, struct plait_state *state);
+
+/* Drop what is in the state but is no object (free lists). */
+void plait_loop_clear(struct plait_state *state);
+void plait_pool_clear(struct plait_state *state);
+
+/* Raises the exception for a negative code of the core: an OSError subclass for an
+ * errno (with `what` as its context), MemoryError for -ENOMEM, plait's own for the
+ * rest. Always returns NULL. */
+PyObject *plait_raise(struct plait_state *state, int code, const char *what);
+
+#endif /* PLAIT_STATE_H */

@@ -1,0 +1,1 @@
+"""One concurrency runtime for threads, processes and coroutines."""
