@@ -19,7 +19,7 @@
 
 #define PL_KERNEL(major, minor, patch) (((major) << 16) | ((minor) << 8) | (patch))
 
-#define PL_CONTAINER_OF(ptr, type, member) ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define PL_CONTAINER_OF(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
 #define PL_ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
@@ -27,11 +27,11 @@
 
 /* Our own codes, below the range of errno: X(name, value, text). */
 #define PL_ERROR_MAP(X)                                                                            \
-    X(PL_ECLOSED, -4097, "the object is closed")                                                   \
-    X(PL_EFORKED, -4098, "the object belongs to another process (after fork)")                     \
-    X(PL_EPROTO, -4099, "the peer broke the protocol")                                             \
-    X(PL_EWORKER, -4100, "the worker process died")                                                \
-    X(PL_ESTART, -4101, "a worker process could not be started")
+    X (PL_ECLOSED, -4097, "the object is closed")                                                  \
+        X (PL_EFORKED, -4098, "the object belongs to another process (after fork)")                \
+            X (PL_EPROTO, -4099, "the peer broke the protocol")                                    \
+                X (PL_EWORKER, -4100, "the worker process died")                                   \
+                    X (PL_ESTART, -4101, "a worker process could not be started")
 
 enum pl_error {
 #define X(name, value, text) name = (value),

@@ -15,6 +15,7 @@
 #include "pl_sys.h"
 
 #include <netinet/in.h>
+#include <stdatomic.h>
 #include <sys/un.h>
 
 struct pl_loop;
@@ -82,9 +83,10 @@ struct pl_io {
     struct pl_op op;
     int fd;
     uint8_t mode;
-    uint8_t want;  /* what the poller is asked for */
-    uint8_t ready; /* what the poller said and no one has handled */
-    bool queued;   /* in the ready queue */
+    uint8_t want;       /* what the poller is asked for */
+    uint8_t ready;      /* what the poller said and no one has handled */
+    bool queued;        /* in the ready queue */
+    struct pl_io *late; /* see pl__io_enqueue */
 };
 
 struct pl_fd_slot {
@@ -109,11 +111,18 @@ struct pl_loop_config {
     enum pl_backend backend;
 };
 
+/* What the loop's thread is doing, for those that may have to wake it. */
+enum pl_loop_state {
+    PL_LOOP_AWAKE,
+    PL_LOOP_SLEEPING, /* from before the poller blocks until it has woken */
+    PL_LOOP_WOKEN,    /* someone wants the next wait not to block */
+};
+
 struct pl_loop_stats {
     uint64_t iterations;
-    uint64_t polls;  /* system calls to the poller */
-    uint64_t events; /* descriptors that it reported */
-    uint64_t ops;    /* callbacks run */
+    uint64_t polls;   /* system calls to the poller */
+    uint64_t events;  /* descriptors that it reported */
+    uint64_t ops;     /* callbacks run */
     uint64_t wakeups; /* eventfd writes received */
 };
 
@@ -125,18 +134,18 @@ struct pl_loop {
     struct pl_timers timers;
     struct pl_fd_slot *fds; /* owns; indexed by descriptor */
     uint32_t nfds;
-    pid_t pid; /* of the process that made it */
-    int64_t now; /* the last reading of the clock by this loop */
+    pid_t pid;                /* of the process that made it */
+    int64_t now;              /* the last reading of the clock by this loop */
     struct pl_stream *corked; /* list of streams with writes to flush */
-    size_t rbuf_size;
-    char *rbuf; /* owns; lent to one read at a time */
+    struct pl_io *late;       /* queued without memory for the queue */
+    struct pl_post *taken;    /* posts taken over, oldest first */
     int wake_fd;
     struct pl_io wake_io;
     struct pl_loop_stats stats;
     void *user; /* the binding's */
     /* What other threads touch has its own line. */
     _Alignas(PL_CACHE_LINE) struct pl_post *_Atomic posts;
-    _Atomic uint32_t sleeping; /* 1 from before the poller blocks until it has woken */
+    _Atomic uint32_t state; /* enum pl_loop_state */
 };
 
 /* Makes a loop in *loop (borrowed memory, aligned). config may be NULL.
@@ -262,14 +271,15 @@ struct pl_stream_ops {
     void (*failed)(struct pl_stream *stream, int error);
     /* Gives back the owner of a chunk. */
     void (*release)(struct pl_stream *stream, void *owner);
-    /* After pl_stream_close or pl_stream_abort: the fd has been closed, the memory is
-     * the user's again. */
+    /* After pl_stream_close or pl_stream_abort: descriptor and memory are the user's
+     * again. */
     void (*closed)(struct pl_stream *stream);
 };
 
 #define PL_STREAM_INLINE 2
 
-/* A connected stream socket (or pipe). Owns its descriptor from pl_stream_open on. */
+/* A connected stream socket (or pipe). Borrows its descriptor, which the user closes in
+ * ops->closed. Writing to a pipe raises SIGPIPE unless the program ignores it. */
 struct pl_stream {
     struct pl_io io;
     struct pl_loop *loop;
@@ -283,19 +293,21 @@ struct pl_stream {
     struct pl_stream *cork_next;
     bool is_socket; /* send and recv, else write and read */
     bool reading;
-    bool corked;  /* in loop->corked */
-    bool blocked; /* the kernel took no more: waiting for PL_WRITABLE */
-    bool eof;     /* end of stream was read */
+    bool corked;       /* in loop->corked */
+    bool blocked;      /* the kernel took no more: waiting for PL_WRITABLE */
+    bool eof;          /* end of stream was read */
     bool shut_pending; /* shutdown(SHUT_WR) once the queue is empty */
     bool shut;
-    bool broken; /* a write failed */
+    bool flushing;
     bool closing;
-    bool dead; /* fd closed, `closed` is due or was called */
+    bool dead; /* out of the poller, `closed` is due or was called */
+    int error; /* a write failed with this code */
+    bool told; /* ops->failed has been called */
     struct pl_chunk inlined[PL_STREAM_INLINE];
 };
 
-/* Takes a connected, non-blocking descriptor. Nothing is read before
- * pl_stream_read_start. On failure the fd stays the caller's. */
+/* Takes a connected, non-blocking descriptor. Nothing is read, and the poller not asked,
+ * before pl_stream_read_start. -EEXIST, -EBADF, -ENOMEM. */
 int pl_stream_open(struct pl_loop *loop, struct pl_stream *stream, int fd, bool is_socket,
                    const struct pl_stream_ops *ops) PL_MUST_CHECK;
 
@@ -374,7 +386,8 @@ struct pl_child {
  * pidfd_open says (-ENOSYS: watch it another way). */
 int pl_child_watch(struct pl_loop *loop, struct pl_child *child, pid_t pid) PL_MUST_CHECK;
 
-/* Stops watching and reaps nothing; `exited` is not called. */
+/* Stops watching and reaps nothing; `exited` is not called. When child->io.queued is
+ * still true after this call, the memory must last until that op has run. */
 void pl_child_unwatch(struct pl_child *child);
 
 #endif /* PL_LOOP_H */

@@ -1,0 +1,56 @@
+/* pl_internal.h - functions that the core's files share with each other. */
+#ifndef PL_INTERNAL_H
+#define PL_INTERNAL_H
+
+#include "pl.h"
+
+/* pl_queue.c */
+int pl__queue_push(const struct pl_sys *sys, struct pl_queue *q, struct pl_op *op) PL_MUST_CHECK;
+int pl__queue_reserve(const struct pl_sys *sys, struct pl_queue *q, uint32_t extra) PL_MUST_CHECK;
+void pl__queue_fini(const struct pl_sys *sys, struct pl_queue *q);
+
+static inline struct pl_op *pl__queue_pop(struct pl_queue *q)
+{
+    return q->slots[q->head++ & q->mask];
+}
+
+/* pl_timer.c: moves timers with deadline <= now to the ready queue. */
+int pl__timers_expire(struct pl_loop *loop, int64_t now) PL_MUST_CHECK;
+void pl__timers_fini(struct pl_loop *loop);
+
+/* pl_io.c: one reported event; the poller's data is what pl__io_key made. */
+int pl__io_report(struct pl_loop *loop, uint64_t key, unsigned events) PL_MUST_CHECK;
+/* pl_io_watch for nothing, which cannot fail. */
+void pl__io_unwatch(struct pl_loop *loop, struct pl_io *io);
+void pl__io_fini(struct pl_loop *loop);
+/* Queues io's op for a reason other than an event. Cannot fail: without memory for the
+ * ready queue it waits in a list of its own until pl__io_collect_late finds some. */
+void pl__io_enqueue(struct pl_loop *loop, struct pl_io *io);
+int pl__io_collect_late(struct pl_loop *loop) PL_MUST_CHECK;
+
+static inline uint64_t pl__io_key(int fd, uint32_t generation)
+{
+    return (uint64_t)generation << 32 | (uint32_t)fd;
+}
+
+/* pl_stream.c: writes what the last callback corked. */
+void pl__stream_flush_corked(struct pl_loop *loop);
+
+/* A way to wait for descriptors. The functions get the poller that create made. */
+struct pl_backend_ops {
+    const char *name;
+    int (*create)(struct pl_loop *loop);
+    void (*destroy)(struct pl_loop *loop);
+    /* Makes the kernel's set for fd be `want`; `known` as in pl_fd_slot, updated. */
+    int (*watch)(struct pl_loop *loop, int fd, uint64_t key, unsigned want, enum pl_io_mode mode,
+                 bool *known);
+    /* Forgets fd; it may be closed already. */
+    void (*forget)(struct pl_loop *loop, int fd);
+    int (*wait)(struct pl_loop *loop, int64_t timeout_ns);
+    /* Passes what wait got to pl__io_report. On -ENOMEM the rest stays for next time. */
+    int (*report)(struct pl_loop *loop);
+};
+
+extern const struct pl_backend_ops pl__backend_epoll;
+
+#endif /* PL_INTERNAL_H */

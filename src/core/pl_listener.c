@@ -1,0 +1,116 @@
+/* pl_listener.c - accepting connections, with back-off when resources run out. */
+#include "pl_internal.h"
+
+#include <errno.h>
+
+#define DEFAULT_BATCH 128
+
+static void listener_run(struct pl_loop *loop, struct pl_op *op);
+static void retry_run(struct pl_loop *loop, struct pl_op *op);
+
+int pl_listener_open(struct pl_loop *loop, struct pl_listener *l, int fd)
+{
+    if (l->batch == 0)
+        l->batch = DEFAULT_BATCH;
+    l->loop = loop;
+    l->accepting = true;
+    l->backing_off = false;
+    l->retry = (struct pl_timer){.op.run = retry_run};
+    int r = pl_io_open(loop, &l->io, fd, PL_IO_LEVEL, listener_run);
+    if (r < 0)
+        return r;
+    r = pl_io_watch(loop, &l->io, PL_READABLE);
+    if (r < 0)
+        pl_io_close(loop, &l->io);
+    return r;
+}
+
+void pl_listener_close(struct pl_listener *l)
+{
+    if (!l->accepting)
+        return;
+    l->accepting = false;
+    if (pl_timer_stop(l->loop, &l->retry))
+        l->backing_off = false; /* else its op is in the ready queue, or it never ran */
+    pl_io_close(l->loop, &l->io);
+    pl__io_enqueue(l->loop, &l->io);
+}
+
+/* Whether accept(2) reports trouble of one connection, or of the network, that the next
+ * try may not have. */
+static bool passing(int error)
+{
+    switch (error) {
+    case -ECONNABORTED:
+    case -EINTR:
+    case -EPERM: /* a firewall's rule */
+    case -EPROTO:
+    case -ENETDOWN:
+    case -ENOPROTOOPT:
+    case -EHOSTDOWN:
+    case -ENONET:
+    case -EHOSTUNREACH:
+    case -ENETUNREACH:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void back_off(struct pl_listener *l, int error)
+{
+    int64_t deadline = pl_loop_now(l->loop) + PL_LISTENER_RETRY;
+    /* Without memory for the timer the listener stays registered, and tries again at
+     * once: busy, but not deaf. */
+    if (pl_timer_start(l->loop, &l->retry, deadline) == 0) {
+        l->backing_off = true;
+        pl__io_unwatch(l->loop, &l->io);
+    }
+    if (l->starved != NULL)
+        l->starved(l, error);
+}
+
+static void retry_run(struct pl_loop *loop, struct pl_op *op)
+{
+    struct pl_listener *l = PL_CONTAINER_OF(op, struct pl_listener, retry.op);
+    l->backing_off = false;
+    if (!l->accepting) {
+        pl__io_enqueue(loop, &l->io); /* closed while this op was queued */
+        return;
+    }
+    int r = pl_io_watch(loop, &l->io, PL_READABLE);
+    if (r < 0)
+        back_off(l, r);
+}
+
+static void listener_run(struct pl_loop *loop, struct pl_op *op)
+{
+    struct pl_listener *l = PL_CONTAINER_OF(op, struct pl_listener, io.op);
+    l->io.queued = false;
+    l->io.ready = 0;
+    for (uint32_t i = 0; i < l->batch && l->accepting && !l->backing_off; i++) {
+        struct sockaddr_storage addr;
+        socklen_t len = sizeof(addr);
+        int fd = loop->sys->accept4(l->io.fd, (struct sockaddr *)&addr, &len,
+                                    SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0) {
+            l->accepted(l, fd, (struct sockaddr *)&addr, len);
+            continue;
+        }
+        if (fd == -EAGAIN)
+            break;
+        if (passing(fd))
+            continue;
+        if (fd == -EMFILE || fd == -ENFILE || fd == -ENOBUFS || fd == -ENOMEM) {
+            back_off(l, fd);
+            break;
+        }
+        pl__io_unwatch(loop, &l->io);
+        if (l->failed != NULL)
+            l->failed(l, fd);
+        break;
+    }
+    /* The retry op may sit in the ready queue; `closed` then waits for it (retry_run). */
+    if (!l->accepting && !l->io.queued && !l->backing_off)
+        l->closed(l);
+}

@@ -1,0 +1,250 @@
+/* pl_loop.c - the iteration: wait, collect, run; and how other threads reach it.
+ *
+ * Posts and wake-ups. Other threads push nodes on a lock-free stack and write the
+ * eventfd only when the loop sleeps. Both sides follow the same pattern, in which no
+ * wake-up can be lost, because each side first writes its own word and then reads the
+ * other's, all in sequentially consistent order:
+ *
+ *     poster: push on `posts`; read `state`; SLEEPING -> write the eventfd
+ *     loop:   state = SLEEPING; read `posts`; not empty -> do not block
+ *
+ * The first poster that sees SLEEPING replaces it by WOKEN, so that a batch of posts
+ * costs one write. The eventfd is registered edge-triggered and is never read: every
+ * write is an edge of its own.
+ */
+#include "pl_internal.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+static void ignore_wake(struct pl_loop *loop, struct pl_op *op)
+{
+    (void)loop;
+    (void)op; /* never queued, see pl__io_report */
+}
+
+static int choose_backend(enum pl_backend wanted, const struct pl_backend_ops **out)
+{
+    switch (wanted) {
+    case PL_BACKEND_AUTO:
+    case PL_BACKEND_EPOLL:
+        *out = &pl__backend_epoll;
+        return 0;
+    case PL_BACKEND_URING:
+        return -ENOSYS;
+    }
+    return -EINVAL;
+}
+
+int pl_loop_init(struct pl_loop *loop, const struct pl_loop_config *config)
+{
+    static const struct pl_loop_config defaults = {0};
+    if (config == NULL)
+        config = &defaults;
+
+    *loop = (struct pl_loop){
+        .sys = config->sys != NULL ? config->sys : pl_sys_default(),
+        .pid = getpid(),
+        .wake_fd = -1,
+    };
+    int r = choose_backend(config->backend, &loop->backend);
+    if (r < 0)
+        return r;
+    r = pl__queue_reserve(loop->sys, &loop->ready, 1);
+    if (r < 0)
+        return r;
+    r = loop->backend->create(loop);
+    if (r < 0)
+        goto fail_backend;
+    r = loop->sys->eventfd(0);
+    if (r < 0)
+        goto fail_eventfd;
+    loop->wake_fd = r;
+    r = pl_io_open(loop, &loop->wake_io, loop->wake_fd, PL_IO_EDGE, ignore_wake);
+    if (r < 0)
+        goto fail_wake;
+    r = pl_io_watch(loop, &loop->wake_io, PL_READABLE);
+    if (r < 0)
+        goto fail_wake;
+    (void)pl_loop_now(loop);
+    return 0;
+
+fail_wake:
+    (void)loop->sys->close(loop->wake_fd);
+    loop->wake_fd = -1;
+    pl__io_fini(loop);
+fail_eventfd:
+    loop->backend->destroy(loop);
+fail_backend:
+    pl__queue_fini(loop->sys, &loop->ready);
+    return r;
+}
+
+void pl_loop_fini(struct pl_loop *loop)
+{
+    if (loop->sys == NULL)
+        return;
+    /* After a fork nothing is unregistered one by one: the poller is shared with the
+     * parent, where the descriptors live on. Closing our copies is harmless. */
+    if (loop->poller != NULL)
+        loop->backend->destroy(loop);
+    if (loop->wake_fd >= 0)
+        (void)loop->sys->close(loop->wake_fd);
+    loop->wake_fd = -1;
+    pl__timers_fini(loop);
+    pl__queue_fini(loop->sys, &loop->ready);
+    pl__io_fini(loop);
+}
+
+int64_t pl_loop_now(struct pl_loop *loop)
+{
+    loop->now = loop->sys->now();
+    return loop->now;
+}
+
+int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op)
+{
+    return pl__queue_push(loop->sys, &loop->ready, op);
+}
+
+const char *pl_loop_backend_name(const struct pl_loop *loop)
+{
+    return loop->backend->name;
+}
+
+void pl_loop_wake(struct pl_loop *loop)
+{
+    /* seq_cst: pairs with the loop's exchange in pl_loop_wait. */
+    uint32_t old = atomic_exchange_explicit(&loop->state, PL_LOOP_WOKEN, memory_order_seq_cst);
+    if (old != PL_LOOP_SLEEPING)
+        return;
+    const uint64_t one = 1;
+    /* Fails only when the counter is full, and then the loop has been woken. */
+    (void)!loop->sys->write(loop->wake_fd, &one, sizeof(one));
+}
+
+void pl_loop_post(struct pl_loop *loop, struct pl_post *post)
+{
+    /* relaxed: only the exchange below publishes, and it retries on a stale value. */
+    struct pl_post *head = atomic_load_explicit(&loop->posts, memory_order_relaxed);
+    do {
+        post->next = head;
+        /* seq_cst on success: publishes the node, and orders the push before the read of
+         * `state`; pairs with pl_loop_wait. relaxed on failure: we only try again. */
+    } while (!atomic_compare_exchange_weak_explicit(&loop->posts, &head, post, memory_order_seq_cst,
+                                                    memory_order_relaxed));
+    /* seq_cst: see the head of the file. */
+    if (atomic_load_explicit(&loop->state, memory_order_seq_cst) == PL_LOOP_SLEEPING)
+        pl_loop_wake(loop);
+}
+
+int64_t pl_loop_timeout(struct pl_loop *loop)
+{
+    if (pl_queue_len(&loop->ready) > 0 || loop->corked != NULL || loop->late != NULL ||
+        loop->taken != NULL)
+        return 0;
+    /* relaxed: a hint; pl_loop_wait looks again before it blocks. */
+    if (atomic_load_explicit(&loop->posts, memory_order_relaxed) != NULL)
+        return 0;
+    if (loop->timers.len == 0)
+        return -1;
+    int64_t deadline = loop->timers.slots[0].deadline;
+    int64_t now = pl_loop_now(loop);
+    return deadline <= now ? 0 : deadline - now;
+}
+
+int pl_loop_wait(struct pl_loop *loop, int64_t timeout_ns)
+{
+    loop->stats.polls++;
+    if (timeout_ns == 0)
+        return loop->backend->wait(loop, 0);
+
+    uint32_t expected = PL_LOOP_AWAKE;
+    /* seq_cst: pairs with pl_loop_post and pl_loop_wake. Fails when someone has asked for
+     * a wake-up since the last wait. */
+    if (!atomic_compare_exchange_strong_explicit(&loop->state, &expected, PL_LOOP_SLEEPING,
+                                                 memory_order_seq_cst, memory_order_seq_cst))
+        timeout_ns = 0;
+    /* seq_cst: see the head of the file. */
+    else if (atomic_load_explicit(&loop->posts, memory_order_seq_cst) != NULL)
+        timeout_ns = 0;
+    int n = loop->backend->wait(loop, timeout_ns);
+    /* release is enough: a poster that still reads SLEEPING writes the eventfd once too
+     * often, and its node is in the list that collect takes next. */
+    atomic_store_explicit(&loop->state, PL_LOOP_AWAKE, memory_order_release);
+    return n;
+}
+
+/* Takes over what other threads have posted, in the order of posting. */
+static int collect_posts(struct pl_loop *loop)
+{
+    for (;;) {
+        while (loop->taken != NULL) {
+            struct pl_post *post = loop->taken;
+            struct pl_post *next = post->next;
+            int r = pl__queue_push(loop->sys, &loop->ready, &post->op);
+            if (r < 0)
+                return r;
+            loop->taken = next;
+        }
+        /* relaxed: an empty list now is found again after the next wake-up. */
+        if (atomic_load_explicit(&loop->posts, memory_order_relaxed) == NULL)
+            return 0;
+        /* acquire: pairs with the push in pl_loop_post, to see the nodes' contents. */
+        struct pl_post *newest = atomic_exchange_explicit(&loop->posts, NULL, memory_order_acquire);
+        while (newest != NULL) {
+            struct pl_post *older = newest->next;
+            newest->next = loop->taken;
+            loop->taken = newest;
+            newest = older;
+        }
+    }
+}
+
+int pl_loop_collect(struct pl_loop *loop)
+{
+    int r = pl__io_collect_late(loop);
+    if (r < 0)
+        return r;
+    r = collect_posts(loop);
+    if (r < 0)
+        return r;
+    r = loop->backend->report(loop);
+    if (r < 0)
+        return r;
+    if (loop->timers.len == 0)
+        return 0;
+    return pl__timers_expire(loop, pl_loop_now(loop));
+}
+
+int pl_loop_run(struct pl_loop *loop, const volatile int *stop)
+{
+    if (PL_UNLIKELY(loop->corked != NULL))
+        pl__stream_flush_corked(loop); /* written outside of any callback */
+    loop->stats.iterations++;
+    uint32_t todo = pl_queue_len(&loop->ready);
+    uint32_t done = 0;
+    while (done < todo) {
+        struct pl_op *op = pl__queue_pop(&loop->ready);
+        done++;
+        op->run(loop, op);
+        if (loop->corked != NULL)
+            pl__stream_flush_corked(loop);
+        if (PL_UNLIKELY(stop != NULL && *stop))
+            break;
+    }
+    loop->stats.ops += done;
+    return (int)done;
+}
+
+int pl_loop_once(struct pl_loop *loop)
+{
+    int r = pl_loop_wait(loop, pl_loop_timeout(loop));
+    if (r < 0)
+        return r;
+    r = pl_loop_collect(loop);
+    if (r < 0)
+        return r;
+    return pl_loop_run(loop, NULL);
+}

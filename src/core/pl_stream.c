@@ -1,0 +1,407 @@
+/* pl_stream.c - connected streams: reading, corked writing, half-close, close.
+ *
+ * Reading. One receive for each time the poller reports the descriptor, into the room
+ * that the user gives; the registration is level-triggered and stays. Stopping to read
+ * costs nothing: the registration is dropped only when an event comes in vain.
+ *
+ * Writing. Chunks are queued and flushed when the running callback ends, in one call,
+ * without asking the poller first. Only when the kernel takes less than all is
+ * PL_WRITABLE asked for.
+ *
+ * Ends. close: write the rest, then `closed`; abort: drop the rest, then `closed`. Both
+ * only mark the stream and queue its op: `closed` never comes from within a call of the
+ * user's. The same op tells of events, of a failed write, and of the end, so whichever
+ * is due is looked up in the stream's fields, in this order.
+ *
+ * Re-entrancy. Every callback may call any function here. After each one the fields are
+ * read anew, and nothing is held across it but the stream itself, whose memory lasts
+ * until `closed` returns.
+ */
+#include "pl_internal.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define IOV_BATCH 64
+#define FIRST_HINT 4096
+#define MAX_HINT (1u << 20)
+
+static void stream_run(struct pl_loop *loop, struct pl_op *op);
+
+int pl_stream_open(struct pl_loop *loop, struct pl_stream *stream, int fd, bool is_socket,
+                   const struct pl_stream_ops *ops)
+{
+    struct pl_io io;
+    int r = pl_io_open(loop, &stream->io, fd, PL_IO_LEVEL, stream_run);
+    if (r < 0)
+        return r;
+    io = stream->io;
+    *stream = (struct pl_stream){
+        .io = io,
+        .loop = loop,
+        .ops = ops,
+        .chunks = stream->inlined,
+        .chunk_cap = PL_STREAM_INLINE,
+        .hint = FIRST_HINT,
+        .is_socket = is_socket,
+    };
+    return 0;
+}
+
+/* ---- the poller --------------------------------------------------------- */
+
+/* Asks for what the fields want. A failure (-ENOMEM, -ENOSPC) is told as a failed write:
+ * without events the stream is lost. */
+static void rewatch(struct pl_stream *s, unsigned want)
+{
+    if (want == s->io.want)
+        return;
+    int r = pl_io_watch(s->loop, &s->io, want);
+    if (r < 0 && s->error == 0) {
+        s->error = r;
+        pl__io_enqueue(s->loop, &s->io);
+    }
+}
+
+int pl_stream_read_start(struct pl_stream *s)
+{
+    if (s->dead || s->closing)
+        return PL_ECLOSED;
+    if (s->eof || s->reading)
+        return 0;
+    if (!(s->io.want & PL_READABLE)) {
+        int r = pl_io_watch(s->loop, &s->io, s->io.want | PL_READABLE);
+        if (r < 0)
+            return r;
+    }
+    s->reading = true;
+    return 0;
+}
+
+void pl_stream_read_stop(struct pl_stream *s)
+{
+    s->reading = false;
+}
+
+/* ---- the write queue ---------------------------------------------------- */
+
+static struct pl_chunk *chunk_at(struct pl_stream *s, uint32_t i)
+{
+    return &s->chunks[(s->chunk_head + i) & (s->chunk_cap - 1)];
+}
+
+static int reserve(struct pl_stream *s, uint32_t n)
+{
+    if (PL_LIKELY(s->chunk_cap - s->chunk_len >= n))
+        return 0;
+    uint32_t cap = s->chunk_cap;
+    while (cap - s->chunk_len < n) {
+        if (cap > UINT32_MAX / 4)
+            return -ENOMEM;
+        cap *= 2;
+    }
+    struct pl_chunk *chunks = s->loop->sys->alloc(cap * sizeof(*chunks));
+    if (chunks == NULL)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < s->chunk_len; i++)
+        chunks[i] = *chunk_at(s, i);
+    if (s->chunks != s->inlined)
+        s->loop->sys->free(s->chunks);
+    s->chunks = chunks;
+    s->chunk_cap = cap;
+    s->chunk_head = 0;
+    return 0;
+}
+
+/* Back to the inlined chunks, so that an idle stream holds no memory. */
+static void shrink(struct pl_stream *s)
+{
+    s->chunk_head = 0;
+    if (s->chunks == s->inlined)
+        return;
+    s->loop->sys->free(s->chunks);
+    s->chunks = s->inlined;
+    s->chunk_cap = PL_STREAM_INLINE;
+}
+
+static void pop_chunk(struct pl_stream *s)
+{
+    void *owner = chunk_at(s, 0)->owner;
+    s->chunk_head++;
+    s->chunk_len--;
+    if (owner != NULL)
+        s->ops->release(s, owner);
+}
+
+static void drop_queue(struct pl_stream *s)
+{
+    s->queued = 0;
+    while (s->chunk_len > 0)
+        pop_chunk(s);
+    shrink(s);
+}
+
+static void consume(struct pl_stream *s, size_t n)
+{
+    s->queued -= n;
+    while (n > 0) {
+        struct pl_chunk *c = chunk_at(s, 0);
+        if (n < c->len) {
+            c->data += n;
+            c->len -= n;
+            return;
+        }
+        n -= c->len;
+        pop_chunk(s);
+    }
+}
+
+/* One call to the kernel with as much of the queue as fits. Bytes written or -errno;
+ * *asked is how many were offered. */
+static ssize_t send_some(struct pl_stream *s, size_t *asked)
+{
+    const struct pl_sys *sys = s->loop->sys;
+    struct pl_chunk *first = chunk_at(s, 0);
+    if (s->chunk_len == 1) {
+        *asked = first->len;
+        return s->is_socket ? sys->send(s->io.fd, first->data, first->len, MSG_NOSIGNAL)
+                            : sys->write(s->io.fd, first->data, first->len);
+    }
+    struct iovec iov[IOV_BATCH];
+    uint32_t n = s->chunk_len < IOV_BATCH ? s->chunk_len : IOV_BATCH;
+    *asked = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        struct pl_chunk *c = chunk_at(s, i);
+        iov[i] = (struct iovec){.iov_base = (void *)(uintptr_t)c->data, .iov_len = c->len};
+        *asked += c->len;
+    }
+    if (!s->is_socket)
+        return sys->writev(s->io.fd, iov, (int)n);
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
+    return sys->sendmsg(s->io.fd, &msg, MSG_NOSIGNAL);
+}
+
+/* Out of the poller for good; `closed` is queued. */
+static void die(struct pl_stream *s)
+{
+    if (s->dead)
+        return;
+    s->dead = true;
+    s->closing = true;
+    s->reading = false;
+    pl_io_close(s->loop, &s->io);
+    pl__io_enqueue(s->loop, &s->io);
+}
+
+/* The queue fell empty: what had to wait for that happens now. */
+static void after_flush(struct pl_stream *s)
+{
+    shrink(s);
+    if (s->shut_pending) {
+        s->shut_pending = false;
+        s->shut = true;
+        /* The peer may be gone already; reading tells. */
+        (void)s->loop->sys->shutdown(s->io.fd, SHUT_WR);
+    }
+    if (s->closing)
+        die(s);
+}
+
+void pl_stream_flush(struct pl_stream *s)
+{
+    if (s->dead || s->blocked || s->error != 0 || s->flushing)
+        return;
+    s->flushing = true;
+    while (s->chunk_len > 0 && !s->dead) {
+        size_t asked;
+        ssize_t n = send_some(s, &asked);
+        if (n == -EINTR)
+            continue;
+        if (n < 0 && n != -EAGAIN) {
+            s->error = (int)n;
+            drop_queue(s);
+            /* `failed` comes from the ready queue: the user may be in the middle of a
+             * call to us. A closing stream has nobody left to tell. */
+            if (s->closing)
+                die(s);
+            else
+                pl__io_enqueue(s->loop, &s->io);
+            break;
+        }
+        if (n > 0)
+            consume(s, (size_t)n);
+        /* A short write means that the kernel's buffer is full, so a second try would only
+         * say EAGAIN. */
+        if (!s->dead && (n < 0 || (size_t)n < asked)) {
+            s->blocked = true;
+            rewatch(s, s->io.want | PL_WRITABLE);
+            break;
+        }
+    }
+    s->flushing = false;
+    if (s->chunk_len == 0 && !s->dead && s->error == 0)
+        after_flush(s);
+}
+
+void pl__stream_flush_corked(struct pl_loop *loop)
+{
+    /* The list is newest first; the streams are independent of each other, so the order
+     * does not matter. Callbacks made here may cork again: the loop goes on until the
+     * list is empty. */
+    while (loop->corked != NULL) {
+        struct pl_stream *s = loop->corked;
+        loop->corked = s->cork_next;
+        s->cork_next = NULL;
+        s->corked = false;
+        size_t before = s->queued;
+        pl_stream_flush(s);
+        if (s->queued < before && !s->dead && s->error == 0)
+            s->ops->drained(s);
+    }
+}
+
+static void uncork(struct pl_stream *s)
+{
+    if (!s->corked)
+        return;
+    struct pl_stream **at = &s->loop->corked;
+    while (*at != s)
+        at = &(*at)->cork_next;
+    *at = s->cork_next;
+    s->cork_next = NULL;
+    s->corked = false;
+}
+
+int pl_stream_write(struct pl_stream *s, const struct pl_chunk *chunks, uint32_t n)
+{
+    if (s->closing || s->dead)
+        return PL_ECLOSED;
+    if (s->error != 0 || s->shut || s->shut_pending)
+        return -EPIPE;
+    int r = reserve(s, n);
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; i < n; i++) {
+        if (chunks[i].len == 0) {
+            if (chunks[i].owner != NULL)
+                s->ops->release(s, chunks[i].owner);
+            continue;
+        }
+        *chunk_at(s, s->chunk_len++) = chunks[i];
+        s->queued += chunks[i].len;
+    }
+    if (s->blocked || s->chunk_len == 0)
+        return 0;
+    if (s->queued > PL_STREAM_FLUSH) {
+        pl_stream_flush(s);
+    } else if (!s->corked) {
+        s->corked = true;
+        s->cork_next = s->loop->corked;
+        s->loop->corked = s;
+    }
+    return 0;
+}
+
+int pl_stream_shutdown(struct pl_stream *s)
+{
+    if (s->closing || s->dead)
+        return PL_ECLOSED;
+    if (s->error != 0)
+        return -EPIPE;
+    if (s->shut || s->shut_pending)
+        return 0;
+    s->shut_pending = true;
+    if (s->chunk_len == 0)
+        after_flush(s);
+    return 0;
+}
+
+/* ---- the end ------------------------------------------------------------ */
+
+void pl_stream_close(struct pl_stream *s)
+{
+    if (s->closing || s->dead)
+        return;
+    s->closing = true;
+    s->reading = false;
+    if (s->chunk_len == 0)
+        die(s);
+    else if (s->blocked)
+        rewatch(s, PL_WRITABLE);
+}
+
+void pl_stream_abort(struct pl_stream *s)
+{
+    if (s->dead)
+        return;
+    uncork(s);
+    die(s);
+    drop_queue(s);
+}
+
+/* ---- events ------------------------------------------------------------- */
+
+static void read_some(struct pl_stream *s)
+{
+    size_t len = 0;
+    void *buf = s->ops->room(s, s->hint, &len);
+    if (buf == NULL) {
+        s->reading = false;
+        return;
+    }
+    ssize_t n;
+    do {
+        n = s->is_socket ? s->loop->sys->recv(s->io.fd, buf, len, 0)
+                         : s->loop->sys->read(s->io.fd, buf, len);
+    } while (n == -EINTR);
+
+    if (n == -EAGAIN) {
+        s->ops->again(s, buf);
+        return;
+    }
+    if (n > 0) {
+        /* The next message is likely to be as large as this one. A filled buffer says that
+         * more was there; shrinking is slower than growing. */
+        size_t seen = (size_t)n < len ? (size_t)n : (size_t)n * 2;
+        uint32_t hint = seen > MAX_HINT ? MAX_HINT : (uint32_t)seen;
+        s->hint = hint >= s->hint ? hint : s->hint - (s->hint - hint) / 8;
+    } else {
+        s->reading = false;
+        s->eof = true;
+        rewatch(s, s->io.want & ~(unsigned)PL_READABLE);
+    }
+    s->ops->read(s, buf, n);
+}
+
+static void stream_run(struct pl_loop *loop, struct pl_op *op)
+{
+    (void)loop;
+    struct pl_stream *s = PL_CONTAINER_OF(op, struct pl_stream, io.op);
+    s->io.queued = false;
+
+    if (PL_UNLIKELY(s->error != 0 && !s->told && !s->dead)) {
+        s->told = true;
+        s->ops->failed(s, s->error);
+    }
+    unsigned ready = s->io.ready;
+    s->io.ready = 0;
+    if ((ready & PL_WRITABLE) && s->blocked && !s->dead) {
+        s->blocked = false;
+        size_t before = s->queued;
+        pl_stream_flush(s);
+        if (!s->blocked && !s->dead)
+            rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
+        if (s->queued < before && !s->dead && s->error == 0)
+            s->ops->drained(s);
+    }
+    if ((ready & PL_READABLE) && !s->dead) {
+        if (s->reading)
+            read_some(s);
+        else
+            rewatch(s, s->io.want & ~(unsigned)PL_READABLE);
+    }
+    /* `closed` is due when the stream has died and no event of it is queued any more: one
+     * that died in the calls above has queued its op anew. */
+    if (s->dead && !s->io.queued)
+        s->ops->closed(s);
+}
