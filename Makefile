@@ -41,7 +41,7 @@ $(shell rm -rf $(VENV))
 endif
 endif
 # "cp313": meson-python names its build directory so.
-pytag = $(shell cat $(STAMPS)/tag)
+pytag = $(shell cat $(STAMPS)/tag 2>/dev/null)
 pybuild = build/$(pytag)
 
 # ---- what everything stands on ---------------------------------------------
@@ -51,7 +51,7 @@ $(STAMPS)/venv:
 	    $$python -m venv $(VENV) && mkdir -p $(STAMPS)
 	@$(PY) -c 'import sys; print("cp%d%d%s" % (*sys.version_info[:2], getattr(sys, "abiflags", "")))' \
 	    > $(STAMPS)/tag
-	@rm -rf "$(pybuild)"
+	@rm -rf "build/$$(cat $(STAMPS)/tag)" # it was another interpreter's
 	@touch $@
 
 # The system's part. Only the compiler is indispensable: without liburing the build
