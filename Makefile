@@ -81,18 +81,19 @@ $(STAMPS)/editable: pyproject.toml meson.options $(STAMPS)/deps
 	    $(if $(WERROR),-Csetup-args=-Dwerror=true) -e '.[lab]'
 	@touch $@
 
-# Programs that import plait find it built; none of their children asks ninja again.
-run = MESONPY_EDITABLE_SKIP='$(abspath $(pybuild))'
+# The environment's directory for packages.
+site = $(wildcard $(VENV)/lib/python*/site-packages)
 
 .PHONY: build
-build: $(STAMPS)/editable ## Compile, and install the package in place into $(VENV)
+build: $(STAMPS)/editable ## Compile, and install the package in place into .venv
 	@ninja -C '$(pybuild)' --quiet
+	@$(PY) tools/link-tree '$(pybuild)' $(site)
 
 # ---- the product -----------------------------------------------------------
 
 .PHONY: lab
 lab: build ## Run every model of the Fibonacci server; leaves lab.html and lab.json
-	@$(run) $(VENV)/bin/plait lab $(LAB_ARGS)
+	@$(VENV)/bin/plait lab $(LAB_ARGS)
 
 # ---- tests -----------------------------------------------------------------
 
@@ -101,7 +102,7 @@ test: test-core test-py ## Run all tests: the core's in C, then pytest
 
 .PHONY: test-py
 test-py: build ## Run the Python tests
-	@$(run) $(PY) -m pytest --timeout=120 $(PYTEST_ARGS)
+	@$(PY) -m pytest --timeout=120 $(PYTEST_ARGS)
 
 # $(call core,DIR,OPTIONS): builds and runs the C tests in a directory of their own.
 # -O2 with assertions, as meson's debugoptimized and b_ndebug=false give it.
@@ -146,7 +147,7 @@ test-clang-with-cc:
 .PHONY: stress
 stress: build ## Repeat the C tests, and run the Python tests marked stress
 	@$(MAKE) test-core CORE_ARGS='--repeat 20 --timeout-multiplier 4'
-	@$(run) $(PY) -m pytest --timeout=600 -m stress $(PYTEST_ARGS)
+	@$(PY) -m pytest --timeout=600 -m stress $(PYTEST_ARGS)
 
 # ---- words and types -------------------------------------------------------
 
@@ -197,27 +198,23 @@ $(VENV_BENCH)/.stamps/peers: bench/peers.txt $(STAMPS)/deps
 	done
 	@touch $@
 
-# The peers see the package through its editable install in $(VENV).
-bench = $(run) PLAIT_BENCH_BUILD='$(abspath $(pybuild))' PYTHONPATH='$(abspath bench)' \
-    $(VENV_BENCH)/bin/python
+# The peers' environment sees the same build of plait.
+.PHONY: bench-build
+bench-build: build $(VENV_BENCH)/.stamps/peers
+	@$(PY) tools/link-tree '$(pybuild)' $(wildcard $(VENV_BENCH)/lib/python*/site-packages)
 
-# plait for the benchmarks: the same build, seen from the other environment.
-$(VENV_BENCH)/.stamps/plait: $(STAMPS)/editable $(VENV_BENCH)/.stamps/peers
-	@site=$$($(VENV_BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	own=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	cp $$own/_plait_editable_loader.py $$own/plait-editable.pth $$site/
-	@touch $@
+bench = PYTHONPATH='$(abspath bench)' $(VENV_BENCH)/bin/python
 
 .PHONY: bench
-bench: build $(VENV_BENCH)/.stamps/plait ## Measure loops and pools beside their peers
+bench: bench-build ## Measure loops and pools beside their peers
 	@$(bench) -m harness all $(BENCH_ARGS)
 
 .PHONY: bench-loop
-bench-loop: build $(VENV_BENCH)/.stamps/plait ## Measure the loops: echo servers, primitives, memory
+bench-loop: bench-build ## Measure the loops: echo servers, primitives, memory
 	@$(bench) -m harness loop $(BENCH_ARGS)
 
 .PHONY: bench-pools
-bench-pools: build $(VENV_BENCH)/.stamps/plait ## Measure the pools
+bench-pools: bench-build ## Measure the pools
 	@$(bench) -m harness pools $(BENCH_ARGS)
 
 # ---- the rest --------------------------------------------------------------
