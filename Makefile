@@ -203,7 +203,8 @@ $(VENV_BENCH)/.stamps/peers: bench/peers.txt $(STAMPS)/deps
 bench-build: build $(VENV_BENCH)/.stamps/peers
 	@$(PY) tools/link-tree '$(pybuild)' $(wildcard $(VENV_BENCH)/lib/python*/site-packages)
 
-bench = PYTHONPATH='$(abspath bench)' $(VENV_BENCH)/bin/python
+bench = PLAIT_BENCH_BIN='$(abspath $(pybuild))/bench' PYTHONPATH='$(abspath bench)' \
+    $(VENV_BENCH)/bin/python
 
 .PHONY: bench
 bench: bench-build ## Measure loops and pools beside their peers
