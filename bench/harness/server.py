@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import resource
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import cast
 
 from .loops import LOOPS, factory
@@ -34,13 +34,20 @@ class Echo(asyncio.Protocol):
         self.transport.resume_reading()
 
 
-async def serve_protocol(listener: socket.socket) -> None:
+def announce(port: int) -> None:
+    """Tell the harness where to connect."""
+    print(f"listening on 127.0.0.1:{port}", flush=True)
+
+
+async def serve_protocol() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Echo, sock=listener)
-    await server.serve_forever()
+    server = await loop.create_server(Echo, "127.0.0.1", 0, backlog=4096)
+    announce(server.sockets[0].getsockname()[1])
+    # Not serve_forever, which one of the peers does not do.
+    await loop.create_future()
 
 
-async def serve_streams(listener: socket.socket) -> None:
+async def serve_streams() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(262144):
@@ -52,12 +59,16 @@ async def serve_streams(listener: socket.socket) -> None:
             writer.close()
 
     # A limit that holds the largest message, for all loops alike.
-    server = await asyncio.start_server(talk, sock=listener, limit=262144)
-    await server.serve_forever()
+    server = await asyncio.start_server(talk, "127.0.0.1", 0, backlog=4096, limit=262144)
+    announce(server.sockets[0].getsockname()[1])
+    await asyncio.get_running_loop().create_future()
 
 
-async def serve_sock(listener: socket.socket) -> None:
+async def serve_sock() -> None:
     loop = asyncio.get_running_loop()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    listener.setblocking(False)
+    announce(listener.getsockname()[1])
 
     async def talk(conn: socket.socket) -> None:
         with conn:
@@ -77,7 +88,7 @@ async def serve_sock(listener: socket.socket) -> None:
         task.add_done_callback(tasks.discard)
 
 
-STYLES: dict[str, Callable[[socket.socket], Awaitable[None]]] = {
+STYLES: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "protocol": serve_protocol,
     "streams": serve_streams,
     "sock": serve_sock,
@@ -92,16 +103,9 @@ def main() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(4096)
-    listener.setblocking(False)
-    print(f"listening on 127.0.0.1:{listener.getsockname()[1]}", flush=True)
-
     loop = factory(args.loop)()
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(STYLES[args.style](listener))
+    loop.run_until_complete(STYLES[args.style]())
 
 
 if __name__ == "__main__":
