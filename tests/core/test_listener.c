@@ -281,6 +281,23 @@ static void closing_with_an_event_queued(void)
     end(&f);
 }
 
+static void forgetting_calls_nothing(void)
+{
+    struct fixture f;
+    start(&f, 0);
+    connect_clients(&f, 1);
+    accept_errors[0] = -EMFILE;
+    turn(&f); /* backs off: the timer goes as well */
+    CHECK(pl_listener_of_op(&f.s.l.io.op) == &f.s.l);
+    pl_listener_forget(&f.s.l);
+    CHECK(pl_io_find(&f.loop, f.fd) == NULL);
+    clock_now += PL_LISTENER_RETRY;
+    turn(&f);
+    CHECK_EQ(f.s.accepted + f.s.closed, 0);
+    f.s.closed = 1; /* for the end of the fixture */
+    end(&f);
+}
+
 static const struct pl_test tests[] = {
     PL_TEST(accepts_in_batches),
     PL_TEST(a_passing_error_does_not_end_it),
@@ -290,5 +307,6 @@ static const struct pl_test tests[] = {
     PL_TEST(closing_from_a_callback),
     PL_TEST(closing_while_it_backs_off),
     PL_TEST(closing_with_an_event_queued),
+    PL_TEST(forgetting_calls_nothing),
 };
 PL_TEST_MAIN(tests)

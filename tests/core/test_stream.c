@@ -759,6 +759,34 @@ static void works_on_pipes(void)
     end(&f);
 }
 
+static void nothing(struct pl_loop *loop, struct pl_op *op)
+{
+    (void)loop;
+    (void)op;
+}
+
+static void forgetting_calls_release_alone(void)
+{
+    struct fixture f;
+    start(&f);
+    memset(owners, 0, sizeof(owners));
+    struct pl_op other = {nothing};
+    CHECK(pl_stream_of_op(&f.u.stream.io.op) == &f.u.stream);
+    CHECK(pl_stream_of_op(&other) == NULL);
+    CHECK_OK(pl_stream_read_start(&f.u.stream));
+    CHECK_EQ(write(f.peer, "x", 1), 1);
+    CHECK_OK(write_text(&f, "a", &owners[0]));
+    CHECK_OK(pl_loop_wait(&f.loop, -1));
+    pl_stream_forget(&f.u.stream);
+    CHECK_EQ(owners[0], 1);
+    CHECK(f.loop.corked == NULL);
+    CHECK(pl_io_find(&f.loop, f.fd) == NULL);
+    turns(&f, 2); /* the event that was fetched finds nobody */
+    CHECK_EQ(f.u.rooms + f.u.closes + f.u.failed + f.u.drains, 0);
+    f.u.closes = 1; /* for the end of the fixture */
+    end(&f);
+}
+
 static const struct pl_test tests[] = {
     PL_TEST(reads_what_arrives_then_the_end),
     PL_TEST(a_vain_event_gives_the_buffer_back),
@@ -783,5 +811,6 @@ static const struct pl_test tests[] = {
     PL_TEST(close_writes_the_rest),
     PL_TEST(a_close_that_cannot_write_still_closes),
     PL_TEST(works_on_pipes),
+    PL_TEST(forgetting_calls_release_alone),
 };
 PL_TEST_MAIN(tests)
