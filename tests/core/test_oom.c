@@ -304,6 +304,37 @@ static void a_write_that_cannot_be_queued(void)
     CHECK_EQ(blocks, 0);
 }
 
+/* Several ends that find no place in the ready queue: all come later, none is lost. */
+static void many_ends_without_memory(void)
+{
+    enum { N = 5 };
+    struct pl_sys sys = lean();
+    struct pl_loop loop;
+    struct pl_stream s[N];
+    int fds[N][2];
+    budget = 100;
+    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    for (int i = 0; i < N; i++) {
+        CHECK_OK(sys.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds[i]));
+        CHECK_OK(pl_stream_open(&loop, &s[i], fds[i][0], true, &ops));
+    }
+    struct pl_op op = {count};
+    budget = 0;
+    while (pl_loop_enqueue(&loop, &op) == 0)
+        continue;
+    closed_calls = 0;
+    for (int i = 0; i < N; i++)
+        pl_stream_abort(&s[i]);
+    CHECK_OK(pl_loop_run(&loop, NULL));
+    CHECK_EQ(closed_calls, 0);
+    CHECK_EQ(pl_loop_once(&loop), N);
+    CHECK_EQ(closed_calls, N);
+    for (int i = 0; i < N; i++)
+        close(fds[i][0]), close(fds[i][1]);
+    pl_loop_fini(&loop);
+    CHECK_EQ(blocks, 0);
+}
+
 static void no_accept(struct pl_listener *l, int fd, const struct sockaddr *addr, socklen_t len)
 {
     (void)l;
@@ -378,6 +409,7 @@ static const struct pl_test tests[] = {
     PL_TEST(posts_survive),
     PL_TEST(descriptors_grow_and_edges_survive),
     PL_TEST(a_write_that_cannot_be_queued),
+    PL_TEST(many_ends_without_memory),
     PL_TEST(opening_the_rest),
 };
 PL_TEST_MAIN(tests)
