@@ -296,8 +296,8 @@ int main(int argc, char **argv)
     printf("{\"requests\": %llu, \"seconds\": %.6f, \"rate\": %.1f, \"connections\": %d, "
            "\"idle\": %d, \"size\": %zu, \"p50_us\": %.2f, \"p90_us\": %.2f, \"p99_us\": %.2f, "
            "\"p999_us\": %.2f, \"max_us\": %.2f}\n",
-           (unsigned long long)requests, seconds, (double)requests / seconds, o.connections,
-           o.idle, o.size, percentile(requests, 50), percentile(requests, 90),
-           percentile(requests, 99), percentile(requests, 99.9), (double)longest / 1000.0);
+           (unsigned long long)requests, seconds, (double)requests / seconds, o.connections, o.idle,
+           o.size, percentile(requests, 50), percentile(requests, 90), percentile(requests, 99),
+           percentile(requests, 99.9), (double)longest / 1000.0);
     return fflush(stdout) == 0 ? 0 : 1;
 }

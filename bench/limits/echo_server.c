@@ -124,8 +124,7 @@ int main(int argc, char **argv)
                                .sin_port = htons((uint16_t)port),
                                .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof(addr);
-    if (listener < 0 ||
-        setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
+    if (listener < 0 || setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
         bind(listener, (struct sockaddr *)&addr, len) < 0 || listen(listener, 4096) < 0 ||
         getsockname(listener, (struct sockaddr *)&addr, &len) < 0)
         die("listen");
