@@ -45,7 +45,7 @@ def main(*, as_json: bool) -> int:
 def examine() -> dict[str, Any]:
     """Look at everything; no probe leaves anything behind."""
     build = _core.build_config()
-    kernel = {
+    kernel: dict[str, Any] = {
         "release": platform.release(),
         "machine": platform.machine(),
         "epoll": _epoll(),
@@ -104,9 +104,7 @@ def _io_uring() -> dict[str, Any]:
     """Ask the kernel for the smallest ring; the answer counts, not the kernel's version."""
     libc = ctypes.CDLL(None, use_errno=True)
     params = ctypes.create_string_buffer(120)  # struct io_uring_params, all zero
-    fd = libc.syscall(
-        ctypes.c_long(_SYS_IO_URING_SETUP), ctypes.c_uint(1), ctypes.byref(params)
-    )
+    fd = libc.syscall(ctypes.c_long(_SYS_IO_URING_SETUP), ctypes.c_uint(1), ctypes.byref(params))
     if fd >= 0:
         os.close(fd)
         return _works()

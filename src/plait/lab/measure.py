@@ -109,11 +109,8 @@ class Latency:
     @classmethod
     def of(cls, histogram: Histogram) -> Latency:
         """Read them from a histogram."""
-        return cls(
-            histogram.total,
-            *(histogram.percentile(percent) for percent in (50.0, 90.0, 99.0, 99.9)),
-            histogram.maximum,
-        )
+        p50, p90, p99, p999 = (histogram.percentile(q) for q in (50.0, 90.0, 99.0, 99.9))
+        return cls(histogram.total, p50, p90, p99, p999, histogram.maximum)
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ def _turn(name: str, plan: Plan, tell: Callable[[str, str], None]) -> dict[str, 
                 cpu=load_cpu,
                 **options,
             )
-            server.check()
+            server.check(0.0 if result.ok else 1.0)
             if not result.ok:
                 raise LoadFailed(f"{what}: {'; '.join(result.errors)}")
             return result.raw
@@ -293,7 +290,7 @@ def machine_facts(plan: Plan) -> dict[str, Any]:
                 break
     pinned = plan.pin and cpu_count() >= 2
     return {
-        "when": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "when": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "plait": _core.__version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "gil": bool(getattr(sys, "_is_gil_enabled", lambda: True)()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
@@ -30,7 +31,7 @@ _VARIABLES = {
     _BESIDE: "--beside",
     _LONG: "--long",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9.5,
     "text.color": _INK,
@@ -60,9 +61,10 @@ def timeline(model: Measured) -> str:
     width = short["bucket_ms"] / 1000
     rates = [count / width for count in short["bucket_counts"]]
     end = float(report["duration_s"])
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": f"timeline-{model.name}"}):
+    with _style(f"timeline-{model.name}"):
         figure, axes = _figure(5.4, 2.5)
-        for number, (start, stop) in enumerate(_joined(report["long"]["spans_s"])):
+        spans = report["long"]["spans_s"]
+        for number, (start, stop) in enumerate(_joined(spans)):
             axes.axvspan(
                 start,
                 min(stop, end),
@@ -71,6 +73,9 @@ def timeline(model: Measured) -> str:
                 linewidth=0,
                 label="long requests under way" if number == 0 else None,
             )
+        if len(spans) <= 60:
+            for _, stop, _ in spans:  # where one ends and the next begins
+                axes.axvline(min(stop, end), color=_LONG, linewidth=0.8, alpha=0.7)
         edges = [index * width for index in range(len(rates) + 1)]
         axes.stairs(rates, edges, color=_BESIDE, linewidth=1.5, label="short answers per second")
         axes.set_xlim(0, end)
@@ -88,7 +93,7 @@ def latency(model: Measured) -> str:
     for each in model.rounds:
         alone.merge(Histogram.from_json(each["perf2"]["short"]["latency"]))
         beside.merge(Histogram.from_json(each["both"]["short"]["latency_during_long"]))
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": f"latency-{model.name}"}):
+    with _style(f"latency-{model.name}"):
         figure, axes = _figure(5.4, 2.5)
         for histogram, colour, label in (
             (alone, _ALONE, "perf2 alone"),
@@ -110,27 +115,44 @@ def latency(model: Measured) -> str:
 
 def overview(summaries: Sequence[Summary]) -> str:
     """Short requests per second, alone and beside perf1, of all models."""
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "overview"}):
-        figure, axes = _figure(10.4, 0.62 * len(summaries) + 0.9)
+    with _style("overview"):
+        figure, axes = _figure(10.4, 0.42 * len(summaries) + 1.0)
+        # A logarithmic axis, for the figures span decades; and dots, for a bar on such an
+        # axis has no honest length. A rate of zero is drawn at the edge.
+        alone = [max(s.short_alone, 1.0) for s in summaries]
+        beside = [max(s.short_beside, 1.0) for s in summaries]
         places = list(range(len(summaries)))
-        top = max([s.short_alone for s in summaries] + [s.short_beside for s in summaries])
-        for shift, colour, label, values in (
-            (-0.19, _ALONE, "perf2 alone", [s.short_alone for s in summaries]),
-            (0.19, _BESIDE, "beside perf1", [s.short_beside for s in summaries]),
-        ):
-            axes.barh(
-                [place + shift for place in places], values, 0.36, color=colour, label=label
+        axes.hlines(places, alone, beside, color=_ALONE, linewidth=2.2, alpha=0.5)
+        axes.plot(alone, places, "o", color=_ALONE, markersize=8, label="perf2 alone")
+        axes.plot(beside, places, "o", color=_BESIDE, markersize=8, label="beside perf1")
+        for place, summary in enumerate(summaries):
+            pair = sorted(
+                [(alone[place], summary.short_alone), (beside[place], summary.short_beside)]
             )
-            for place, value in zip(places, values, strict=True):
-                axes.text(value + top * 0.006, place + shift, f"{value:,.0f}", va="center")
+            for (at, value), (shift, side) in zip(pair, ((-9, "right"), (9, "left")), strict=True):
+                axes.annotate(
+                    f"{value:,.0f}",
+                    (at, place),
+                    xytext=(shift, 0),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center",
+                )
+        axes.set_xscale("log")
+        axes.set_xlim(min(alone + beside) / 2.2, max(alone + beside) * 2.2)
+        axes.set_ylim(len(summaries) - 0.5, -0.5)
         axes.set_yticks(places, [s.name for s in summaries])
-        axes.invert_yaxis()
-        axes.set_xlim(0, top * 1.1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_number(value)))
+        axes.minorticks_off()
         axes.set_xlabel("short answers per second")
         axes.grid(axis="y", visible=False)
         _legend(axes)
         return _svg(figure, "short answers per second, alone and beside a long request")
+
+
+def _style(name: str) -> AbstractContextManager[None]:
+    # Ids inside of a plot are made from the salt: two plots on one page must not share them.
+    return mpl.rc_context({**_STYLE, "svg.hashsalt": name})
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

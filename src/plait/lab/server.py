@@ -93,10 +93,16 @@ class Server:
     ) -> None:
         self.stop()
 
-    def check(self) -> None:
-        """Raise ServerFailed when the server has ended."""
+    def check(self, patience: float = 0.0) -> None:
+        """Raise ServerFailed when the server has ended.
+
+        Args:
+            patience: Seconds to wait for its end: one that does not answer any more may
+                still be on its way out.
+        """
         assert self._process is not None
-        if self._process.poll() is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
             raise ServerFailed(f"the server ended: {self._last_words()}")
 
     def stop(self, patience: float = 2.0) -> None:

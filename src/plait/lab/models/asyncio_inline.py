@@ -33,9 +33,7 @@ async def main(listener: socket.socket, limit: int) -> None:
         server.close()
 
 
-async def client(
-    limit: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
+async def client(limit: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer one client until it leaves."""
     try:
         while True:
