@@ -143,20 +143,31 @@ struct pl_loop {
     struct pl_io wake_io;
     struct pl_loop_stats stats;
     void *user; /* the binding's */
-    /* What other threads touch has its own line. */
-    _Alignas(PL_CACHE_LINE) struct pl_post *_Atomic posts;
+    /* What other threads touch lies apart. Padding and not alignment, because a binding's
+     * allocator may align less. */
+    char padding_before[PL_CACHE_LINE];
+    struct pl_post *_Atomic posts;
     _Atomic uint32_t state; /* enum pl_loop_state */
+    char padding_after[PL_CACHE_LINE];
 };
 
-/* Makes a loop in *loop (borrowed memory, aligned). config may be NULL.
+/* Makes a loop in *loop (borrowed memory, which stays where it is). config may be NULL.
  * Fails with -ENOMEM, -EMFILE, or -ENOSYS for a backend that is not there. */
 int pl_loop_init(struct pl_loop *loop, const struct pl_loop_config *config) PL_MUST_CHECK;
 
 /* Releases everything that the loop owns. The caller has closed its streams and
  * stopped its timers, or forgets them: their ops never run. Accepts a half-built or
- * zeroed loop. After a fork it frees memory only and touches no kernel object of
- * the parent (descriptors are closed, which the parent does not notice). */
+ * zeroed loop. In a child after a fork, call pl_loop_after_fork first. */
 void pl_loop_fini(struct pl_loop *loop);
+
+/* In the child after a fork: gives up the poller, which is shared with the parent's loop,
+ * without touching what the parent has registered. The loop cannot wait any more
+ * (PL_EFORKED); its streams, timers and itself can be taken down. Does nothing in the
+ * process that made the loop. */
+void pl_loop_after_fork(struct pl_loop *loop);
+
+/* Whether this process made the loop. */
+bool pl_loop_is_ours(const struct pl_loop *loop);
 
 /* Reads the clock and stores it in loop->now. */
 int64_t pl_loop_now(struct pl_loop *loop);
@@ -338,6 +349,13 @@ void pl_stream_close(struct pl_stream *stream);
 /* Closes without writing the rest. `closed` comes as above. */
 void pl_stream_abort(struct pl_stream *stream);
 
+/* Drops the stream without `closed` or any other callback but `release`: for a loop that is
+ * about to be closed, whose queued ops never run. */
+void pl_stream_forget(struct pl_stream *stream);
+
+/* The stream that a queued op belongs to, or NULL when it is something else's. */
+struct pl_stream *pl_stream_of_op(struct pl_op *op);
+
 #define PL_STREAM_FLUSH 65536
 
 /* ---- listeners ---------------------------------------------------------- */
@@ -367,6 +385,10 @@ int pl_listener_open(struct pl_loop *loop, struct pl_listener *l, int fd) PL_MUS
 
 /* Stops accepting; `closed` comes from the ready queue. The fd stays open. */
 void pl_listener_close(struct pl_listener *l);
+
+/* As pl_stream_forget and pl_stream_of_op. */
+void pl_listener_forget(struct pl_listener *l);
+struct pl_listener *pl_listener_of_op(struct pl_op *op);
 
 /* ---- children ----------------------------------------------------------- */
 

@@ -114,3 +114,19 @@ static void listener_run(struct pl_loop *loop, struct pl_op *op)
     if (!l->accepting && !l->io.queued && !l->backing_off)
         l->closed(l);
 }
+
+void pl_listener_forget(struct pl_listener *l)
+{
+    l->accepting = false;
+    (void)pl_timer_stop(l->loop, &l->retry);
+    pl_io_close(l->loop, &l->io);
+}
+
+struct pl_listener *pl_listener_of_op(struct pl_op *op)
+{
+    if (op->run == listener_run)
+        return PL_CONTAINER_OF(op, struct pl_listener, io.op);
+    if (op->run == retry_run)
+        return PL_CONTAINER_OF(op, struct pl_listener, retry.op);
+    return NULL;
+}

@@ -85,8 +85,6 @@ void pl_loop_fini(struct pl_loop *loop)
 {
     if (loop->sys == NULL)
         return;
-    /* After a fork nothing is unregistered one by one: the poller is shared with the
-     * parent, where the descriptors live on. Closing our copies is harmless. */
     if (loop->poller != NULL)
         loop->backend->destroy(loop);
     if (loop->wake_fd >= 0)
@@ -95,6 +93,63 @@ void pl_loop_fini(struct pl_loop *loop)
     pl__timers_fini(loop);
     pl__queue_fini(loop->sys, &loop->ready);
     pl__io_fini(loop);
+}
+
+/* What stands in for the poller after a fork. */
+static int none_watch(struct pl_loop *loop, int fd, uint64_t key, unsigned want,
+                      enum pl_io_mode mode, bool *known)
+{
+    (void)loop;
+    (void)fd;
+    (void)key;
+    (void)want;
+    (void)mode;
+    (void)known;
+    return PL_EFORKED;
+}
+
+static void none_forget(struct pl_loop *loop, int fd)
+{
+    (void)loop;
+    (void)fd;
+}
+
+static int none_wait(struct pl_loop *loop, int64_t timeout_ns)
+{
+    (void)loop;
+    (void)timeout_ns;
+    return PL_EFORKED;
+}
+
+static int none_report(struct pl_loop *loop)
+{
+    (void)loop;
+    return 0;
+}
+
+static const struct pl_backend_ops backend_none = {
+    .name = "none (after fork)",
+    .watch = none_watch,
+    .forget = none_forget,
+    .wait = none_wait,
+    .report = none_report,
+};
+
+bool pl_loop_is_ours(const struct pl_loop *loop)
+{
+    return loop->pid == getpid();
+}
+
+void pl_loop_after_fork(struct pl_loop *loop)
+{
+    if (pl_loop_is_ours(loop) || loop->backend == &backend_none)
+        return;
+    /* Closing our copies of the descriptors leaves the parent's as they are; taking single
+     * descriptors out of the set would not. */
+    loop->backend->destroy(loop);
+    loop->backend = &backend_none;
+    (void)loop->sys->close(loop->wake_fd);
+    loop->wake_fd = -1; /* pl_loop_wake then writes to nowhere */
 }
 
 int64_t pl_loop_now(struct pl_loop *loop)

@@ -339,6 +339,21 @@ void pl_stream_abort(struct pl_stream *s)
     drop_queue(s);
 }
 
+void pl_stream_forget(struct pl_stream *s)
+{
+    uncork(s);
+    s->dead = true;
+    s->closing = true;
+    s->reading = false;
+    pl_io_close(s->loop, &s->io);
+    drop_queue(s);
+}
+
+struct pl_stream *pl_stream_of_op(struct pl_op *op)
+{
+    return op->run == stream_run ? PL_CONTAINER_OF(op, struct pl_stream, io.op) : NULL;
+}
+
 /* ---- events ------------------------------------------------------------- */
 
 static void read_some(struct pl_stream *s)

@@ -82,6 +82,8 @@ struct PyModuleDef plait_module = {
     .m_free = module_free,
 };
 
+PyMODINIT_FUNC PyInit__core(void);
+
 PyMODINIT_FUNC PyInit__core(void)
 {
     return PyModuleDef_Init(&plait_module);

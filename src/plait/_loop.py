@@ -1,0 +1,371 @@
+"""The event loop: the C core's hot methods joined to asyncio's own rare ones.
+
+``Loop`` inherits from two classes. ``_core.Loop`` (C) comes first: scheduling, timers,
+descriptors, transports, listeners and the run. What it does not define comes from the
+interpreter's selector loop, which is written against exactly these methods: name
+resolution, happy eyeballs, datagrams, pipes, subprocesses, signals. So a program finds
+every method with the arguments and errors that its version of Python documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+import weakref
+from asyncio import base_events, constants, events, sslproto
+from asyncio.log import logger
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import _core
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Coroutine
+    from contextvars import Context
+
+__all__ = ["EventLoopPolicy", "Loop", "install", "new_event_loop", "run"]
+
+_T = TypeVar("_T")
+
+_BACKENDS = ("auto", "epoll")
+
+
+class _NoSelector:
+    """Stands where asyncio's loop keeps its selector; the C core polls instead."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _choose_backend(backend: str | None) -> str:
+    source = "backend"
+    if backend is None:
+        source = "PLAIT_BACKEND"
+        backend = os.environ.get("PLAIT_BACKEND", "") or "auto"
+    if backend not in _BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(_BACKENDS)}, not {backend!r}")
+    return "epoll"
+
+
+class Loop(_core.Loop, asyncio.SelectorEventLoop):
+    """An asyncio event loop with its core in C.
+
+    Args:
+        backend: how to wait for descriptors: "auto" or "epoll". None reads the
+            environment variable PLAIT_BACKEND, and means "auto" without it.
+
+    Raises:
+        ValueError: backend is unknown.
+        OSError: the system refuses descriptors or memory.
+
+    A loop belongs to the thread that runs it; only call_soon_threadsafe and
+    run_in_executor's results may come from others. After a fork the child makes its own.
+
+    Example:
+        >>> import asyncio, plait
+        >>> async def main() -> str:
+        ...     await asyncio.sleep(0)
+        ...     return "done"
+        >>> with asyncio.Runner(loop_factory=plait.new_event_loop) as runner:
+        ...     runner.run(main())
+        'done'
+    """
+
+    def __init__(self, *, backend: str | None = None) -> None:
+        _choose_backend(backend)
+        self._listeners: dict[int, _core.Listener] = {}
+        asyncio.SelectorEventLoop.__init__(self, _NoSelector())  # type: ignore[arg-type]
+        _loops.add(self)
+
+    # ---- running ----
+
+    def run_forever(self) -> None:
+        """Run until stop() is called.
+
+        Raises:
+            RuntimeError: the loop is closed, runs already, another loop runs in this
+                thread, or the loop was made before a fork.
+        """
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        hooks = sys.get_asyncgen_hooks()
+        wakeup_fd = self._borrow_wakeup_fd()
+        try:
+            self._thread_id = threading.get_ident()
+            sys.set_asyncgen_hooks(
+                firstiter=self._asyncgen_firstiter_hook,
+                finalizer=self._asyncgen_finalizer_hook,
+            )
+            events._set_running_loop(self)
+            self._run()
+        finally:
+            self._stopping = False
+            self._thread_id = None
+            events._set_running_loop(None)
+            self._set_coroutine_origin_tracking(False)
+            sys.set_asyncgen_hooks(*hooks)
+            self._return_wakeup_fd(wakeup_fd)
+
+    def _borrow_wakeup_fd(self) -> int | None:
+        """Let signals wake this loop, whichever thread the kernel delivers them to.
+
+        Only the main thread may ask for it, and only when nobody else has: a program's own
+        wake-up descriptor stays.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        try:
+            mine = self._csock.fileno()
+            old = signal.set_wakeup_fd(mine, warn_on_full_buffer=False)
+        except ValueError:  # a sub-interpreter's main thread
+            return None
+        if old not in (-1, mine):
+            signal.set_wakeup_fd(old)
+            return None
+        return old
+
+    def _return_wakeup_fd(self, old: int | None) -> None:
+        if old is not None and not self._signal_handlers:
+            signal.set_wakeup_fd(old)
+
+    def close(self) -> None:
+        """Close the loop; what is scheduled does not run. Does nothing when closed already.
+
+        Raises:
+            RuntimeError: the loop is running.
+        """
+        if self._closed and not self.is_running():
+            return
+        super().close()
+        self._listeners.clear()
+        self._close_core()
+
+    # ---- callbacks of asyncio's own parts ----
+
+    def _add_callback(self, handle: Any) -> None:
+        """Schedule a handle of asyncio's making (signals)."""
+        if not handle._cancelled:
+            self.call_soon(handle._run)
+
+    _add_callback_signalsafe = _add_callback
+
+    def _timer_handle_cancelled(self, handle: Any) -> None:
+        """The C timers need no count of cancelled ones."""
+
+    def _write_to_self(self) -> None:
+        """Wake the loop, from any thread."""
+        if not self._closed:
+            self.call_soon_threadsafe(_nothing)
+
+    def _report_slow(self, what: Any, seconds: float) -> None:
+        """In debug mode, after each callback: tell when it took too long."""
+        if seconds < self.slow_callback_duration:
+            return
+        text = base_events._format_handle(what) if hasattr(what, "_callback") else repr(what)
+        logger.warning("Executing %s took %.3f seconds", text, seconds)
+
+    _create_task_slow = asyncio.SelectorEventLoop.create_task
+
+    # ---- transports ----
+
+    def _ensure_fd_no_transport(self, fd: Any) -> None:
+        owner = self._owner_of_fd(fd)
+        if owner is not None and not (hasattr(owner, "is_closing") and owner.is_closing()):
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {owner!r}")
+        super()._ensure_fd_no_transport(fd)
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        context: Context | None = None,
+    ) -> asyncio.Transport:
+        return self._new_transport(sock, protocol, waiter, extra, server, context)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        context: Context | None = None,
+    ) -> asyncio.Transport:
+        tls = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        self._new_transport(rawsock, tls, None, extra, server, context)
+        return tls._app_transport
+
+    def _start_serving(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        sslcontext: ssl.SSLContext | None = None,
+        server: Any = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: Context | None = None,
+    ) -> None:
+        adopt = None
+        if sslcontext is not None:
+
+            def adopt(conn: socket.socket) -> None:
+                try:
+                    self._make_ssl_transport(
+                        conn,
+                        protocol_factory(),
+                        sslcontext,
+                        server_side=True,
+                        server=server,
+                        ssl_handshake_timeout=ssl_handshake_timeout,
+                        ssl_shutdown_timeout=ssl_shutdown_timeout,
+                    )
+                except BaseException:
+                    conn.close()
+                    raise
+
+        self._listeners[sock.fileno()] = _core.Listener(
+            self, sock, protocol_factory, server, max(backlog, 1), adopt, context
+        )
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        listener = self._listeners.pop(sock.fileno(), None)
+        if listener is not None:
+            listener.close()
+        sock.close()
+
+    async def _sendfile_native(
+        self, transp: Any, file: Any, offset: int, count: int | None
+    ) -> int:
+        reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        try:
+            # The transport's descriptor has its place in the poller; a duplicate gets its own.
+            with socket.socket(fileno=os.dup(transp._sock.fileno())) as sock:
+                sock.setblocking(False)
+                return await self.sock_sendfile(sock, file, offset, count, fallback=False)
+        finally:
+            transp._reset_empty_waiter()
+            if reading:
+                transp.resume_reading()
+
+
+def _nothing() -> None:
+    """A callback that only wakes the loop."""
+
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def _forget_parents_loops() -> None:
+    """In a forked child: the parent's loops keep their descriptors to themselves."""
+    for loop in list(_loops):
+        loop._after_fork()
+        if threading.current_thread() is threading.main_thread() and not loop._closed:
+            try:
+                old = signal.set_wakeup_fd(-1)
+                if old != loop._csock.fileno() and old != -1:
+                    signal.set_wakeup_fd(old)
+            except (ValueError, AttributeError):  # no main thread, or half made
+                pass
+
+
+os.register_at_fork(after_in_child=_forget_parents_loops)
+
+
+def new_event_loop() -> Loop:
+    """Return a new Loop; a loop_factory for asyncio.run and asyncio.Runner."""
+    return Loop()
+
+
+def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
+    """Run a coroutine on a new plait loop, as asyncio.run does, and close the loop.
+
+    Args:
+        main: the coroutine.
+        debug: asyncio's debug mode; None leaves it to PYTHONASYNCIODEBUG.
+
+    Returns:
+        What the coroutine returns.
+
+    Raises:
+        RuntimeError: a loop runs in this thread already.
+        ValueError: main is not a coroutine (TypeError from Python 3.14 on).
+
+    Example:
+        >>> import plait
+        >>> async def main() -> int:
+        ...     return 42
+        >>> plait.run(main())
+        42
+    """
+    if events._get_running_loop() is not None:
+        raise RuntimeError("plait.run() cannot be called from a running event loop")
+    with asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+
+    class EventLoopPolicy(asyncio.DefaultEventLoopPolicy):
+        """asyncio's event loop policy, with plait's loops."""
+
+        def _loop_factory(self) -> Loop:  # type: ignore[override]
+            return Loop()
+
+
+def install() -> None:
+    """Make plait's loop the one that asyncio.run and new_event_loop make from now on.
+
+    For programs that cannot name a loop factory. It sets the event loop policy, which
+    Python deprecates from 3.14 on: prefer plait.run, or asyncio.run(loop_factory=...).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        asyncio.set_event_loop_policy(EventLoopPolicy())
+
+
+def coverage() -> dict[str, str]:
+    """Tell which parts of the loop are C, and which the interpreter's on plait's poller."""
+    ours = "C"
+    theirs = "asyncio's own code on plait's poller"
+    return {
+        "callbacks and timers": ours,
+        "stream sockets (TCP, Unix)": ours,
+        "servers": ours,
+        "add_reader, add_writer": ours,
+        "tasks and futures": "the interpreter's C types",
+        "TLS": "asyncio's protocol on plait's transport",
+        "datagrams": theirs,
+        "sock_* calls": theirs,
+        "pipes and subprocesses": theirs,
+        "signals": theirs,
+        "name resolution": "a thread pool, as in asyncio",
+    }

@@ -1,0 +1,464 @@
+/* handle.c - Handle and TimerHandle: a callback with its arguments and context.
+ *
+ * Invariants:
+ *   - A handle in the ready queue or among the posts owns a reference to itself.
+ *   - So does a started timer handle, for the heap; stopping gives it up.
+ *   - callback is NULL only after cancel, and then so are the arguments; a handle that
+ *     is cancelled while it runs keeps them until the call has returned.
+ * Runs in the loop's thread, with the interpreter attached. cancel may be called by any
+ * thread that holds the interpreter's lock; as in asyncio it does not wake the loop.
+ */
+#include "args.h"
+#include "loop.h"
+
+#include <structmember.h>
+
+static void handle_run(struct pl_loop *core, struct pl_op *op);
+static void timer_run(struct pl_loop *core, struct pl_op *op);
+
+/* ---- making ------------------------------------------------------------- */
+
+static int handle_fill(HandleObject *h, LoopObject *loop, PyObject *callback, PyObject *const *args,
+                       Py_ssize_t nargs, PyObject *context)
+{
+    h->callback = NULL;
+    h->args = NULL;
+    h->stack = NULL;
+    h->nargs = 0;
+    h->cancelled = false;
+    h->running = false;
+    h->loop = (LoopObject *)Py_NewRef(loop);
+    /* As in asyncio, None stands for "not given". */
+    h->context =
+        context != NULL && context != Py_None ? Py_NewRef(context) : PyContext_CopyCurrent();
+    if (h->context == NULL)
+        return -1;
+    if (nargs <= PLAIT_HANDLE_INLINE) {
+        for (Py_ssize_t i = 0; i < nargs; i++)
+            h->inlined[i + 1] = Py_NewRef(args[i]);
+    } else {
+        h->args = PyTuple_New(nargs);
+        if (h->args == NULL)
+            return -1;
+        for (Py_ssize_t i = 0; i < nargs; i++)
+            PyTuple_SET_ITEM(h->args, i, Py_NewRef(args[i]));
+    }
+    h->nargs = (uint32_t)nargs;
+    h->callback = Py_NewRef(callback);
+    if (PL_UNLIKELY(loop->debug)) {
+        h->stack = PyObject_CallNoArgs(loop->state->asyncio_extract_stack);
+        if (h->stack == NULL)
+            return -1;
+    }
+    return 0;
+}
+
+HandleObject *plait_handle_new(LoopObject *loop, PyObject *callback, PyObject *const *args,
+                               Py_ssize_t nargs, PyObject *context)
+{
+    struct plait_state *state = loop->state;
+    HandleObject *h;
+#ifndef Py_GIL_DISABLED
+    if (state->loop.free_handles_len > 0) {
+        h = (HandleObject *)state->loop.free_handles[--state->loop.free_handles_len];
+        (void)PyObject_Init((PyObject *)h, state->handle_type);
+        Py_DECREF(state->handle_type); /* the parked handle had kept its own */
+    } else
+#endif
+    {
+        h = PyObject_GC_New(HandleObject, state->handle_type);
+        if (h == NULL)
+            return NULL;
+    }
+    h->post = (struct pl_post){.op.run = handle_run};
+    if (handle_fill(h, loop, callback, args, nargs, context) < 0) {
+        PyObject_GC_Track(h);
+        Py_DECREF(h);
+        return NULL;
+    }
+    PyObject_GC_Track(h);
+    return h;
+}
+
+TimerHandleObject *plait_timer_handle_new(LoopObject *loop, double when, PyObject *callback,
+                                          PyObject *const *args, Py_ssize_t nargs,
+                                          PyObject *context)
+{
+    TimerHandleObject *t = PyObject_GC_New(TimerHandleObject, loop->state->timer_handle_type);
+    if (t == NULL)
+        return NULL;
+    t->handle.post = (struct pl_post){.op.run = handle_run};
+    t->timer = (struct pl_timer){.op.run = timer_run};
+    t->when = when;
+    int r = handle_fill(&t->handle, loop, callback, args, nargs, context);
+    PyObject_GC_Track(t);
+    if (r < 0) {
+        Py_DECREF(t);
+        return NULL;
+    }
+    return t;
+}
+
+/* ---- running ------------------------------------------------------------ */
+
+static PyObject *const *handle_args(HandleObject *h)
+{
+    return h->args != NULL ? &PyTuple_GET_ITEM(h->args, 0) : h->inlined + 1;
+}
+
+static void drop_args(HandleObject *h)
+{
+    uint32_t n = h->nargs;
+    bool in_tuple = h->args != NULL;
+    h->nargs = 0;
+    Py_CLEAR(h->args);
+    for (uint32_t i = 0; !in_tuple && i < n; i++)
+        Py_CLEAR(h->inlined[i + 1]);
+}
+
+static void handle_error(HandleObject *h)
+{
+    LoopObject *loop = h->loop;
+    PyObject *exc = NULL, *type = NULL, *tb = NULL;
+    PyErr_Fetch(&type, &exc, &tb);
+    PyObject *message = PyUnicode_FromFormat("Exception in callback %R", h->callback);
+    if (message == NULL)
+        PyErr_Clear();
+    PyErr_Restore(type, exc, tb);
+    plait_loop_handle_error(loop, message, "handle", (PyObject *)h,
+                            h->stack != NULL ? "source_traceback" : NULL, h->stack);
+    Py_XDECREF(message);
+}
+
+void plait_handle_call(HandleObject *h)
+{
+    if (h->cancelled || h->callback == NULL)
+        return;
+    LoopObject *loop = h->loop;
+    int64_t t0 = PL_UNLIKELY(loop->debug) ? loop->core.sys->now() : 0;
+    bool outer = !h->running;
+    h->running = true;
+    PyObject *result = NULL;
+    if (PyContext_Enter(h->context) == 0) {
+        size_t flags = h->args == NULL ? PY_VECTORCALL_ARGUMENTS_OFFSET : 0;
+        result = PyObject_Vectorcall(h->callback, handle_args(h), h->nargs | flags, NULL);
+        if (PyContext_Exit(h->context) < 0)
+            Py_CLEAR(result);
+    }
+    if (PL_UNLIKELY(result == NULL))
+        handle_error(h);
+    else
+        Py_DECREF(result);
+    if (PL_UNLIKELY(t0 != 0))
+        plait_loop_report_slow(loop, (PyObject *)h, t0);
+    if (outer) {
+        h->running = false;
+        if (h->cancelled) {
+            Py_CLEAR(h->callback);
+            drop_args(h);
+        }
+    }
+}
+
+static void handle_run(struct pl_loop *core, struct pl_op *op)
+{
+    (void)core;
+    HandleObject *h = PL_CONTAINER_OF(op, HandleObject, post.op);
+    plait_handle_call(h);
+    Py_DECREF(h);
+}
+
+static void timer_run(struct pl_loop *core, struct pl_op *op)
+{
+    (void)core;
+    TimerHandleObject *t = PL_CONTAINER_OF(op, TimerHandleObject, timer.op);
+    plait_handle_call(&t->handle);
+    Py_DECREF(t);
+}
+
+PyObject *plait_handle_of_op(struct pl_op *op)
+{
+    if (op->run == handle_run)
+        return (PyObject *)PL_CONTAINER_OF(op, HandleObject, post.op);
+    if (op->run == timer_run)
+        return (PyObject *)PL_CONTAINER_OF(op, TimerHandleObject, timer.op);
+    return NULL;
+}
+
+/* ---- the types ---------------------------------------------------------- */
+
+static int handle_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    HandleObject *h = (HandleObject *)self;
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(h->loop);
+    Py_VISIT(h->callback);
+    Py_VISIT(h->context);
+    Py_VISIT(h->stack);
+    Py_VISIT(h->args);
+    for (uint32_t i = 0; h->args == NULL && i < h->nargs; i++)
+        Py_VISIT(h->inlined[i + 1]);
+    return 0;
+}
+
+static int handle_clear(PyObject *self)
+{
+    HandleObject *h = (HandleObject *)self;
+    drop_args(h);
+    Py_CLEAR(h->callback);
+    Py_CLEAR(h->context);
+    Py_CLEAR(h->stack);
+    Py_CLEAR(h->loop);
+    return 0;
+}
+
+static void handle_dealloc(PyObject *self)
+{
+    HandleObject *h = (HandleObject *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    /* clear drops the loop, and with the last reference to it perhaps the module. */
+    PyObject *module = NULL;
+#ifndef Py_GIL_DISABLED
+    struct plait_state *state = h->loop != NULL ? h->loop->state : NULL;
+    if (state != NULL && type == state->handle_type &&
+        state->loop.free_handles_len < PLAIT_FREE_HANDLES) {
+        module = Py_XNewRef(PyType_GetModule(type));
+        (void)handle_clear(self);
+        if (module != NULL && state->loop.free_handles_len < PLAIT_FREE_HANDLES) {
+            state->loop.free_handles[state->loop.free_handles_len++] = self;
+            Py_DECREF(module);
+            return;
+        }
+        PyErr_Clear();
+    }
+#endif
+    (void)handle_clear(self);
+    PyObject_GC_Del(self);
+    Py_DECREF(type);
+    Py_XDECREF(module);
+}
+
+PyDoc_STRVAR(cancel_doc, "cancel($self, /)\n--\n\n"
+                         "Cancel the callback; without effect when it has been called.");
+
+static PyObject *handle_cancel(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    HandleObject *h = (HandleObject *)self;
+    if (h->cancelled)
+        Py_RETURN_NONE;
+    h->cancelled = true;
+    /* In debug mode the callback stays for the repr, as asyncio's does by its text. */
+    if (!h->running && h->loop != NULL && !h->loop->debug) {
+        drop_args(h);
+        Py_CLEAR(h->callback);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *timer_cancel(PyObject *self, PyObject *ignored)
+{
+    TimerHandleObject *t = (TimerHandleObject *)self;
+    LoopObject *loop = t->handle.loop;
+    PyObject *result = handle_cancel(self, ignored);
+    if (loop != NULL && loop->core_ready && pl_timer_stop(&loop->core, &t->timer))
+        Py_DECREF(self); /* the heap's reference; the caller holds another */
+    return result;
+}
+
+PyDoc_STRVAR(cancelled_doc, "cancelled($self, /)\n--\n\nTell whether it has been cancelled.");
+
+static PyObject *handle_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(((HandleObject *)self)->cancelled);
+}
+
+PyDoc_STRVAR(get_context_doc, "get_context($self, /)\n--\n\n"
+                              "Return the contextvars.Context that the callback runs in.");
+
+static PyObject *handle_get_context(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    HandleObject *h = (HandleObject *)self;
+    return Py_NewRef(h->context != NULL ? h->context : Py_None);
+}
+
+PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\nCall the callback now, as the loop would.");
+
+static PyObject *handle_run_now(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    plait_handle_call((HandleObject *)self);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(when_doc, "when($self, /)\n--\n\n"
+                       "Return the time, in seconds of loop.time(), for which it is scheduled.");
+
+static PyObject *timer_when(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyFloat_FromDouble(((TimerHandleObject *)self)->when);
+}
+
+static PyObject *get_callback(PyObject *self, void *Py_UNUSED(closure))
+{
+    HandleObject *h = (HandleObject *)self;
+    return Py_NewRef(h->callback != NULL && !h->cancelled ? h->callback : Py_None);
+}
+
+static PyObject *get_args(PyObject *self, void *Py_UNUSED(closure))
+{
+    HandleObject *h = (HandleObject *)self;
+    if (h->callback == NULL || h->cancelled)
+        Py_RETURN_NONE;
+    if (h->args != NULL)
+        return Py_NewRef(h->args);
+    PyObject *args = PyTuple_New(h->nargs);
+    for (uint32_t i = 0; args != NULL && i < h->nargs; i++)
+        PyTuple_SET_ITEM(args, i, Py_NewRef(h->inlined[i + 1]));
+    return args;
+}
+
+static PyObject *get_cancelled(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((HandleObject *)self)->cancelled);
+}
+
+static PyObject *get_loop(PyObject *self, void *Py_UNUSED(closure))
+{
+    HandleObject *h = (HandleObject *)self;
+    return Py_NewRef(h->loop != NULL ? (PyObject *)h->loop : Py_None);
+}
+
+static PyObject *get_stack(PyObject *self, void *Py_UNUSED(closure))
+{
+    HandleObject *h = (HandleObject *)self;
+    return Py_NewRef(h->stack != NULL ? h->stack : Py_None);
+}
+
+static PyObject *get_scheduled(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(pl_timer_active(&((TimerHandleObject *)self)->timer));
+}
+
+static PyObject *handle_repr(PyObject *self)
+{
+    HandleObject *h = (HandleObject *)self;
+    LoopObject *loop = h->loop;
+    PyObject *when = NULL;
+    if (loop != NULL && Py_IS_TYPE(self, loop->state->timer_handle_type)) {
+        PyObject *number = PyFloat_FromDouble(((TimerHandleObject *)self)->when);
+        when = number == NULL ? NULL : PyUnicode_FromFormat(" when=%R", number);
+        Py_XDECREF(number);
+        if (when == NULL)
+            return NULL;
+    }
+    const char *name = when != NULL ? "TimerHandle" : "Handle";
+    PyObject *repr;
+    if (h->cancelled && h->callback == NULL) {
+        repr = PyUnicode_FromFormat("<%s cancelled%V>", name, when, "");
+    } else {
+        PyObject *args = get_args(self, NULL);
+        repr = args == NULL
+                   ? NULL
+                   : PyUnicode_FromFormat("<%s%s%V %R%R>", name, h->cancelled ? " cancelled" : "",
+                                          when, "", h->callback, args);
+        Py_XDECREF(args);
+    }
+    Py_XDECREF(when);
+    return repr;
+}
+
+/* Timer handles compare by time, as asyncio's do. */
+static PyObject *timer_compare(PyObject *a, PyObject *b, int op)
+{
+    if (!PyObject_TypeCheck(b, Py_TYPE(a)))
+        Py_RETURN_NOTIMPLEMENTED;
+    double x = ((TimerHandleObject *)a)->when;
+    double y = ((TimerHandleObject *)b)->when;
+    if (op == Py_EQ || op == Py_NE)
+        return PyBool_FromLong((a == b) == (op == Py_EQ));
+    Py_RETURN_RICHCOMPARE(x, y, op);
+}
+
+static Py_hash_t timer_hash(PyObject *self)
+{
+    return (Py_hash_t)((uintptr_t)self >> 4);
+}
+
+static PyMethodDef handle_methods[] = {
+    {"cancel", handle_cancel, METH_NOARGS, cancel_doc},
+    {"cancelled", handle_cancelled, METH_NOARGS, cancelled_doc},
+    {"get_context", handle_get_context, METH_NOARGS, get_context_doc},
+    {"_run", handle_run_now, METH_NOARGS, run_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef handle_getset[] = {
+    {"_callback", get_callback, NULL, "The callback, or None once cancelled.", NULL},
+    {"_args", get_args, NULL, "Its arguments, or None once cancelled.", NULL},
+    {"_cancelled", get_cancelled, NULL, "Whether it has been cancelled.", NULL},
+    {"_loop", get_loop, NULL, "The loop.", NULL},
+    {"_source_traceback", get_stack, NULL, "Where it was made, in debug mode.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot handle_slots[] = {
+    {Py_tp_doc, (void *)"A callback in the loop's queue; made by call_soon and its kin."},
+    {Py_tp_dealloc, handle_dealloc},
+    {Py_tp_traverse, handle_traverse},
+    {Py_tp_clear, handle_clear},
+    {Py_tp_methods, handle_methods},
+    {Py_tp_getset, handle_getset},
+    {Py_tp_repr, handle_repr},
+    {0, NULL},
+};
+
+static PyType_Spec handle_spec = {
+    .name = "plait._core.Handle",
+    .basicsize = sizeof(HandleObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_BASETYPE,
+    .slots = handle_slots,
+};
+
+static PyMethodDef timer_methods[] = {
+    {"cancel", timer_cancel, METH_NOARGS, cancel_doc},
+    {"when", timer_when, METH_NOARGS, when_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef timer_getset[] = {
+    {"_scheduled", get_scheduled, NULL, "Whether it waits for its time.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot timer_slots[] = {
+    {Py_tp_doc, (void *)"A callback for a later time; made by call_later and call_at."},
+    {Py_tp_dealloc, handle_dealloc},
+    {Py_tp_traverse, handle_traverse},
+    {Py_tp_clear, handle_clear},
+    {Py_tp_methods, timer_methods},
+    {Py_tp_getset, timer_getset},
+    {Py_tp_richcompare, timer_compare},
+    {Py_tp_hash, timer_hash},
+    {0, NULL},
+};
+
+static PyType_Spec timer_spec = {
+    .name = "plait._core.TimerHandle",
+    .basicsize = sizeof(TimerHandleObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = timer_slots,
+};
+
+int plait_handle_types(PyObject *module, struct plait_state *state)
+{
+    state->handle_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &handle_spec, NULL);
+    if (state->handle_type == NULL || PyModule_AddType(module, state->handle_type) < 0)
+        return -1;
+    state->timer_handle_type = (PyTypeObject *)PyType_FromModuleAndSpec(
+        module, &timer_spec, (PyObject *)state->handle_type);
+    if (state->timer_handle_type == NULL || PyModule_AddType(module, state->timer_handle_type) < 0)
+        return -1;
+    return 0;
+}

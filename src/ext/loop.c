@@ -1,0 +1,1040 @@
+/* loop.c - plait._core.Loop: the hot methods of the event loop, and its run.
+ *
+ * Sections: checks and errors; scheduling; watching descriptors; the run; what a closed
+ * loop drops; the type.
+ *
+ * The type is the C half of plait.Loop, which adds the rest of asyncio's interface by
+ * inheriting, after this type, from the interpreter's own selector loop. The members
+ * _closed, _debug, _stopping, _task_factory and _thread_id are that class's attributes,
+ * kept here so that both halves see one copy.
+ *
+ * What the core holds (handles in the queue and the heap, watches, transports) is owned
+ * through references that the binding took when it handed them over. traverse visits
+ * them, so that a loop dropped without close, and all that hangs on it, is collected.
+ */
+#include "loop.h"
+
+#include "args.h"
+
+#include <errno.h>
+#include <math.h>
+#include <structmember.h>
+
+/* Polls left out in a row while callbacks are ready, and for how long at most: asking the
+ * kernel costs more than a short callback does. */
+#define MAX_SKIPPED_POLLS 16
+#define MAX_SKIPPED_NS 50000
+
+/* A descriptor watched by add_reader and add_writer. Owned by the loop's table. */
+struct watch {
+    struct pl_io io;
+    HandleObject *reader; /* owns; NULL without one */
+    HandleObject *writer; /* owns; NULL without one */
+    bool running;
+};
+
+/* ---- checks and errors -------------------------------------------------- */
+
+int plait_loop_check(LoopObject *loop)
+{
+    if (PL_LIKELY(!loop->closed && loop->core_ready))
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
+    return -1;
+}
+
+void plait_loop_handle_error(LoopObject *loop, PyObject *message, const char *key1,
+                             PyObject *value1, const char *key2, PyObject *value2)
+{
+    PyObject *type, *exc, *tb;
+    PyErr_Fetch(&type, &exc, &tb);
+    PyErr_NormalizeException(&type, &exc, &tb);
+    if (tb != NULL && exc != NULL)
+        (void)PyException_SetTraceback(exc, tb);
+    if (exc == NULL || PyErr_GivenExceptionMatches(exc, PyExc_SystemExit) ||
+        PyErr_GivenExceptionMatches(exc, PyExc_KeyboardInterrupt)) {
+        if (loop->raised == NULL)
+            loop->raised = Py_XNewRef(exc);
+        loop->halt = 1;
+        goto done;
+    }
+    PyObject *context = Py_BuildValue("{s:O, s:O}", "message", message != NULL ? message : Py_None,
+                                      "exception", exc);
+    if (context == NULL || (key1 != NULL && PyDict_SetItemString(context, key1, value1) < 0) ||
+        (key2 != NULL && PyDict_SetItemString(context, key2, value2) < 0)) {
+        PyErr_WriteUnraisable((PyObject *)loop);
+        Py_XDECREF(context);
+        goto done;
+    }
+    PyObject *result = PyObject_CallMethodOneArg((PyObject *)loop,
+                                                 loop->state->str_call_exception_handler, context);
+    Py_DECREF(context);
+    if (result == NULL) {
+        /* The handler lets SystemExit and KeyboardInterrupt through. */
+        if (loop->raised == NULL) {
+            PyObject *t2, *e2, *tb2;
+            PyErr_Fetch(&t2, &e2, &tb2);
+            PyErr_NormalizeException(&t2, &e2, &tb2);
+            if (tb2 != NULL)
+                (void)PyException_SetTraceback(e2, tb2);
+            loop->raised = e2;
+            Py_XDECREF(t2);
+            Py_XDECREF(tb2);
+        } else {
+            PyErr_WriteUnraisable((PyObject *)loop);
+        }
+        loop->halt = 1;
+    }
+    Py_XDECREF(result);
+done:
+    Py_XDECREF(type);
+    Py_XDECREF(exc);
+    Py_XDECREF(tb);
+}
+
+void plait_loop_report_slow(LoopObject *loop, PyObject *what, int64_t t0)
+{
+    double seconds = (double)(loop->core.sys->now() - t0) / (double)PL_NSEC_PER_SEC;
+    PyObject *type, *exc, *tb;
+    PyErr_Fetch(&type, &exc, &tb);
+    PyObject *number = PyFloat_FromDouble(seconds);
+    PyObject *result = NULL;
+    if (number != NULL)
+        result = PyObject_CallMethodObjArgs((PyObject *)loop, loop->state->str_report_slow, what,
+                                            number, NULL);
+    if (result == NULL)
+        PyErr_WriteUnraisable((PyObject *)loop);
+    Py_XDECREF(result);
+    Py_XDECREF(number);
+    PyErr_Restore(type, exc, tb);
+}
+
+static int debug_checks(LoopObject *loop, const char *method, PyObject *callback, bool thread)
+{
+    PyObject *result;
+    if (thread) {
+        result = PyObject_CallMethodNoArgs((PyObject *)loop, loop->state->str_check_thread);
+        if (result == NULL)
+            return -1;
+        Py_DECREF(result);
+    }
+    PyObject *name = PyUnicode_FromString(method);
+    if (name == NULL)
+        return -1;
+    result = PyObject_CallMethodObjArgs((PyObject *)loop, loop->state->str_check_callback, callback,
+                                        name, NULL);
+    Py_DECREF(name);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* ---- scheduling --------------------------------------------------------- */
+
+PyDoc_STRVAR(call_soon_doc,
+             "call_soon($self, callback, /, *args, context=None)\n--\n\n"
+             "Call callback(*args) in the next iteration, after what is scheduled already.\n\n"
+             "Args:\n"
+             "    callback (Callable): what to call.\n"
+             "    context (contextvars.Context | None): where to call it; a copy of the\n"
+             "        current context when None.\n\n"
+             "Returns:\n"
+             "    Handle: to cancel it.\n\n"
+             "Raises:\n"
+             "    RuntimeError: the loop is closed.\n\n"
+             "Only from the loop's thread; see call_soon_threadsafe.");
+
+static PyObject *loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                PyObject *kwnames)
+{
+    LoopObject *loop = (LoopObject *)self;
+    PyObject *context;
+    if (plait_args_keyword("call_soon", args, nargs, kwnames, 1, "context", &context) < 0 ||
+        plait_loop_check(loop) < 0)
+        return NULL;
+    if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_soon", args[0], true) < 0)
+        return NULL;
+    HandleObject *h = plait_handle_new(loop, args[0], args + 1, nargs - 1, context);
+    if (h == NULL)
+        return NULL;
+    int r = pl_loop_enqueue(&loop->core, &h->post.op);
+    if (PL_UNLIKELY(r < 0)) {
+        Py_DECREF(h);
+        return PyErr_NoMemory();
+    }
+    return Py_NewRef(h); /* one reference for the queue, one for the caller */
+}
+
+int plait_loop_call_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObject *context)
+{
+    HandleObject *h = plait_handle_new(loop, callback, &arg, arg != NULL, context);
+    if (h == NULL)
+        return -1;
+    if (pl_loop_enqueue(&loop->core, &h->post.op) < 0) {
+        Py_DECREF(h);
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(call_soon_threadsafe_doc,
+             "call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+             "As call_soon, from any thread: wakes the loop when it sleeps.");
+
+static PyObject *loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                           PyObject *kwnames)
+{
+    LoopObject *loop = (LoopObject *)self;
+    PyObject *context;
+    if (plait_args_keyword("call_soon_threadsafe", args, nargs, kwnames, 1, "context", &context) <
+            0 ||
+        plait_loop_check(loop) < 0)
+        return NULL;
+    if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_soon_threadsafe", args[0], false) < 0)
+        return NULL;
+    HandleObject *h = plait_handle_new(loop, args[0], args + 1, nargs - 1, context);
+    if (h == NULL)
+        return NULL;
+    Py_INCREF(h); /* the list's */
+    /* Always a post, even from the loop's own thread: a signal handler runs there too, at a
+     * moment when the loop may be about to sleep. */
+    pl_loop_post(&loop->core, &h->post);
+    return (PyObject *)h;
+}
+
+/* The core's deadline for a time of loop.time(). Rounds up, so that a timer is never early,
+ * and clamps. */
+static int64_t deadline_of(double when)
+{
+    double ns = ceil(when * 1e9);
+    if (ns >= 9.2e18)
+        return INT64_MAX;
+    return ns <= 0 ? 0 : (int64_t)ns;
+}
+
+static PyObject *schedule_at(LoopObject *loop, double when, PyObject *callback,
+                             PyObject *const *args, Py_ssize_t nargs, PyObject *context)
+{
+    TimerHandleObject *t = plait_timer_handle_new(loop, when, callback, args, nargs, context);
+    if (t == NULL)
+        return NULL;
+    if (pl_timer_start(&loop->core, &t->timer, deadline_of(when)) < 0) {
+        Py_DECREF(t);
+        return PyErr_NoMemory();
+    }
+    return Py_NewRef(t); /* one reference for the heap, one for the caller */
+}
+
+static int parse_time(const char *method, const char *name, PyObject *number, double *out)
+{
+    if (number == Py_None) {
+        PyErr_Format(PyExc_TypeError, "%s must not be None", name);
+        return -1;
+    }
+    *out = PyFloat_AsDouble(number);
+    if (*out == -1.0 && PyErr_Occurred()) {
+        /* An integer too large for a float means a very long time. */
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+            return -1;
+        PyErr_Clear();
+        PyObject *zero = PyLong_FromLong(0);
+        int negative = zero == NULL ? -1 : PyObject_RichCompareBool(number, zero, Py_LT);
+        Py_XDECREF(zero);
+        if (negative < 0)
+            return -1;
+        *out = negative ? -INFINITY : INFINITY;
+    }
+    if (isnan(*out)) {
+        PyErr_Format(PyExc_ValueError, "%s(): %s must be a number of seconds, not nan", method,
+                     name);
+        return -1;
+    }
+    return 0;
+}
+
+static double time_now(LoopObject *loop)
+{
+    return (double)loop->core.sys->now() * 1e-9;
+}
+
+PyDoc_STRVAR(call_later_doc,
+             "call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+             "Call callback(*args) after delay seconds.\n\n"
+             "Args:\n"
+             "    delay (float): seconds from now; negative means as soon as possible.\n"
+             "    callback (Callable): what to call.\n"
+             "    context (contextvars.Context | None): as in call_soon.\n\n"
+             "Returns:\n"
+             "    TimerHandle: to cancel it. Equal times run in the order of these calls.\n\n"
+             "Raises:\n"
+             "    TypeError: delay is None or no number.\n"
+             "    ValueError: delay is nan.\n"
+             "    RuntimeError: the loop is closed.");
+
+static PyObject *loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                 PyObject *kwnames)
+{
+    LoopObject *loop = (LoopObject *)self;
+    PyObject *context;
+    double delay;
+    if (plait_args_keyword("call_later", args, nargs, kwnames, 2, "context", &context) < 0 ||
+        parse_time("call_later", "delay", args[0], &delay) < 0 || plait_loop_check(loop) < 0)
+        return NULL;
+    if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_later", args[1], true) < 0)
+        return NULL;
+    return schedule_at(loop, time_now(loop) + delay, args[1], args + 2, nargs - 2, context);
+}
+
+PyDoc_STRVAR(call_at_doc, "call_at($self, when, callback, /, *args, context=None)\n--\n\n"
+                          "Call callback(*args) at `when`, in seconds of loop.time().\n\n"
+                          "Otherwise as call_later.");
+
+static PyObject *loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                              PyObject *kwnames)
+{
+    LoopObject *loop = (LoopObject *)self;
+    PyObject *context;
+    double when;
+    if (plait_args_keyword("call_at", args, nargs, kwnames, 2, "context", &context) < 0 ||
+        parse_time("call_at", "when", args[0], &when) < 0 || plait_loop_check(loop) < 0)
+        return NULL;
+    if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_at", args[1], true) < 0)
+        return NULL;
+    return schedule_at(loop, when, args[1], args + 2, nargs - 2, context);
+}
+
+PyDoc_STRVAR(time_doc, "time($self, /)\n--\n\n"
+                       "Return the loop's clock: seconds of CLOCK_MONOTONIC, as a float.");
+
+static PyObject *loop_time(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyFloat_FromDouble(time_now((LoopObject *)self));
+}
+
+PyDoc_STRVAR(create_future_doc, "create_future($self, /)\n--\n\n"
+                                "Return a new asyncio.Future of this loop.");
+
+static PyObject *loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    struct plait_state *state = ((LoopObject *)self)->state;
+    PyObject *args[2] = {NULL, self};
+    return PyObject_Vectorcall(state->asyncio_future, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                               state->kwnames_loop);
+}
+
+PyDoc_STRVAR(create_task_doc,
+             "create_task($self, coro, /, **kwargs)\n--\n\n"
+             "Schedule a coroutine as a task and return the asyncio.Task.\n\n"
+             "Args:\n"
+             "    coro (Coroutine): what to run.\n"
+             "    **kwargs: name, context, and what else this Python's asyncio.Task takes.\n\n"
+             "Raises:\n"
+             "    RuntimeError: the loop is closed.");
+
+/* The ordinary case: no factory. Task(coro, loop=self, **kwargs) without a dict. */
+static PyObject *loop_create_task(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                  PyObject *kwnames)
+{
+    LoopObject *loop = (LoopObject *)self;
+    struct plait_state *state = loop->state;
+    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
+    if (loop->task_factory != Py_None || loop->debug || nargs != 1 || nkw > 4 ||
+        plait_loop_check(loop) < 0) {
+        /* The coded-out cases, and the error messages, are the Python half's. */
+        PyErr_Clear();
+        PyObject *slow = PyObject_GetAttr(self, state->str_create_task_slow);
+        if (slow == NULL)
+            return NULL;
+        PyObject *result = PyObject_Vectorcall(slow, args, (size_t)nargs, kwnames);
+        Py_DECREF(slow);
+        return result;
+    }
+    PyObject *stack[8] = {NULL, args[0], self};
+    if (nkw == 0)
+        return PyObject_Vectorcall(state->asyncio_task, stack + 1,
+                                   1 | PY_VECTORCALL_ARGUMENTS_OFFSET, state->kwnames_loop);
+    PyObject *names = PyTuple_New(nkw + 1);
+    if (names == NULL)
+        return NULL;
+    PyTuple_SET_ITEM(names, 0, Py_NewRef(PyTuple_GET_ITEM(state->kwnames_loop, 0)));
+    for (Py_ssize_t i = 0; i < nkw; i++) {
+        PyTuple_SET_ITEM(names, i + 1, Py_NewRef(PyTuple_GET_ITEM(kwnames, i)));
+        stack[3 + i] = args[1 + i];
+    }
+    PyObject *task = PyObject_Vectorcall(state->asyncio_task, stack + 1,
+                                         1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+    Py_DECREF(names);
+    return task;
+}
+
+/* ---- watching descriptors ----------------------------------------------- */
+
+static void watch_run(struct pl_loop *core, struct pl_op *op);
+
+static struct watch *watch_of(struct pl_io *io)
+{
+    return io != NULL && io->op.run == watch_run ? PL_CONTAINER_OF(io, struct watch, io) : NULL;
+}
+
+/* Leaves the table; freed when its op is not queued and it does not run. */
+static void watch_close(LoopObject *loop, struct watch *w)
+{
+    pl_io_close(&loop->core, &w->io);
+    if (!w->io.queued && !w->running)
+        PyMem_Free(w);
+}
+
+static void watch_run(struct pl_loop *core, struct pl_op *op)
+{
+    LoopObject *loop = plait_loop_of_core(core);
+    struct watch *w = PL_CONTAINER_OF(op, struct watch, io.op);
+    unsigned ready = w->io.ready;
+    w->io.queued = false;
+    w->io.ready = 0;
+    w->running = true;
+    /* The callbacks may remove or replace their handles. What the first takes away the
+     * second does not see; both belong to one event of the poller, as in asyncio. */
+    HandleObject *reader = ready & PL_READABLE ? (HandleObject *)Py_XNewRef(w->reader) : NULL;
+    HandleObject *writer = ready & PL_WRITABLE ? (HandleObject *)Py_XNewRef(w->writer) : NULL;
+    if (reader != NULL) {
+        plait_handle_call(reader);
+        Py_DECREF(reader);
+    }
+    if (writer != NULL) {
+        plait_handle_call(writer);
+        Py_DECREF(writer);
+    }
+    w->running = false;
+    if (w->reader == NULL && w->writer == NULL && !w->io.queued)
+        PyMem_Free(w); /* closed by the callbacks */
+}
+
+static int watch_fd(PyObject *obj)
+{
+    int fd = PyObject_AsFileDescriptor(obj);
+    if (fd >= 0)
+        return fd;
+    /* selectors' error for what is no file. */
+    if (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "Invalid file object: %R", obj);
+    }
+    return -1;
+}
+
+static unsigned watch_wants(const struct watch *w)
+{
+    return (w->reader != NULL ? PL_READABLE : 0u) | (w->writer != NULL ? PL_WRITABLE : 0u);
+}
+
+static PyObject *watch_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                           PyObject *kwnames, const char *method, unsigned event)
+{
+    LoopObject *loop = (LoopObject *)self;
+    PyObject *context;
+    if (plait_args_keyword(method, args, nargs, kwnames, 2, "context", &context) < 0 ||
+        plait_loop_check(loop) < 0)
+        return NULL;
+    int fd = watch_fd(args[0]);
+    if (fd < 0)
+        return NULL;
+    struct pl_io *io = pl_io_find(&loop->core, fd);
+    struct watch *w = watch_of(io);
+    if (io != NULL && w == NULL) {
+        PyErr_Format(PyExc_RuntimeError, "File descriptor %d is used by a transport or server", fd);
+        return NULL;
+    }
+    HandleObject *h = plait_handle_new(loop, args[1], args + 2, nargs - 2, context);
+    if (h == NULL)
+        return NULL;
+    int r;
+    if (w == NULL) {
+        w = PyMem_Calloc(1, sizeof(*w));
+        if (w == NULL) {
+            Py_DECREF(h);
+            return PyErr_NoMemory();
+        }
+        r = pl_io_open(&loop->core, &w->io, fd, PL_IO_LEVEL, watch_run);
+        if (r < 0) {
+            PyMem_Free(w);
+            Py_DECREF(h);
+            return plait_raise(loop->state, r, NULL);
+        }
+    }
+    HandleObject **place = event == PL_READABLE ? &w->reader : &w->writer;
+    r = pl_io_watch(&loop->core, &w->io, watch_wants(w) | event);
+    if (r < 0) {
+        if (watch_wants(w) == 0)
+            watch_close(loop, w);
+        Py_DECREF(h);
+        return plait_raise(loop->state, r, NULL);
+    }
+    HandleObject *old = *place;
+    *place = (HandleObject *)Py_NewRef(h);
+    if (old != NULL) {
+        Py_XDECREF(PyObject_CallMethod((PyObject *)old, "cancel", NULL));
+        Py_DECREF(old);
+    }
+    return (PyObject *)h;
+}
+
+static PyObject *watch_remove(PyObject *self, PyObject *arg, unsigned event)
+{
+    LoopObject *loop = (LoopObject *)self;
+    if (loop->closed || !loop->core_ready)
+        Py_RETURN_FALSE;
+    int fd = watch_fd(arg);
+    if (fd < 0)
+        return NULL;
+    struct watch *w = watch_of(pl_io_find(&loop->core, fd));
+    HandleObject **place = w == NULL ? NULL : event == PL_READABLE ? &w->reader : &w->writer;
+    if (w == NULL || *place == NULL)
+        Py_RETURN_FALSE;
+    HandleObject *old = *place;
+    *place = NULL;
+    unsigned wants = watch_wants(w);
+    if (wants == 0)
+        watch_close(loop, w);
+    else if (pl_io_watch(&loop->core, &w->io, wants) < 0)
+        PyErr_Clear(); /* the descriptor is closed: no events, as wanted */
+    Py_XDECREF(PyObject_CallMethod((PyObject *)old, "cancel", NULL));
+    Py_DECREF(old);
+    Py_RETURN_TRUE;
+}
+
+PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, /, *args)\n--\n\n"
+                             "Call callback(*args) whenever fd can be read.");
+
+static PyObject *loop_add_reader(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                 PyObject *kwnames)
+{
+    return watch_add(self, args, nargs, kwnames, "add_reader", PL_READABLE);
+}
+
+PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, /, *args)\n--\n\n"
+                             "Call callback(*args) whenever fd can be written.");
+
+static PyObject *loop_add_writer(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                 PyObject *kwnames)
+{
+    return watch_add(self, args, nargs, kwnames, "add_writer", PL_WRITABLE);
+}
+
+PyDoc_STRVAR(remove_reader_doc, "_remove_reader($self, fd, /)\n--\n\n"
+                                "Stop watching fd for reading; tell whether it was watched.");
+
+static PyObject *loop_remove_reader(PyObject *self, PyObject *arg)
+{
+    return watch_remove(self, arg, PL_READABLE);
+}
+
+PyDoc_STRVAR(remove_writer_doc, "_remove_writer($self, fd, /)\n--\n\n"
+                                "Stop watching fd for writing; tell whether it was watched.");
+
+static PyObject *loop_remove_writer(PyObject *self, PyObject *arg)
+{
+    return watch_remove(self, arg, PL_WRITABLE);
+}
+
+PyDoc_STRVAR(owner_of_fd_doc, "_owner_of_fd($self, fd, /)\n--\n\n"
+                              "Return the transport or listener that uses fd, or None.");
+
+static PyObject *loop_owner_of_fd(PyObject *self, PyObject *arg)
+{
+    LoopObject *loop = (LoopObject *)self;
+    int fd = watch_fd(arg);
+    if (fd < 0)
+        return NULL;
+    struct pl_io *io = loop->core_ready ? pl_io_find(&loop->core, fd) : NULL;
+    PyObject *owner = NULL;
+    if (io != NULL)
+        owner = plait_transport_of_op(&io->op);
+    if (io != NULL && owner == NULL)
+        owner = plait_listener_of_op(&io->op);
+    return Py_NewRef(owner != NULL ? owner : Py_None);
+}
+
+PyDoc_STRVAR(new_transport_doc,
+             "_new_transport($self, sock, protocol, waiter, extra, server, context, /)\n--\n\n"
+             "Make the transport of a connected, non-blocking stream socket.");
+
+static PyObject *loop_new_transport(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    LoopObject *loop = (LoopObject *)self;
+    if (nargs != 6)
+        return PyErr_Format(PyExc_TypeError, "_new_transport() takes 6 arguments, got %zd", nargs);
+    if (plait_loop_check(loop) < 0)
+        return NULL;
+    int fd = watch_fd(args[0]);
+    if (fd < 0)
+        return NULL;
+    return plait_transport_new(loop, fd, args[0], args[1], args[2], args[3], args[4], args[5],
+                               NULL, 0);
+}
+
+PyDoc_STRVAR(after_fork_doc, "_after_fork($self, /)\n--\n\n"
+                             "In a forked child: let go of what the parent's loop uses.");
+
+static PyObject *loop_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    LoopObject *loop = (LoopObject *)self;
+    if (loop->core_ready)
+        pl_loop_after_fork(&loop->core);
+    Py_RETURN_NONE;
+}
+
+/* ---- the run ------------------------------------------------------------ */
+
+/* Waits with the interpreter detached. 0, or -1 with an exception set by a signal's
+ * handler. */
+static int wait_detached(LoopObject *loop, int64_t timeout)
+{
+    int r;
+    Py_BEGIN_ALLOW_THREADS r = pl_loop_wait(&loop->core, timeout);
+    Py_END_ALLOW_THREADS if (r >= 0 || r == -EINTR) return PyErr_CheckSignals();
+    (void)plait_raise(loop->state, r, "the poller failed");
+    return -1;
+}
+
+static int wait_at_once(LoopObject *loop)
+{
+    int r = pl_loop_wait(&loop->core, 0);
+    if (r < 0 && r != -EINTR) {
+        (void)plait_raise(loop->state, r, "the poller failed");
+        return -1;
+    }
+    return PyErr_CheckSignals();
+}
+
+PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\n"
+                      "Run iterations until _stopping is set; the core of run_forever.");
+
+static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    LoopObject *loop = (LoopObject *)self;
+    struct pl_loop *core = &loop->core;
+    if (plait_loop_check(loop) < 0)
+        return NULL;
+    if (!pl_loop_is_ours(core))
+        return plait_raise(loop->state, PL_EFORKED, "cannot run the event loop");
+    int skipped = MAX_SKIPPED_POLLS; /* the first iteration always polls */
+    int64_t polled = 0;
+    for (;;) {
+        int64_t timeout = loop->stopping ? 0 : pl_loop_timeout(core);
+        if (timeout != 0) {
+            if (wait_detached(loop, timeout) < 0)
+                return NULL;
+            skipped = 0;
+        } else if (skipped >= MAX_SKIPPED_POLLS || loop->stopping ||
+                   pl_queue_len(&core->ready) > MAX_SKIPPED_POLLS ||
+                   core->sys->now() - polled > MAX_SKIPPED_NS) {
+            if (wait_at_once(loop) < 0)
+                return NULL;
+            skipped = 0;
+            polled = core->sys->now();
+        } else {
+            skipped++;
+        }
+        if (PL_UNLIKELY(pl_loop_collect(core) < 0))
+            return PyErr_NoMemory();
+        (void)pl_loop_run(core, &loop->halt);
+        if (PL_UNLIKELY(loop->halt)) {
+            loop->halt = 0;
+            PyObject *raised = loop->raised;
+            loop->raised = NULL;
+            if (raised != NULL) {
+                PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
+                Py_DECREF(raised);
+            }
+            return NULL;
+        }
+        if (loop->stopping)
+            break;
+        if (PL_UNLIKELY(loop->closed))
+            return PyErr_Format(PyExc_RuntimeError, "Event loop is closed");
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- what a closed loop drops ------------------------------------------- */
+
+/* Visits, or gives up, every reference that the core holds for us. */
+static int visit_core(LoopObject *loop, visitproc visit, void *arg)
+{
+    struct pl_loop *core = &loop->core;
+    for (uint32_t i = core->ready.head; i != core->ready.tail; i++) {
+        struct pl_op *op = core->ready.slots[i & core->ready.mask];
+        Py_VISIT(plait_handle_of_op(op));
+    }
+    for (uint32_t i = 0; i < core->timers.len; i++)
+        Py_VISIT(plait_handle_of_op(&core->timers.slots[i].timer->op));
+    for (uint32_t i = 0; i < core->nfds; i++) {
+        struct pl_io *io = core->fds[i].io;
+        if (io == NULL)
+            continue;
+        struct watch *w = watch_of(io);
+        if (w != NULL) {
+            Py_VISIT(w->reader);
+            Py_VISIT(w->writer);
+        } else {
+            Py_VISIT(plait_transport_of_op(&io->op));
+            Py_VISIT(plait_listener_of_op(&io->op));
+        }
+    }
+    return 0;
+}
+
+/* Gives up what a queued op owns. An event's op owns nothing, its descriptor's entry does;
+ * but what has left the table, and only waits to tell that it is closed, has no entry. */
+static void drop_op(LoopObject *loop, struct pl_op *op)
+{
+    PyObject *owner = plait_handle_of_op(op);
+    if (owner != NULL) {
+        Py_DECREF(owner);
+        return;
+    }
+    if (op->run == watch_run) {
+        struct watch *w = PL_CONTAINER_OF(op, struct watch, io.op);
+        w->io.queued = false;
+        if (pl_io_find(&loop->core, w->io.fd) != &w->io)
+            PyMem_Free(w);
+        return;
+    }
+    struct pl_stream *stream = pl_stream_of_op(op);
+    if (stream != NULL) {
+        stream->io.queued = false;
+        if (stream->dead)
+            plait_transport_drop(plait_transport_of_op(op));
+        return;
+    }
+    struct pl_listener *listener = pl_listener_of_op(op);
+    if (listener != NULL) {
+        listener->io.queued = false;
+        if (!listener->accepting)
+            plait_listener_drop(plait_listener_of_op(op));
+    }
+}
+
+/* Gives up all that the core holds for us, and closes it. No callback runs, but destructors
+ * do: they find core_ready false and a loop that refuses work. An op that starts a transport
+ * comes in the queue before the op that ends it, so none is freed while it is queued. */
+static void drop_core(LoopObject *loop)
+{
+    if (!loop->core_ready)
+        return;
+    loop->core_ready = false;
+    struct pl_loop *core = &loop->core;
+    pl_loop_after_fork(core);
+
+    while (core->timers.len > 0) {
+        struct pl_timer *timer = core->timers.slots[core->timers.len - 1].timer;
+        (void)pl_timer_stop(core, timer);
+        Py_XDECREF(plait_handle_of_op(&timer->op)); /* a listener's retry owns nothing */
+    }
+    /* acquire: pairs with pl_loop_post. */
+    struct pl_post *post = atomic_exchange_explicit(&core->posts, NULL, memory_order_acquire);
+    for (struct pl_post *next; post != NULL; post = next) {
+        next = post->next;
+        drop_op(loop, &post->op);
+    }
+    for (struct pl_post *next; core->taken != NULL; core->taken = next) {
+        next = core->taken->next;
+        drop_op(loop, &core->taken->op);
+    }
+    while (pl_queue_len(&core->ready) > 0)
+        drop_op(loop, core->ready.slots[core->ready.head++ & core->ready.mask]);
+    for (struct pl_io *io = core->late; io != NULL; io = core->late) {
+        core->late = io->late;
+        drop_op(loop, &io->op);
+    }
+    for (uint32_t i = 0; i < core->nfds; i++) {
+        struct pl_io *io = core->fds[i].io;
+        if (io == NULL || io == &core->wake_io)
+            continue;
+        struct watch *w = watch_of(io);
+        PyObject *transport = plait_transport_of_op(&io->op);
+        if (w != NULL) {
+            HandleObject *reader = w->reader, *writer = w->writer;
+            w->reader = w->writer = NULL;
+            watch_close(loop, w);
+            Py_XDECREF(reader);
+            Py_XDECREF(writer);
+        } else if (transport != NULL) {
+            plait_transport_drop(transport);
+        } else {
+            PyObject *listener = plait_listener_of_op(&io->op);
+            if (listener != NULL)
+                plait_listener_drop(listener);
+        }
+    }
+    pl_loop_fini(core);
+}
+
+PyDoc_STRVAR(close_core_doc, "_close_core($self, /)\n--\n\n"
+                             "Give up descriptors, timers and queued callbacks.");
+
+static PyObject *loop_close_core(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    drop_core((LoopObject *)self);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(statistics_doc,
+             "statistics($self, /)\n--\n\n"
+             "Return counters since the loop was made.\n\n"
+             "Returns:\n"
+             "    dict[str, int | str]: backend; iterations; polls (calls to the poller);\n"
+             "    events (descriptors reported); callbacks (run from the ready queue);\n"
+             "    wakeups (by other threads); ready and timers (waiting now).");
+
+static PyObject *loop_statistics(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    LoopObject *loop = (LoopObject *)self;
+    const struct pl_loop_stats *s = &loop->core.stats;
+    return Py_BuildValue("{s:s, s:K, s:K, s:K, s:K, s:K, s:I, s:I}", "backend",
+                         pl_loop_backend_name(&loop->core), "iterations",
+                         (unsigned long long)s->iterations, "polls", (unsigned long long)s->polls,
+                         "events", (unsigned long long)s->events, "callbacks",
+                         (unsigned long long)s->ops, "wakeups", (unsigned long long)s->wakeups,
+                         "ready", pl_queue_len(&loop->core.ready), "timers", loop->core.timers.len);
+}
+
+/* ---- the type ----------------------------------------------------------- */
+
+static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    (void)args;
+    (void)kwargs; /* the Python half checks them */
+    struct plait_state *state = plait_state_of_type(type);
+    if (state == NULL)
+        return NULL;
+    LoopObject *loop = (LoopObject *)type->tp_alloc(type, 0);
+    if (loop == NULL)
+        return NULL;
+    loop->state = state;
+    loop->task_factory = Py_NewRef(Py_None);
+    loop->thread_id = Py_NewRef(Py_None);
+    loop->read_buffer = PyMem_Malloc(PLAIT_READ_BUFFER);
+    if (loop->read_buffer == NULL) {
+        Py_DECREF(loop);
+        return PyErr_NoMemory();
+    }
+    int r = pl_loop_init(&loop->core, NULL);
+    if (r < 0) {
+        Py_DECREF(loop);
+        return plait_raise(state, r, "cannot make an event loop");
+    }
+    loop->core_ready = true;
+    return (PyObject *)loop;
+}
+
+static int loop_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    LoopObject *loop = (LoopObject *)self;
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(loop->task_factory);
+    Py_VISIT(loop->thread_id);
+    Py_VISIT(loop->raised);
+    return loop->core_ready ? visit_core(loop, visit, arg) : 0;
+}
+
+static int loop_clear(PyObject *self)
+{
+    LoopObject *loop = (LoopObject *)self;
+    drop_core(loop);
+    Py_CLEAR(loop->task_factory);
+    Py_CLEAR(loop->thread_id);
+    Py_CLEAR(loop->raised);
+    PyMem_Free(loop->read_buffer);
+    loop->read_buffer = NULL;
+    return 0;
+}
+
+static void loop_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    if (PyObject_CallFinalizerFromDealloc(self) < 0)
+        return;
+    PyObject_GC_UnTrack(self);
+    (void)loop_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef loop_members[] = {
+    {"_closed", T_BOOL, offsetof(LoopObject, closed), 0, "Whether it is closed."},
+    {"_debug", T_BOOL, offsetof(LoopObject, debug), 0, "Whether debug mode is on."},
+    {"_stopping", T_BOOL, offsetof(LoopObject, stopping), 0, "Whether stop was called."},
+    {"_task_factory", T_OBJECT, offsetof(LoopObject, task_factory), 0, "The task factory."},
+    {"_thread_id", T_OBJECT, offsetof(LoopObject, thread_id), 0, "The running thread."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+#define FAST(function) (PyCFunction)(void (*)(void))(function)
+
+static PyMethodDef loop_methods[] = {
+    {"call_soon", FAST(loop_call_soon), METH_FASTCALL | METH_KEYWORDS, call_soon_doc},
+    {"call_soon_threadsafe", FAST(loop_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS,
+     call_soon_threadsafe_doc},
+    {"call_later", FAST(loop_call_later), METH_FASTCALL | METH_KEYWORDS, call_later_doc},
+    {"call_at", FAST(loop_call_at), METH_FASTCALL | METH_KEYWORDS, call_at_doc},
+    {"time", loop_time, METH_NOARGS, time_doc},
+    {"create_future", loop_create_future, METH_NOARGS, create_future_doc},
+    {"create_task", FAST(loop_create_task), METH_FASTCALL | METH_KEYWORDS, create_task_doc},
+    {"_add_reader", FAST(loop_add_reader), METH_FASTCALL | METH_KEYWORDS, add_reader_doc},
+    {"_add_writer", FAST(loop_add_writer), METH_FASTCALL | METH_KEYWORDS, add_writer_doc},
+    {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
+    {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
+    {"_owner_of_fd", loop_owner_of_fd, METH_O, owner_of_fd_doc},
+    {"_new_transport", FAST(loop_new_transport), METH_FASTCALL, new_transport_doc},
+    {"_after_fork", loop_after_fork, METH_NOARGS, after_fork_doc},
+    {"_run", loop_run, METH_NOARGS, run_doc},
+    {"_close_core", loop_close_core, METH_NOARGS, close_core_doc},
+    {"statistics", loop_statistics, METH_NOARGS, statistics_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot loop_slots[] = {
+    {Py_tp_doc, (void *)"The C half of plait.Loop."},
+    {Py_tp_new, loop_new},
+    {Py_tp_dealloc, loop_dealloc},
+    {Py_tp_traverse, loop_traverse},
+    {Py_tp_clear, loop_clear},
+    {Py_tp_members, loop_members},
+    {Py_tp_methods, loop_methods},
+    {0, NULL},
+};
+
+static PyType_Spec loop_spec = {
+    .name = "plait._core.Loop",
+    .basicsize = sizeof(LoopObject),
+    .flags =
+        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = loop_slots,
+};
+
+/* ---- the module's part -------------------------------------------------- */
+
+PyObject *plait_raise(struct plait_state *state, int code, const char *what)
+{
+    (void)state;
+    if (code == -ENOMEM)
+        return PyErr_NoMemory();
+    if (code > -4096) {
+        PyObject *args =
+            what == NULL ? Py_BuildValue("(is)", -code, pl_error_text(code))
+                         : Py_BuildValue("(iN)", -code,
+                                         PyUnicode_FromFormat("%s: %s", what, pl_error_text(code)));
+        if (args != NULL) {
+            PyErr_SetObject(PyExc_OSError, args); /* chooses the subclass by the number */
+            Py_DECREF(args);
+        }
+        return NULL;
+    }
+    return PyErr_Format(PyExc_RuntimeError, "%s%s%s", what != NULL ? what : "",
+                        what != NULL ? ": " : "", pl_error_text(code));
+}
+
+/* Stores module.name in *place. */
+static int import_from(const char *module_name, const char *name, PyObject **place)
+{
+    PyObject *module = PyImport_ImportModule(module_name);
+    if (module == NULL)
+        return -1;
+    *place = PyObject_GetAttrString(module, name);
+    Py_DECREF(module);
+    return *place == NULL ? -1 : 0;
+}
+
+/* Whether Server._attach takes the transport (it does from 3.13 on). */
+static int ask_server_signature(struct plait_state *state)
+{
+    PyObject *server, *attach = NULL, *code = NULL, *count = NULL;
+    if (import_from("asyncio.base_events", "Server", &server) < 0)
+        return -1;
+    attach = PyObject_GetAttr(server, state->str_attach);
+    if (attach != NULL)
+        code = PyObject_GetAttrString(attach, "__code__");
+    if (code != NULL)
+        count = PyObject_GetAttrString(code, "co_argcount");
+    long n = count == NULL ? -1 : PyLong_AsLong(count);
+    Py_XDECREF(count);
+    Py_XDECREF(code);
+    Py_XDECREF(attach);
+    Py_DECREF(server);
+    if (n < 0)
+        return -1;
+    state->loop.server_takes_transport = n >= 2;
+    return 0;
+}
+
+int plait_loop_exec(PyObject *module, struct plait_state *state)
+{
+    static const struct {
+        size_t offset;
+        const char *text;
+    } names[] = {
+#define NAME(field, text) {offsetof(struct plait_state, field), text}
+        NAME(str_buffer_updated, "buffer_updated"),
+        NAME(str_call_exception_handler, "call_exception_handler"),
+        NAME(str_check_callback, "_check_callback"),
+        NAME(str_check_thread, "_check_thread"),
+        NAME(str_close, "close"),
+        NAME(str_connection_lost, "connection_lost"),
+        NAME(str_connection_made, "connection_made"),
+        NAME(str_create_task_slow, "_create_task_slow"),
+        NAME(str_data_received, "data_received"),
+        NAME(str_eof_received, "eof_received"),
+        NAME(str_get_buffer, "get_buffer"),
+        NAME(str_pause_writing, "pause_writing"),
+        NAME(str_report_slow, "_report_slow"),
+        NAME(str_resume_writing, "resume_writing"),
+        NAME(str_set_result, "set_result"),
+        NAME(str_done, "done"),
+        NAME(str_attach, "_attach"),
+        NAME(str_detach, "_detach"),
+#undef NAME
+    };
+    for (size_t i = 0; i < PL_ARRAY_LEN(names); i++) {
+        PyObject **place = (PyObject **)(void *)((char *)state + names[i].offset);
+        *place = PyUnicode_InternFromString(names[i].text);
+        if (*place == NULL)
+            return -1;
+    }
+    state->kwnames_loop = Py_BuildValue("(N)", PyUnicode_InternFromString("loop"));
+    if (state->kwnames_loop == NULL)
+        return -1;
+    if (import_from("asyncio", "Future", &state->asyncio_future) < 0 ||
+        import_from("asyncio", "Task", &state->asyncio_task) < 0 ||
+        import_from("asyncio", "BufferedProtocol", &state->asyncio_buffered_protocol) < 0 ||
+        import_from("asyncio.trsock", "TransportSocket", &state->asyncio_transport_socket) < 0 ||
+        import_from("asyncio.format_helpers", "extract_stack", &state->asyncio_extract_stack) < 0 ||
+        import_from("socket", "socket", &state->socket_type) < 0 ||
+        import_from("asyncio.log", "logger", &state->logger) < 0)
+        return -1;
+    PyObject *modes;
+    if (import_from("asyncio.constants", "_SendfileMode", &modes) < 0)
+        return -1;
+    state->asyncio_sendfile_mode = PyObject_GetAttrString(modes, "TRY_NATIVE");
+    Py_DECREF(modes);
+    if (state->asyncio_sendfile_mode == NULL || ask_server_signature(state) < 0)
+        return -1;
+
+    if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
+        plait_listener_type(module, state) < 0)
+        return -1;
+    state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
+    if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)
+        return -1;
+    return 0;
+}
+
+void plait_loop_clear(struct plait_state *state)
+{
+    while (state->loop.free_handles_len > 0) {
+        PyObject *h = state->loop.free_handles[--state->loop.free_handles_len];
+        PyTypeObject *type = Py_TYPE(h);
+        PyObject_GC_Del(h);
+        Py_DECREF(type);
+    }
+}

@@ -1,0 +1,96 @@
+/* loop.h - the objects of the loop's binding, shared by its files. */
+#ifndef PLAIT_EXT_LOOP_H
+#define PLAIT_EXT_LOOP_H
+
+#include "state.h"
+
+#define PLAIT_HANDLE_INLINE 3
+#define PLAIT_READ_BUFFER ((size_t)256 << 10)
+
+/* plait._core.Loop. The core's loop points back here with `user`. */
+typedef struct {
+    PyObject_HEAD
+    struct pl_loop core;
+    struct plait_state *state; /* borrows: our type keeps the module alive */
+    PyObject *task_factory;
+    PyObject *thread_id; /* an int while the loop runs, else None */
+    volatile int halt;   /* an exception is to leave run_forever */
+    char debug;
+    char closed;
+    char stopping;
+    bool core_ready;
+    PyObject *raised;  /* the exception behind halt */
+    char *read_buffer; /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+} LoopObject;
+
+/* plait._core.Handle. In the ready queue or the list of posts it owns a reference to
+ * itself, which its run gives up. */
+typedef struct {
+    PyObject_HEAD
+    struct pl_post post;
+    LoopObject *loop;
+    PyObject *callback; /* NULL once cancelled */
+    PyObject *context;
+    PyObject *args;  /* a tuple when there are more than fit inline, else NULL */
+    PyObject *stack; /* source traceback in debug mode, else NULL */
+    uint32_t nargs;
+    bool cancelled;
+    bool running;
+    /* Vectorcall may write to the slot before its arguments. */
+    PyObject *inlined[PLAIT_HANDLE_INLINE + 1];
+} HandleObject;
+
+typedef struct {
+    HandleObject handle;
+    struct pl_timer timer;
+    double when;
+} TimerHandleObject;
+
+/* handle.c. The arguments are borrowed; context may be NULL: a copy of the current. */
+HandleObject *plait_handle_new(LoopObject *loop, PyObject *callback, PyObject *const *args,
+                               Py_ssize_t nargs, PyObject *context);
+TimerHandleObject *plait_timer_handle_new(LoopObject *loop, double when, PyObject *callback,
+                                          PyObject *const *args, Py_ssize_t nargs,
+                                          PyObject *context);
+/* Calls the callback in its context and tells the loop of an exception. Keeps the handle. */
+void plait_handle_call(HandleObject *handle);
+/* The handle that a queued op belongs to, borrowed; NULL when it is another's. */
+PyObject *plait_handle_of_op(struct pl_op *op);
+int plait_handle_types(PyObject *module, struct plait_state *state);
+
+/* loop.c */
+/* 0, or -1 with RuntimeError set: closed, or forked. */
+int plait_loop_check(LoopObject *loop);
+/* Takes the exception that is set: SystemExit and KeyboardInterrupt leave the loop, all
+ * else goes to the loop's exception handler with this message and, when not NULL, these
+ * extra entries. */
+void plait_loop_handle_error(LoopObject *loop, PyObject *message, const char *key1,
+                             PyObject *value1, const char *key2, PyObject *value2);
+/* Schedules a callback with one argument. */
+int plait_loop_call_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObject *context);
+/* In debug mode: tells when the callback that began at t0 took too long. `what` borrows. */
+void plait_loop_report_slow(LoopObject *loop, PyObject *what, int64_t t0);
+
+/* transport.c. Takes over fd when sock is NULL, else refers to sock and its fd. `addr` is the
+ * peer's address when known, else NULL. */
+PyObject *plait_transport_new(LoopObject *loop, int fd, PyObject *sock, PyObject *protocol,
+                              PyObject *waiter, PyObject *extra, PyObject *server,
+                              PyObject *context, const struct sockaddr *addr, socklen_t addr_len);
+/* The transport that a queued op or a descriptor belongs to, borrowed; else NULL. */
+PyObject *plait_transport_of_op(struct pl_op *op);
+/* Takes a transport out of a loop that closes, and gives up the registration's reference. */
+void plait_transport_drop(PyObject *transport);
+int plait_transport_type(PyObject *module, struct plait_state *state);
+
+/* server.c */
+/* The listener that a queued op or a descriptor belongs to, borrowed; else NULL. */
+PyObject *plait_listener_of_op(struct pl_op *op);
+void plait_listener_drop(PyObject *listener);
+int plait_listener_type(PyObject *module, struct plait_state *state);
+
+static inline LoopObject *plait_loop_of_core(struct pl_loop *core)
+{
+    return PL_CONTAINER_OF(core, LoopObject, core);
+}
+
+#endif /* PLAIT_EXT_LOOP_H */

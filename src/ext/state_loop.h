@@ -1,0 +1,70 @@
+/* state_loop.h - what the loop keeps in the module's state. */
+#ifndef PLAIT_STATE_LOOP_H
+#define PLAIT_STATE_LOOP_H
+
+#include <Python.h>
+
+/* X(type, name): one owned reference each: our types, names that hot calls use
+ * (str_*), and what is borrowed from the standard library (asyncio_*). */
+#define PLAIT_LOOP_OBJECTS(X)                                                                                                                \
+    X (PyTypeObject, loop_type)                                                                                                              \
+        X (PyTypeObject, handle_type)                                                                                                        \
+            X (PyTypeObject, timer_handle_type)                                                                                              \
+                X (PyTypeObject, transport_type)                                                                                             \
+                    X (PyTypeObject, listener_type)                                                                                          \
+                        X (PyObject, asyncio_future)                                                                                         \
+                            X (PyObject, asyncio_task)                                                                                       \
+                                X (PyObject, asyncio_buffered_protocol)                                                                      \
+                                    X (PyObject, asyncio_transport_socket)                                                                   \
+                                        X (PyObject, asyncio_extract_stack)                                                                  \
+                                            X (PyObject, asyncio_sendfile_mode)                                                              \
+                                                X (PyObject, socket_type)                                                                    \
+                                                    X (PyObject, logger)                                                                     \
+                                                        X (PyObject, kwnames_loop)                                                           \
+                                                            X (PyObject, str_buffer_updated)                                                 \
+                                                                X (PyObject,                                                                 \
+                                                                   str_call_exception_handler)                                               \
+                                                                    X (PyObject,                                                             \
+                                                                       str_check_callback)                                                   \
+                                                                        X (PyObject,                                                         \
+                                                                           str_check_thread)                                                 \
+                                                                            X (PyObject,                                                     \
+                                                                               str_close)                                                    \
+                                                                                X (PyObject,                                                 \
+                                                                                   str_connection_lost)                                      \
+                                                                                    X (PyObject,                                             \
+                                                                                       str_connection_made)                                  \
+                                                                                        X (PyObject,                                         \
+                                                                                           str_create_task_slow)                             \
+                                                                                            X (PyObject,                                     \
+                                                                                               str_data_received)                            \
+                                                                                                X (PyObject,                                 \
+                                                                                                   str_eof_received)                         \
+                                                                                                    X (PyObject,                             \
+                                                                                                       str_get_buffer)                       \
+                                                                                                        X (PyObject,                         \
+                                                                                                           str_pause_writing)                \
+                                                                                                            X (PyObject,                     \
+                                                                                                               str_report_slow)              \
+                                                                                                                X (PyObject,                 \
+                                                                                                                   str_resume_writing)       \
+                                                                                                                    X (PyObject,             \
+                                                                                                                       str_set_result)       \
+                                                                                                                        X (PyObject,         \
+                                                                                                                           str_done)         \
+                                                                                                                            X (PyObject,     \
+                                                                                                                               str_attach)   \
+                                                                                                                                X (PyObject, \
+                                                                                                                                   str_detach)
+
+#define PLAIT_FREE_HANDLES 256
+
+struct plait_loop_state {
+    /* Handles ready for use again; each keeps the reference to its type. One thread at a
+     * time uses the list: the interpreter's lock guards it. Not built without that lock. */
+    PyObject *free_handles[PLAIT_FREE_HANDLES];
+    int free_handles_len;
+    bool server_takes_transport; /* Server._attach(transport), from 3.13 on */
+};
+
+#endif /* PLAIT_STATE_LOOP_H */
