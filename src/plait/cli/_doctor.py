@@ -227,7 +227,7 @@ def _text(found: dict[str, Any]) -> str:
     backend, build = found["backend"], found["build"]
     gil = "with the GIL" if python["gil"] else "without the GIL"
     rows: list[tuple[str, str]] = [
-        ("plait", f"{found['plait']}, compiled by {build['compiler']}"),
+        ("plait", f"{found['plait']} (compiler {build['compiler']})"),
         (
             "python",
             f"{python['implementation']} {python['version']} {gil}, "
