@@ -165,6 +165,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes) -> None:
+    if not axes.get_legend_handles_labels()[0]:
+        return  # Nothing was answered, so nothing was drawn.
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.1)
 
 
@@ -216,6 +218,8 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    # The names of groups repeat from plot to plot, and nothing refers to them.
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     for placeholder, variable in _VARIABLES.items():
