@@ -386,7 +386,7 @@ static void watch_close(LoopObject *loop, struct watch *w)
 
 static void watch_run(struct pl_loop *core, struct pl_op *op)
 {
-    LoopObject *loop = plait_loop_of_core(core);
+    (void)core;
     struct watch *w = PL_CONTAINER_OF(op, struct watch, io.op);
     unsigned ready = w->io.ready;
     w->io.queued = false;
