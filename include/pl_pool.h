@@ -131,8 +131,8 @@ _Static_assert(offsetof(struct pl_share, armed) == 256, "the layout is shared");
 /* The owner's private books of a slice. */
 struct pl_heap_block {
     uint64_t offset; /* from the start of the slice */
-    uint32_t next;   /* in the free list of its class: id + 1 */
-    uint32_t lent_to;
+    uint32_t next;   /* in the free list of its class, or in its cell's list: id + 1 */
+    uint32_t holder; /* the cell that it is lent with, then the seat that has it */
     uint8_t cls;
     uint8_t state;
 };
@@ -175,7 +175,7 @@ struct pl_cell {
     void *user;
     uint64_t pos;
     uint32_t next_free; /* number + 1 */
-    uint32_t seat;      /* who finished it */
+    uint32_t blocks;    /* lent with this task: id + 1, a list through pl_heap_block.next */
     uint8_t state;
 };
 
@@ -183,6 +183,7 @@ struct pl_view; /* a worker's block in the parent's hands */
 
 struct pl_parent_seat {
     bool taken;
+    bool suspect; /* broke the protocol: nothing more is read from it */
     uint32_t done_head;
     uint64_t low_mark; /* the next worker allocates above this */
     struct pl_view *views;
@@ -222,6 +223,7 @@ struct pl_pool {
     uint32_t cells_used;
     uint32_t free_cell; /* number + 1 */
     uint32_t turn;      /* the seat that pl_pool_next looks at first */
+    uint32_t seats_high; /* seats at or above were never taken */
     struct pl_cell *cells;        /* owns */
     struct pl_parent_seat *seats; /* owns */
     struct pl_heap heap;
@@ -262,8 +264,8 @@ void pl_pool_post(struct pl_pool *pool, uint32_t cell);
 /* Rings for a parked worker if tasks wait. Cheap when there is nothing to do. */
 void pl_pool_flush(struct pl_pool *pool);
 
-/* Takes a posted task back; true when no worker had claimed it: the slot is free again and
- * block (if any) is the parent's as before. */
+/* Takes a posted task back; true when no worker had claimed it: the slot is free again, and
+ * so are the blocks that were lent with it. */
 bool pl_pool_withdraw(struct pl_pool *pool, uint32_t cell);
 
 /* The next finished task: 1 with *cell set, 0 when there is none, or PL_EPROTO with *seat
@@ -305,10 +307,15 @@ bool pl_pool_spin(const struct pl_pool *pool);
  * -EAGAIN when all are taken. */
 int pl_pool_seat(struct pl_pool *pool, uint32_t *seat, uint64_t *low_mark) PL_MUST_CHECK;
 
-/* After the death of a seat's worker. First the caller drains with pl_pool_next until it
- * says 0; then this frees the seat and takes back the worker's blocks. A task that it had
- * claimed: 1 with *cell set (its slot is in state DONE, to be released); else 0. */
-int pl_pool_bury(struct pl_pool *pool, uint32_t seat, uint32_t *cell) PL_MUST_CHECK;
+enum pl_burial {
+    PL_BURIED = 0,   /* the seat is free, the worker's blocks are taken back */
+    PL_LOST = 1,     /* *cell is a task that the worker had claimed */
+    PL_FINISHED = 2, /* *cell is a task that it had finished: a result, as pl_pool_next's */
+};
+
+/* After the death of a seat's worker, and after pl_pool_next has said 0: called until it
+ * says PL_BURIED. The caller releases each cell that it is given. */
+enum pl_burial pl_pool_bury(struct pl_pool *pool, uint32_t seat, uint32_t *cell) PL_MUST_CHECK;
 
 /* Tells all workers to end when they are idle. */
 void pl_pool_close(struct pl_pool *pool);
@@ -323,8 +330,8 @@ int pl_pool_alloc(struct pl_pool *pool, uint64_t size, struct pl_block *block,
                   void **data) PL_MUST_CHECK;
 void pl_pool_free(struct pl_pool *pool, const struct pl_block *block);
 
-/* Notes that the task in `cell` carries a block; whoever claims the task holds it, and it is
- * taken back when that worker returns it or dies. */
+/* Notes that the staged task in `cell` carries a block; whoever claims the task holds it,
+ * and it is taken back when that worker returns it or dies. */
 void pl_pool_lend(struct pl_pool *pool, const struct pl_block *block, uint32_t cell);
 
 /* Takes over a block that worker `seat` named in the result in `cell`: one of its own, or
