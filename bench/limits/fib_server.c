@@ -2,15 +2,16 @@
  *
  * The limit that the other models of the lab are held against. One loop serves all
  * connections. Numbers up to --inline are computed by the loop itself, for that takes a
- * few microseconds; larger ones go to worker processes, so the loop never stops. A worker
- * has one number at a time; the rest waits in one queue, first come first served.
+ * few microseconds; larger ones are posted on the board of a pool of worker processes, so
+ * the loop never stops. The pool tells of results and deaths by one descriptor, which the
+ * loop watches.
  *
  * Protocol: src/plait/lab/protocol.py; the answers here are the same to the letter.
  *
  * Lifetime of a connection: its stream, a number under way and a linger timer each hold
  * it; the last one to let go frees it.
  *
- * Sections: numbers, connections, workers, arguments and main.
+ * Sections: numbers, connections, the pool, arguments and main.
  */
 #include "pl.h"
 
@@ -25,7 +26,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -35,15 +35,13 @@
 #define OUT_HIGH 65536 /* bytes waiting for a slow reader before its lines are left alone */
 #define DRAIN 65536    /* bytes of an over-long line that are read after its answer */
 #define LINGER PL_NSEC_PER_SEC
-#define RESPAWN (PL_NSEC_PER_SEC / 10) /* between the starts of a worker that dies at once */
 
 struct server;
-struct worker;
 
 struct conn {
     struct pl_stream stream;
     struct server *server;    /* borrows */
-    struct conn *next_queued; /* in server->first_queued */
+    struct conn *next_queued; /* in the queue for a full board */
     struct pl_timer linger;
     int fd;   /* owns */
     int n;    /* what a worker computes for us */
@@ -56,22 +54,14 @@ struct conn {
     char in[IN_SIZE];
 };
 
-struct worker {
-    struct pl_io io;
-    struct pl_child child;
-    struct pl_timer respawn;
-    struct server *server; /* borrows */
-    struct conn *conn;     /* whose number it computes; shares by `busy` */
-    int fd;                /* owns; -1 while there is no process */
-    int64_t born;
-};
-
 struct server {
     struct pl_loop loop;
     struct pl_listener listener;
     struct pl_io signals;
-    struct worker *workers; /* owns */
-    int nworkers;
+    struct pl_io results; /* of the pool */
+    struct pl_pool pool;
+    struct pl_workers *workers; /* owns */
+    /* Connections whose number did not fit on the board, oldest first. */
     struct conn *first_queued;
     struct conn *last_queued;
     int limit;
@@ -146,7 +136,7 @@ static int parse(const char *line, size_t len, int limit, char *out, size_t size
 
 /* ---- connections -------------------------------------------------------- */
 
-static void give_work(struct server *server);
+static bool post_number(struct conn *c);
 
 static void let_go(struct conn *c)
 {
@@ -186,13 +176,14 @@ static void queue_number(struct conn *c, int n)
     c->n = n;
     c->busy = true;
     c->held++;
+    if (server->first_queued == NULL && post_number(c))
+        return;
     c->next_queued = NULL;
     if (server->first_queued == NULL)
         server->first_queued = c;
     else
         server->last_queued->next_queued = c;
     server->last_queued = c;
-    give_work(server);
 }
 
 static void linger_over(struct pl_loop *loop, struct pl_op *op)
@@ -374,89 +365,59 @@ static void listener_closed(struct pl_listener *l)
     (void)l;
 }
 
-/* ---- workers ------------------------------------------------------------ */
+/* ---- the pool ----------------------------------------------------------- */
 
-/* What a worker does until the server closes its end, or dies. */
-__attribute__((noreturn)) static void work(int fd)
+/* What a worker process runs until the pool is closed. */
+static int work(struct pl_member *member, void *arg)
 {
+    (void)arg;
+    /* The server's sockets must not live on in here: a client would never see its
+     * connection closed. The eventfd is all that a worker needs, for the shared memory is
+     * mapped. */
+    unsigned keep = (unsigned)member->eventfd;
+    if ((keep > 3 && syscall(SYS_close_range, 3u, keep - 1, 0u) < 0) ||
+        syscall(SYS_close_range, keep + 1, ~0u, 0u) < 0)
+        return 1;
+    sigset_t none;
+    sigemptyset(&none);
+    (void)sigprocmask(SIG_SETMASK, &none, NULL); /* cannot fail with these arguments */
     for (;;) {
+        uint32_t cell;
+        int r = pl_member_take(member, &cell);
+        if (r == PL_ECLOSED)
+            return 0;
+        if (r == 0) {
+            r = pl_member_wait(member);
+            if (r == 0 || r == -EINTR)
+                continue;
+        }
+        if (r < 0)
+            return 1;
+        struct pl_slot *slot = &member->slots[cell];
         int n;
-        ssize_t got = recv(fd, &n, sizeof n, 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got != sizeof n)
-            _exit(got == 0 ? 0 : 1);
+        memcpy(&n, slot->bytes, sizeof n);
         uint64_t value = fib(n);
-        if (send(fd, &value, sizeof value, MSG_NOSIGNAL) != sizeof value)
-            _exit(1);
+        memcpy(slot->bytes, &value, sizeof value);
+        slot->len = sizeof value;
+        pl_member_done(member, cell);
     }
 }
 
-static void worker_exited(struct pl_child *child, int status, const struct rusage *usage);
-static void worker_ready(struct pl_loop *loop, struct pl_op *op);
-
-/* Starts the process of a worker. 0 or a negative code. */
-static int start_worker(struct worker *w)
+/* False when the board is full. */
+static bool post_number(struct conn *c)
 {
-    struct pl_loop *loop = &w->server->loop;
-    int fds[2];
-    w->born = pl_loop_now(loop);
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
-        return -errno;
-    pid_t parent = getpid();
-    pid_t pid = fork();
-    if (pid == 0) {
-        /* The server's sockets must not live on in here: a client would never see its
-         * connection closed. */
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (getppid() != parent || dup2(fds[1], 3) < 0 || syscall(SYS_close_range, 4u, ~0u, 0u) < 0)
-            _exit(1);
-        sigset_t none;
-        sigemptyset(&none);
-        signal(SIGINT, SIG_IGN); /* Ctrl+C reaches the whole group; the server decides. */
-        sigprocmask(SIG_SETMASK, &none, NULL);
-        work(3);
-    }
-    int r = pid < 0 ? -errno : 0;
-    close(fds[1]);
-    if (r < 0)
-        goto fail_fork;
-    r = pl_io_open(loop, &w->io, fds[0], PL_IO_LEVEL, worker_ready);
-    if (r < 0)
-        goto fail_open;
-    r = pl_io_watch(loop, &w->io, PL_READABLE);
-    if (r < 0)
-        goto fail_watch;
-    w->child.exited = worker_exited;
-    r = pl_child_watch(loop, &w->child, pid);
-    if (r < 0)
-        goto fail_watch;
-    w->fd = fds[0];
-    return 0;
-
-fail_watch:
-    pl_io_close(loop, &w->io);
-fail_open:
-    kill(pid, SIGKILL);
-    waitpid(pid, NULL, 0);
-fail_fork:
-    close(fds[0]);
-    return r;
-}
-
-static void give_work(struct server *server)
-{
-    for (int i = 0; i < server->nworkers && server->first_queued != NULL; i++) {
-        struct worker *w = &server->workers[i];
-        if (w->fd < 0 || w->conn != NULL)
-            continue;
-        struct conn *c = server->first_queued;
-        server->first_queued = c->next_queued;
-        w->conn = c;
-        /* One small message to an empty socket: it fails only when the worker is dead, and
-         * then worker_exited answers. */
-        (void)!send(w->fd, &c->n, sizeof c->n, MSG_NOSIGNAL | MSG_DONTWAIT);
-    }
+    struct pl_pool *pool = &c->server->pool;
+    uint32_t cell;
+    if (pl_pool_stage(pool, c, &cell) < 0)
+        return false;
+    struct pl_slot *slot = &pool->slots[cell];
+    memcpy(slot->bytes, &c->n, sizeof c->n);
+    slot->len = sizeof c->n;
+    slot->kind = 0;
+    slot->flags = 0;
+    slot->block = (struct pl_block){0};
+    pl_pool_post(pool, cell);
+    return true;
 }
 
 /* The number of a connection is there, or will never be. */
@@ -473,90 +434,61 @@ static void finish(struct conn *c, const char *problem, uint64_t value)
     let_go(c);
 }
 
-static void worker_ready(struct pl_loop *loop, struct pl_op *op)
+static void number_done(struct pl_pool *pool, uint32_t cell, void *arg)
 {
-    (void)loop;
-    struct worker *w = PL_CONTAINER_OF(op, struct worker, io.op);
-    w->io.queued = false;
-    w->io.ready = 0;
-    if (w->fd < 0)
-        return;
+    (void)arg;
+    struct conn *c = pool->cells[cell].user;
     uint64_t value;
-    ssize_t n = recv(w->fd, &value, sizeof value, MSG_DONTWAIT);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
-    if (n != sizeof value) {
-        /* It is dying; worker_exited will tell. Until then its end of stream would be
-         * reported without end. */
-        pl_io_close(loop, &w->io);
-        return;
-    }
-    struct conn *c = w->conn;
-    w->conn = NULL;
-    give_work(w->server); /* First: the worker computes while we write the answer. */
-    if (c != NULL)
-        finish(c, NULL, value);
+    memcpy(&value, pool->slots[cell].bytes, sizeof value);
+    pl_pool_release(pool, cell);
+    finish(c, NULL, value);
 }
 
-static void try_start(struct worker *w)
+/* The slot is released by the caller. */
+static void number_lost(struct pl_pool *pool, uint32_t cell, int status, void *arg)
 {
-    struct pl_loop *loop = &w->server->loop;
-    int r = start_worker(w);
-    if (r == 0) {
-        give_work(w->server);
-        return;
-    }
-    complain("cannot start a worker: %s; trying again", pl_error_text(r));
-    r = pl_timer_start(loop, &w->respawn, pl_loop_now(loop) + RESPAWN);
-    if (r < 0) {
-        complain("giving up: %s", pl_error_text(r));
-        w->server->stop = 1;
-    }
+    (void)arg;
+    char text[64];
+    if (WIFSIGNALED(status))
+        snprintf(text, sizeof text, "error: the worker died (signal %d)\n", WTERMSIG(status));
+    else
+        snprintf(text, sizeof text, "error: the worker died (status %d)\n", status);
+    finish(pool->cells[cell].user, text, 0);
 }
 
-static void respawn_due(struct pl_loop *loop, struct pl_op *op)
+static void give_work(struct server *server)
+{
+    struct conn *c;
+    while ((c = server->first_queued) != NULL && post_number(c))
+        server->first_queued = c->next_queued;
+}
+
+static void results_ready(struct pl_loop *loop, struct pl_op *op)
 {
     (void)loop;
-    try_start(PL_CONTAINER_OF(op, struct worker, respawn.op));
-}
-
-static void worker_exited(struct pl_child *child, int status, const struct rusage *usage)
-{
-    (void)usage;
-    struct worker *w = PL_CONTAINER_OF(child, struct worker, child);
-    struct pl_loop *loop = &w->server->loop;
-    pid_t pid = child->pid;
-    pl_io_close(loop, &w->io);
-    close(w->fd);
-    w->fd = -1;
-    complain("worker %d ended with status %d", (int)pid, status);
-    struct conn *c = w->conn;
-    w->conn = NULL;
-    if (c != NULL) {
-        char text[64];
-        snprintf(text, sizeof text, "error: the worker died (pid %d)\n", (int)pid);
-        finish(c, text, 0);
-    }
-    /* One that lived a while is replaced at once; one that dies at its birth would else
-     * have us fork in a loop. */
-    if (pl_loop_now(loop) - w->born > RESPAWN)
-        try_start(w);
-    else if (pl_timer_start(loop, &w->respawn, loop->now + RESPAWN) < 0)
-        w->server->stop = 1;
-}
-
-static void stop_workers(struct server *server)
-{
-    for (int i = 0; i < server->nworkers; i++) {
-        struct worker *w = &server->workers[i];
-        if (w->fd < 0)
-            continue;
-        /* Not SIGTERM: there is nothing that a worker could tidy up. */
-        kill(w->child.pid, SIGKILL);
-        waitpid(w->child.pid, NULL, 0);
-        pl_child_unwatch(&w->child);
-        close(w->fd);
-    }
+    struct server *server = PL_CONTAINER_OF(op, struct server, results.op);
+    struct pl_pool *pool = &server->pool;
+    server->results.queued = false;
+    server->results.ready = 0;
+    do {
+        uint32_t tags = 0, cell, seat;
+        int r = pl_pool_wait(pool, 0, &tags);
+        if (r > 0 && (tags & ~(1u << 31)) != 0) {
+            r = pl_workers_tend(server->workers, number_done);
+            if (r < 0)
+                complain("cannot replace a worker yet: %s", pl_error_text(r));
+        }
+        while ((r = pl_pool_next(pool, &cell, &seat)) == 1)
+            number_done(pool, cell, server);
+        if (r < 0) {
+            /* Our own workers run our own code: memory is not what it should be. */
+            complain("worker in seat %u: %s", (unsigned)seat, pl_error_text(r));
+            server->stop = 1;
+            return;
+        }
+        give_work(server);
+        pl_pool_arm(pool, PL_ARM_ANY);
+    } while (pl_pool_ready(pool));
 }
 
 /* ---- arguments and main ------------------------------------------------- */
@@ -604,7 +536,7 @@ static struct options parse_options(int argc, char **argv)
             o.limit = parse_int("limit", optarg, 1, 93);
             break;
         case 'w':
-            o.workers = parse_int("workers", optarg, 1, 1024);
+            o.workers = parse_int("workers", optarg, 1, 64);
             break;
         case 'i':
             o.inline_up_to = parse_int("inline", optarg, 0, 93);
@@ -671,20 +603,19 @@ int main(int argc, char **argv)
 {
     const struct options o = parse_options(argc, argv);
     struct server *server = aligned_alloc(_Alignof(struct server), sizeof *server);
-    struct worker *workers = calloc((size_t)o.workers, sizeof *workers);
-    if (server == NULL || workers == NULL) {
+    if (server == NULL) {
         complain("out of memory");
         return 1;
     }
     memset(server, 0, sizeof *server);
     server->limit = o.limit;
     server->inline_up_to = o.inline_up_to;
-    server->workers = workers;
-    server->nworkers = o.workers;
 
     int fd = listen_on(&o);
-    if (fd < 0)
+    if (fd < 0) {
+        free(server);
         return 1;
+    }
 
     sigset_t stops;
     sigemptyset(&stops);
@@ -694,22 +625,22 @@ int main(int argc, char **argv)
     int sigfd = signalfd(-1, &stops, SFD_CLOEXEC | SFD_NONBLOCK);
 
     struct pl_loop *loop = &server->loop;
+    struct pl_pool *pool = &server->pool;
+    const struct pl_pool_config config = {.workers = (uint32_t)o.workers, .slots = 256};
     int r = pl_loop_init(loop, NULL);
     if (r < 0) {
         complain("cannot make a loop: %s", pl_error_text(r));
-        return 1;
+        goto fail_loop;
     }
-    for (int i = 0; i < o.workers; i++) {
-        struct worker *w = &workers[i];
-        w->fd = -1;
-        w->server = server;
-        w->respawn.op.run = respawn_due;
-        r = start_worker(w);
-        if (r < 0) {
-            complain("cannot start a worker: %s", pl_error_text(r));
-            stop_workers(server);
-            return 1;
-        }
+    r = pl_pool_init(pool, &config);
+    if (r < 0) {
+        complain("cannot make a pool: %s", pl_error_text(r));
+        goto fail_pool;
+    }
+    r = pl_workers_start(pool, (uint32_t)o.workers, work, server, number_lost, &server->workers);
+    if (r < 0) {
+        complain("cannot start workers: %s", pl_error_text(r));
+        goto fail_workers;
     }
     server->listener.accepted = accepted;
     server->listener.starved = starved;
@@ -717,30 +648,34 @@ int main(int argc, char **argv)
     server->listener.closed = listener_closed;
     if ((r = pl_io_open(loop, &server->signals, sigfd, PL_IO_LEVEL, on_signal)) < 0 ||
         (r = pl_io_watch(loop, &server->signals, PL_READABLE)) < 0 ||
+        (r = pl_io_open(loop, &server->results, pool->waitfd, PL_IO_LEVEL, results_ready)) < 0 ||
+        (r = pl_io_watch(loop, &server->results, PL_READABLE)) < 0 ||
         (r = pl_listener_open(loop, &server->listener, fd)) < 0 || (r = tell_address(fd)) < 0) {
         complain("cannot serve: %s", pl_error_text(r));
-        stop_workers(server);
-        return 1;
+        goto fail_serve;
     }
-
+    pl_pool_arm(pool, PL_ARM_ANY);
     while (!server->stop) {
+        pl_pool_flush(pool); /* for posts that did not wake anybody */
         r = pl_loop_once(loop);
         if (r < 0 && r != -EINTR && r != -ENOMEM) {
             complain("the loop failed: %s", pl_error_text(r));
             break;
         }
+        r = 0;
     }
+    fputs("stopped\n", stderr);
+
     /* Connections and their memory end with the process. */
-    stop_workers(server);
+fail_serve:
+    pl_workers_stop(server->workers, 0); /* there is nothing that a worker could tidy up */
+fail_workers:
+    pl_pool_fini(pool);
+fail_pool:
     pl_loop_fini(loop);
-    free(workers);
+fail_loop:
     close(sigfd);
     close(fd);
-    if (!server->stop) {
-        free(server);
-        return 1;
-    }
     free(server);
-    fputs("stopped\n", stderr);
-    return 0;
+    return r < 0 ? 1 : 0;
 }

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -252,27 +253,39 @@ def test_signals_stop_it_with_clients_connected(model: str, number: signal.Signa
 
 @pytest.mark.parametrize("model", ["c", "plait+processes"])
 def test_a_worker_that_is_killed_fails_one_request(model: str) -> None:
-    with Server(model, limit=LIMIT, workers=1) as server:
-        workers = busy_children(server)
-        for pid in workers:
-            os.kill(pid, signal.SIGSTOP)
+    # fib(60) takes hours: the worker is at it when it is killed.
+    with Server(model, limit=60, workers=1) as server:
         with connect(server) as first, connect(server) as second:
-            first.sendall(b"25\n")
-            # The loop answers what came later, so it has handed on what came before.
-            second.sendall(b"bad\n")
-            assert read_line(second) == b"error: not a decimal number: 'bad'\n"
-            for pid in workers:
-                os.kill(pid, signal.SIGKILL)
-            assert read_line(first).startswith(b"error: the worker died (pid ")
+            before = used_ticks(server.pid)
+            first.sendall(b"60\n")
+            second.sendall(b"25\n")
+            os.kill(busy_process(server.pid, before), signal.SIGKILL)
+            assert read_line(first).startswith(b"error: the worker died (")
+            assert read_line(second) == b"75025\n"
             first.sendall(b"25\n")
             assert read_line(first) == b"75025\n"
+        server.check()
 
 
-def busy_children(server: Server) -> list[int]:
-    """The worker processes, wherever they hang in the tree."""
-    if server.model == "c":
-        return children(server.pid)
-    # Children of the process that forks workers for the server.
-    return [worker for parent in children(server.pid) for worker in children(parent)] or children(
-        server.pid
-    )
+def used_ticks(ancestor: int) -> dict[int, int]:
+    """Processor time of all processes below one, in clock ticks."""
+    used: dict[int, int] = {}
+    waiting = children(ancestor)
+    while waiting:
+        pid = waiting.pop()
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used[pid] = int(fields[11]) + int(fields[12])
+            waiting += children(pid)
+    return used
+
+
+def busy_process(ancestor: int, before: dict[int, int]) -> int:
+    """Wait until a process below one computes, and return it."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        for pid, ticks in used_ticks(ancestor).items():
+            if ticks - before.get(pid, ticks) >= 20:
+                return pid
+        os.sched_yield()
+    raise AssertionError("no worker computes")

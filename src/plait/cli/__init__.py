@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fib.add_argument(
         "--workers",
-        type=_whole("a number of workers", 1, 1024),
+        type=_whole("a number of workers", 1, 64),
         default=None,
         help="processes, in models that have any (one per usable processor)",
     )
@@ -236,7 +236,7 @@ def _fib(args: argparse.Namespace) -> int:
     from ..lab.models import MODELS
 
     model = MODELS[args.model]
-    workers: int = args.workers or serving.cpu_count()
+    workers: int = args.workers or min(serving.cpu_count(), 64)
     if not model.module:
         try:
             path = executable("fib_server")
