@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .measure import Summary
 from .models import MODELS
 
-__all__ = ["Context", "conclusions", "explain"]
+__all__ = ["Context", "conclusions", "explain", "share"]
 
 _NOTICEABLE = 0.9  # a share below this is called a loss, its inverse a gain
 
@@ -66,7 +66,7 @@ def _opening(s: Summary) -> str:
         return "perf2 got no answer at all while it was alone, so there is nothing to compare."
     return (
         f"Alone, perf2 gets {_rate(s.short_alone)} answers a second; beside perf1 it gets "
-        f"{_rate(s.short_beside)}, that is {_share(s.kept)}: {_verdict(s.kept)}."
+        f"{_rate(s.short_beside)}, that is {share(s.kept)}: {_verdict(s.kept)}."
     )
 
 
@@ -224,21 +224,23 @@ def _second_long(s: Summary, context: Context) -> list[str]:
         return []
     ratio = s.long_twice_ms / s.long_alone_ms
     each = f"{_ms(s.long_alone_ms)} alone, {_ms(s.long_twice_ms)} each with a second perf1"
-    if ratio >= 1.6:
-        because = "they take turns"
-    elif ratio <= 1.3:
-        because = "they run at the same time"
-    else:
-        because = "they hinder each other, and less than if they took turns"
-    text = f"A long request takes {each}: {because}."
     parallel = MODELS[s.name].computing == "processes" or (
         not context.gil and MODELS[s.name].clients == "threads"
     )
-    if ratio >= 1.6 and parallel:
-        text += f" On {context.processors} processor(s) more was to be hoped for."
-    elif ratio <= 1.3 and not parallel:
-        text += " That is not what one lock or one thread would do; the run was too short to tell."
-    return [text]
+    if ratio >= 1.6:
+        because = "they take turns"
+        if parallel:
+            because += f", though on {context.processors} processor(s) more was to be hoped for"
+    elif ratio > 1.3:
+        because = "they hinder each other, and less than if they took turns"
+    elif parallel:
+        because = "they run at the same time"
+    else:
+        because = (
+            "as if they ran at the same time, which one lock or one thread does not allow; the "
+            "run was too short, or the machine too busy, to tell"
+        )
+    return [f"A long request takes {each}: {because}."]
 
 
 def _plait(s: Summary, context: Context) -> list[str]:
@@ -268,6 +270,11 @@ def _limit(s: Summary, context: Context) -> list[str]:
     ]
     if s.kept > 1 / _NOTICEABLE:
         told.append("The gain is again that of processors which are kept from sleeping.")
+    elif s.kept < _NOTICEABLE:
+        told.append(
+            f"The loop never computes for long, so what is lost goes to its workers: on "
+            f"{context.processors} processor(s) they take their share from server and load."
+        )
     python = [
         other.long_alone_ms
         for name, other in context.summaries.items()
@@ -285,7 +292,7 @@ def _limit(s: Summary, context: Context) -> list[str]:
         if MODELS[best.name].clients != "one":
             told.append(
                 f"Of the models in Python, {best.name} comes nearest beside perf1, with "
-                f"{_share(best.short_beside / s.short_beside)} of the limit."
+                f"{share(best.short_beside / s.short_beside)} of the limit."
             )
     return told
 
@@ -353,8 +360,9 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _share(value: float) -> str:
-    return f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
+def share(value: float) -> str:
+    """A share in percent, with as many digits as a small one needs."""
+    return f"{value:.0%}" if value >= 0.1 else f"{value:.1%}" if value >= 0.01 else f"{value:.2%}"
 
 
 def _times(ratio: float) -> str:

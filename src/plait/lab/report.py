@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from . import plots
-from .explain import Context, conclusions, explain
+from .explain import Context, conclusions, explain, share
 from .measure import Measured, Plan, Summary
 from .models import MODELS
 
@@ -68,7 +68,7 @@ def render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["rate"] = lambda value: f"{value:,.0f}"
-    environment.filters["share"] = lambda value: f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
+    environment.filters["share"] = share
     environment.filters["ms"] = lambda value: f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
     environment.filters["us"] = _us
     source = importlib.resources.files(__package__).joinpath("report.html.jinja")

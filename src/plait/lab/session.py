@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  
 from rich.table import Table  # noqa: E402
 
 from . import report  # noqa: E402
-from .explain import conclusions  # noqa: E402
+from .explain import conclusions, share  # noqa: E402
 from .measure import Measured, Plan, Summary, machine_facts, measure, summarise  # noqa: E402
 
 __all__ = ["main"]
@@ -167,7 +167,7 @@ def _table(measured: list[Measured], summaries: dict[str, Summary], plan: Plan) 
             model.name,
             f"{s.short_alone:,.0f}",
             f"{s.short_beside:,.0f}",
-            f"[{style}]{s.kept:.1%}[/]",
+            f"[{style}]{share(s.kept)}[/]",
             f"{s.beside.p99:,.0f}",
             f"{s.long_alone_ms:,.1f}",
             f"{s.long_twice_ms:,.1f}",
