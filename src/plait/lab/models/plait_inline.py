@@ -49,7 +49,7 @@ async def client(limit: int, reader: asyncio.StreamReader, writer: asyncio.Strea
             await writer.drain()
     except asyncio.LimitOverrunError:
         await refuse_async(reader, writer)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass  # The client has left.
+    except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        pass  # The client has left, or the server stops.
     finally:
         writer.close()

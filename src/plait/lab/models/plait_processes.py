@@ -62,7 +62,7 @@ async def client(
             await writer.drain()
     except asyncio.LimitOverrunError:
         await refuse_async(reader, writer)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass  # The client has left.
+    except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        pass  # The client has left, or the server stops.
     finally:
         writer.close()
