@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import subprocess
@@ -34,7 +35,9 @@ def test_report_of_both_loads_at_once(port: int) -> None:
         long_stop=0.6,
         bucket_ms=30,
     ).raw
-    assert raw["ok"] and raw["errors"] == [] and raw["error_count"] == 0
+    assert raw["ok"]
+    assert raw["errors"] == []
+    assert raw["error_count"] == 0
     short, long = raw["short"], raw["long"]
 
     assert short["answered"] > 0
@@ -59,7 +62,7 @@ def test_report_of_both_loads_at_once(port: int) -> None:
         assert mine[0][0] >= 0.2
         assert all(start < 0.6 for start, _ in mine)
         # A closed loop: each begins after the one before has ended.
-        assert all(end <= start for (_, end), (start, _) in zip(mine, mine[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(mine))
 
 
 def test_percentiles_agree_with_the_buckets(port: int) -> None:
@@ -150,7 +153,8 @@ def test_nobody_listens() -> None:
     assert result.raw["error_count"] == 10
     assert len(result.raw["errors"]) == 8
     assert result.errors[-1] == "and 2 more errors"
-    assert "Connection refused" in result.errors[0] and str(port) in result.errors[0]
+    assert "Connection refused" in result.errors[0]
+    assert str(port) in result.errors[0]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def check_page(page: str) -> None:
     assert resources.open == []
     assert len(set(resources.ids)) == len(resources.ids), "two plots share an id"
     styles = "".join(re.findall(r"<style[^>]*>(.*?)</style>", page, flags=re.DOTALL))
-    assert "url(" not in styles and "@import" not in styles
+    assert "url(" not in styles
+    assert "@import" not in styles
     # Every colour comes from the style sheet, so that both grounds are readable.
     assert "#0102" not in page
 
@@ -171,9 +172,11 @@ def test_a_model_that_fails_does_not_stop_the_others(
     check_page(page)
     assert "&lt;b&gt;exit code 3&lt;/b&gt;" in page
     figures = json.loads((tmp_path / "lab.json").read_text())["models"]
-    assert figures["asyncio"]["error"] and figures["asyncio"]["summary"] is None
+    assert figures["asyncio"]["error"]
+    assert figures["asyncio"]["summary"] is None
     assert len(figures["c"]["rounds"]) == 1
-    assert figures["threads"]["error"] is None and len(figures["threads"]["rounds"]) == 2
+    assert figures["threads"]["error"] is None
+    assert len(figures["threads"]["rounds"]) == 2
 
 
 def test_nothing_but_failures_still_makes_a_page() -> None:
@@ -182,7 +185,8 @@ def test_nothing_but_failures_still_makes_a_page() -> None:
         [Measured("threads", error="no"), Measured("c")], {}, plan, machine_facts(plan)
     )
     check_page(page)
-    assert "No model could be measured" in page and "Not measured in this run" in page
+    assert "No model could be measured" in page
+    assert "Not measured in this run" in page
 
 
 def descendants(pid: int) -> set[int]:
@@ -271,7 +275,8 @@ def test_a_round_without_answers_is_summed_up_too() -> None:
         phase["long"] |= {"answered": 0, "spans_s": [], "latency": fake_histogram()}
     model = Measured("threads", [nothing])
     summary = summarise(model)
-    assert summary.kept == 0 and summary.beside.count == 0
+    assert summary.kept == 0
+    assert summary.beside.count == 0
     plan = Plan.quick()
     check_page(report.render([model], {"threads": summary}, plan, machine_facts(plan)))
 
@@ -326,7 +331,8 @@ def test_threads_with_the_lock() -> None:
     text = words(summary("threads", short_beside=206))
     assert "10,000 answers a second; beside perf1 it gets 206, that is 2.1%" in text
     assert "nearly all is lost" in text
-    assert "5 ms" in text and "200 answers a second remain" in text
+    assert "5 ms" in text
+    assert "200 answers a second remain" in text
     assert "206 were measured: the lock explains the loss" in text
     assert "50 ms alone, 100 ms each with a second perf1: they take turns" in text
 
@@ -339,7 +345,8 @@ def test_threads_that_do_better_or_worse_than_the_lock_lets_expect() -> None:
 
 def test_threads_without_the_lock() -> None:
     text = words(summary("threads", short_beside=9900, long_twice_ms=52.0), gil=False)
-    assert "no global lock" in text and "at the same time" in text
+    assert "no global lock" in text
+    assert "at the same time" in text
     assert "switch interval" not in text
     assert "another cause" in words(summary("threads", short_beside=100), gil=False)
 
@@ -360,11 +367,14 @@ def test_a_process_pool_and_its_price() -> None:
     assert "4,000 answers a second alone, against 12,500 of threads" in text
     assert "about 170 µs each" in text
     text = words(summary("threads+processes", short_alone=20000.0, short_beside=20000.0), inline)
-    assert "should cost something" in text and "does not show it" in text
+    assert "should cost something" in text
+    assert "does not show it" in text
     text = words(summary("threads+processes", short_alone=2000.0, short_beside=4000.0))
-    assert "it even gains" in text and "figure of the machine" in text
+    assert "it even gains" in text
+    assert "figure of the machine" in text
     text = words(summary("threads+processes", short_alone=4000.0, short_beside=1000.0))
-    assert "share 2 processor(s)" in text and "always has a turn" not in text
+    assert "share 2 processor(s)" in text
+    assert "always has a turn" not in text
     assert "more was to be hoped for" in text
 
 
@@ -377,7 +387,8 @@ def test_it_is_said_where_plait_loses() -> None:
     assert "Here plait loses." in text
     ahead = summary("plait+processes", short_alone=9000.0, short_beside=9000.0)
     text = words(ahead, rival)
-    assert "2.2 times as many short requests" in text and "loses" not in text
+    assert "2.2 times as many short requests" in text
+    assert "loses" not in text
     assert "and not plait" in " ".join(conclusions(context(behind, rival)))
     assert "and not plait" not in " ".join(conclusions(context(ahead, rival)))
     text = words(summary("plait", short_beside=20), summary("asyncio", short_beside=20))
@@ -386,7 +397,8 @@ def test_it_is_said_where_plait_loses() -> None:
 
 def test_sequential_tells_who_waited() -> None:
     text = words(summary("sequential", long_beside_max_ms=1850.0, long_twice_max_ms=800.0))
-    assert "perf2 had come first" in text and "1.9 s instead of 50 ms" in text
+    assert "perf2 had come first" in text
+    assert "1.9 s instead of 50 ms" in text
     assert "the second had to wait as well: 800 ms" in text
     assert "perf1 had the only place" in words(summary("sequential", short_beside=3))
 
@@ -420,6 +432,13 @@ def test_conclusions_sort_the_models() -> None:
     assert conclusions(context()) == []
 
 
+def test_a_busy_machine_is_mentioned() -> None:
+    calm = context(summary("threads"))
+    assert "busy" not in " ".join(conclusions(calm))
+    busy = dataclasses.replace(calm, load_before=1.8)
+    assert "a load of 1.8 on 2 processor(s) before the start" in conclusions(busy)[0]
+
+
 def test_words_are_found_for_all_figures() -> None:
     values = (0.0, 0.4, 19.0, 9000.0, 2e5)
     for name, alone, beside, long, gil in itertools.product(
@@ -435,5 +454,6 @@ def test_words_are_found_for_all_figures() -> None:
         )
         others = [summary(other) for other in MODELS if other != name]
         text = words(s, *others, gil=gil)
-        assert text and not re.search(r"\b(nan|inf|None)\b", text)
+        assert text
+        assert not re.search(r"\b(nan|inf|None)\b", text)
         assert math.isfinite(s.kept)

@@ -27,6 +27,7 @@ class Context:
         gil: Whether the interpreter has its global lock.
         switch_interval_ms: After how long a thread that computes must give the lock away.
         processors: How many may be used.
+        load_before: How many processes ran or wanted to before the first was measured.
     """
 
     summaries: Mapping[str, Summary]
@@ -34,6 +35,7 @@ class Context:
     gil: bool
     switch_interval_ms: float
     processors: int
+    load_before: float = 0.0
 
 
 def explain(s: Summary, context: Context) -> str:
@@ -286,14 +288,17 @@ def _limit(s: Summary, context: Context) -> list[str]:
             "in Python, so perf1 is a lighter load here than for the others: compare the short "
             "requests, not the long ones."
         )
-    others = [other for name, other in context.summaries.items() if name != "c"]
+    others = [
+        other
+        for name, other in context.summaries.items()
+        if name != "c" and MODELS[name].clients != "one"
+    ]
     if others and s.short_beside > 0:
         best = max(others, key=lambda other: other.short_beside)
-        if MODELS[best.name].clients != "one":
-            told.append(
-                f"Of the models in Python, {best.name} comes nearest beside perf1, with "
-                f"{share(best.short_beside / s.short_beside)} of the limit."
-            )
+        told.append(
+            f"Of the models in Python, {best.name} comes nearest beside perf1, with "
+            f"{share(best.short_beside / s.short_beside)} of the limit."
+        )
     return told
 
 
@@ -313,6 +318,12 @@ def conclusions(context: Context) -> list[str]:
         context: The figures of all models.
     """
     told: list[str] = []
+    if context.load_before > 0.5 * context.processors and context.summaries:
+        told.append(
+            f"The machine was busy with something else: a load of {context.load_before:.1f} on "
+            f"{context.processors} processor(s) before the start. Expect other figures when it "
+            "is not, above all where several processes compute."
+        )
     served = {
         name: s
         for name, s in context.summaries.items()

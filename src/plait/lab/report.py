@@ -24,6 +24,7 @@ def context_of(summaries: dict[str, Summary], plan: Plan, facts: dict[str, Any])
         gil=facts["gil"],
         switch_interval_ms=facts["switch_interval_ms"],
         processors=facts["usable_processors"],
+        load_before=facts["load_average"][0],
     )
 
 

@@ -130,7 +130,8 @@ class Server:
             self._stderr = None
 
     def _wait_for_port(self) -> int:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         end = time.monotonic() + self._start_timeout
         stdout = self._process.stdout
         said = b""
@@ -151,7 +152,8 @@ class Server:
         return int(found[1])
 
     def _last_words(self) -> str:
-        assert self._process is not None and self._stderr is not None
+        assert self._process is not None
+        assert self._stderr is not None
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         code = self._process.returncode
