@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 
 from .measure import Series, rows_of
@@ -47,14 +48,23 @@ def limits(series: Sequence[Series]) -> dict[str, float]:
     return {s.row: s.median for s in series if s.peer == "C" and s.median}
 
 
+def shares(series: Series, limit: Series | None) -> list[float]:
+    """Divide each round's figure by the limit's of the same round, which ran beside it."""
+    if limit is None or limit.error or series.error:
+        return []
+    return [value / of for value, of in zip(series.values, limit.values, strict=False) if of]
+
+
 def echo_tables(series: Sequence[Series], peers: Sequence[str]) -> str:
     """Write the echo rows: share of the C limit, CPU time per request, rate, latency."""
-    limit = limits(series)
+    limit = {s.row: s for s in series if s.peer == "C"}
 
     def share(s: Series) -> str:
-        if s.median is None or s.row not in limit:
+        ratios = shares(s, limit.get(s.row))
+        if not ratios:
             return "-"
-        return f"{s.median / limit[s.row]:.2f} ±{(s.spread or 0) * 50:.0f}%"
+        middle = statistics.median(ratios)
+        return f"{middle:.2f} ±{(max(ratios) - min(ratios)) / middle * 50:.0f}%"
 
     def cpu(s: Series) -> str:
         user, system = s.extra_median("user_us"), s.extra_median("system_us")
