@@ -251,6 +251,42 @@ def test_signals_stop_it_with_clients_connected(model: str, number: signal.Signa
         process.wait()
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        name
+        for name, model in MODELS.items()
+        # A loop that computes itself hears of the signal when it is through: that is the
+        # model's nature, and the interpreter's.
+        if model.computing == "processes" or name in ("sequential", "threads", "generators")
+    ],
+)
+def test_a_signal_ends_it_while_it_computes(model: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plait", "fib", "--model", model, "--port", "0", "--limit", "60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rpartition(b":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as conn:
+            conn.sendall(b"20\n")
+            assert read_line(conn) == b"6765\n"
+            before = used_ticks(os.getpid())
+            conn.sendall(b"60\n")
+            busy_process(os.getpid(), before)
+            process.terminate()
+            _, problems = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, problems.decode()
+        assert session_members(process.pid) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 @pytest.mark.parametrize("model", ["c", "plait+processes"])
 def test_a_worker_that_is_killed_fails_one_request(model: str) -> None:
     # fib(60) takes hours: the worker is at it when it is killed.
@@ -285,7 +321,7 @@ def busy_process(ancestor: int, before: dict[int, int]) -> int:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         for pid, ticks in used_ticks(ancestor).items():
-            if ticks - before.get(pid, ticks) >= 20:
+            if ticks - before.get(pid, 0) >= 20:
                 return pid
         os.sched_yield()
     raise AssertionError("no worker computes")

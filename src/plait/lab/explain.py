@@ -212,6 +212,11 @@ def _processes(s: Summary, context: Context) -> list[str]:
                 f"The trip to another process should cost something; against {inline.name} with "
                 f"{_rate(inline.short_alone)} answers a second alone, this run does not show it."
             )
+            if s.name.startswith("plait"):
+                told.append(
+                    "A worker of plait's looks for more work for a moment before it sleeps, and "
+                    "a processor that is kept awake answers sooner."
+                )
         if inline.short_beside > s.short_beside:
             told.append(f"Beside perf1, too, {inline.name} answers more.")
     return told + _second_long(s, context)

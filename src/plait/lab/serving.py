@@ -170,6 +170,8 @@ def in_worker() -> None:
 
 def end_pool(pool: ProcessPoolExecutor) -> None:
     """End a standard library pool now, with the numbers that it still computes."""
-    pool.shutdown(wait=False, cancel_futures=True)
     for child in multiprocessing.active_children():
         child.terminate()
+    # Its thread notices the deaths and ends. Leaving that to the interpreter's exit races
+    # with it.
+    pool.shutdown(wait=True, cancel_futures=True)

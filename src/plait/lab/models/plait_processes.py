@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -27,7 +28,7 @@ def serve(listener: socket.socket, limit: int, workers: int) -> None:
         with suppress(asyncio.CancelledError):
             plait.run(main(listener, limit, pool))
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool._terminate()  # At once: shutdown would let running numbers be finished.
 
 
 async def main(listener: socket.socket, limit: int, pool: plait.ProcessPool) -> None:
@@ -59,6 +60,9 @@ async def client(
             except plait.WorkerDied as died:
                 # It failed this request; the pool has a new worker for the next.
                 writer.write(b"error: the worker died (pid %d)\n" % died.pid)
+            except BrokenExecutor:
+                # Only when workers cannot be started any more.
+                writer.write(b"error: the process pool is broken\n")
             await writer.drain()
     except asyncio.LimitOverrunError:
         await refuse_async(reader, writer)
