@@ -285,7 +285,7 @@ def busy_process(ancestor: int, before: dict[int, int]) -> int:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         for pid, ticks in used_ticks(ancestor).items():
-            if ticks - before.get(pid, ticks) >= 20:
+            if ticks - before.get(pid, 0) >= 20:
                 return pid
         os.sched_yield()
     raise AssertionError("no worker computes")

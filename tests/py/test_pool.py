@@ -7,6 +7,7 @@ import concurrent.futures
 import os
 import pathlib
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -704,19 +705,22 @@ def test_a_killed_parent_leaves_nothing() -> None:
     process = subprocess.Popen(
         [sys.executable, str(ISOLATED / "pool_victim.py")], stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None
-    pids = [int(word) for word in process.stdout.readline().split()]
-    fds = [os.pidfd_open(pid) for pid in pids]
-    assert len(pids) == 3
-    process.kill()
-    process.wait()
-    import select
-
-    for fd in fds:
-        assert select.select([fd], [], [], 10.0)[0], "a process outlived its parent"
-        os.close(fd)
-    process.stdout.close()
-    assert set(os.listdir("/dev/shm")) <= before
+    fds = []
+    try:
+        assert process.stdout is not None
+        pids = [int(word) for word in process.stdout.readline().split()]
+        assert len(pids) == 3
+        fds = [os.pidfd_open(pid) for pid in pids]
+        process.kill()
+        process.wait()
+        for fd in fds:
+            assert select.select([fd], [], [], 10.0)[0], "a process outlived its parent"
+        assert set(os.listdir("/dev/shm")) <= before
+    finally:
+        for fd in fds:
+            os.close(fd)
+        process.kill()
+        process.communicate()
 
 
 def test_ctrl_c_in_a_burst() -> None:
