@@ -103,12 +103,12 @@ struct pl_share {
     uint64_t slots_at;
     uint64_t line_at;
     uint64_t seats_at;
-    uint64_t done_at;  /* nseats rings of nslots slot numbers */
-    uint64_t links_at; /* nseats + 1 arrays of nblocks links; the parent's is the last */
+    uint64_t done_at;   /* nseats rings of nslots slot numbers */
+    uint64_t links_at;  /* nseats + 1 arrays of nblocks links; the parent's is the last */
     uint64_t slices_at; /* nseats + 1 slices; the parent's is the last */
     uint64_t slice_size;
-    uint64_t limit;   /* bytes that one slice may have in use */
-    int64_t spin_ns;  /* how long a dry worker spins */
+    uint64_t limit;  /* bytes that one slice may have in use */
+    int64_t spin_ns; /* how long a dry worker spins */
     /* The parent writes. */
     _Alignas(PL_CACHE_LINE) _Atomic uint64_t tail; /* of the line */
     /* Workers write. */
@@ -143,10 +143,10 @@ struct pl_heap {
     const struct pl_sys *sys;
     unsigned char *base; /* borrows: the slice */
     uint64_t size;
-    uint64_t top;   /* nothing was ever handed out above */
-    uint64_t limit; /* of `used` */
-    uint64_t used;  /* bytes in blocks that are not free */
-    uint64_t cached; /* bytes in free blocks whose pages are kept */
+    uint64_t top;                 /* nothing was ever handed out above */
+    uint64_t limit;               /* of `used` */
+    uint64_t used;                /* bytes in blocks that are not free */
+    uint64_t cached;              /* bytes in free blocks whose pages are kept */
     struct pl_heap_block *blocks; /* owns; block 0 is id 0 */
     uint32_t nblocks;
     uint32_t cap;
@@ -158,8 +158,8 @@ struct pl_heap {
 
 enum pl_arm {
     PL_ARM_NONE = 0,
-    PL_ARM_ANY = 1, /* any finished task */
-    PL_ARM_DRY = 2, /* only a worker that finds nothing while `hungry` is set */
+    PL_ARM_ANY = 1,  /* any finished task */
+    PL_ARM_DRY = 2,  /* only a worker that finds nothing while `hungry` is set */
     PL_ARM_SLOT = 3, /* + slot number: that task, or as PL_ARM_DRY */
 };
 
@@ -221,15 +221,15 @@ struct pl_pool {
     uint32_t nseats;
     uint32_t nwatched;
     uint32_t cells_used;
-    uint32_t free_cell; /* number + 1 */
-    uint32_t turn;      /* the seat that pl_pool_next looks at first */
-    uint32_t seats_high; /* seats at or above were never taken */
+    uint32_t free_cell;           /* number + 1 */
+    uint32_t turn;                /* the seat that pl_pool_next looks at first */
+    uint32_t seats_high;          /* seats at or above were never taken */
     struct pl_cell *cells;        /* owns */
     struct pl_parent_seat *seats; /* owns */
     struct pl_heap heap;
-    int64_t mean_ns;    /* moving average of run_ns; -1 while unknown */
-    bool owed_wake;     /* a post left a parked worker asleep although work waits */
-    uint64_t wakes;     /* figures */
+    int64_t mean_ns; /* moving average of run_ns; -1 while unknown */
+    bool owed_wake;  /* a post left a parked worker asleep although work waits */
+    uint64_t wakes;  /* figures */
     uint64_t waits;
     uint64_t posted;
     uint64_t finished;
@@ -267,6 +267,9 @@ void pl_pool_flush(struct pl_pool *pool);
 /* Takes a posted task back; true when no worker had claimed it: the slot is free again, and
  * so are the blocks that were lent with it. */
 bool pl_pool_withdraw(struct pl_pool *pool, uint32_t cell);
+
+/* Whether a worker has begun the task in a cell that this caller posted. */
+bool pl_pool_claimed(const struct pl_pool *pool, uint32_t cell);
 
 /* The next finished task: 1 with *cell set, 0 when there is none, or PL_EPROTO with *seat
  * set: that worker must be killed. The caller reads pool->slots[cell] (which a hostile

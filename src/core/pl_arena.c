@@ -398,8 +398,8 @@ static int collect_from(struct pl_pool *pool, uint32_t seat)
         if (entry->state == PL__BLOCK_HELD && entry->holder == seat) {
             pl__heap_free(&pool->heap, id);
         } else if (entry->state == PL__BLOCK_LENT) {
-            uint64_t state = atomic_load_explicit(&pool->slots[entry->holder].state,
-                                                  memory_order_relaxed);
+            uint64_t state =
+                atomic_load_explicit(&pool->slots[entry->holder].state, memory_order_relaxed);
             if (((state >> 8) & 0xffff) != seat || (state & 0xff) < PL__CLAIMED)
                 return PL_EPROTO;
             entry->state = PL__BLOCK_EARLY;
@@ -471,8 +471,7 @@ int pl_pool_view(struct pl_pool *pool, uint32_t cell, uint32_t seat, const struc
     }
     uint64_t slice = pl__slice_at(share, seat);
     if (block->owner != seat || block->id >= share->nblocks || block->offset < slice ||
-        block->size > share->slice_size ||
-        block->offset - slice > share->slice_size - block->size)
+        block->size > share->slice_size || block->offset - slice > share->slice_size - block->size)
         return PL_EPROTO;
     struct pl_parent_seat *mine = &pool->seats[seat];
     *view = (struct pl_view){

@@ -39,8 +39,7 @@ uint32_t pl__bits_count(const _Atomic uint64_t *words)
     uint32_t n = 0;
     /* Relaxed: for guesses only. */
     for (uint32_t i = 0; i < PL_SEAT_WORDS; i++)
-        n += (uint32_t)__builtin_popcountll(
-            atomic_load_explicit(&words[i], memory_order_relaxed));
+        n += (uint32_t)__builtin_popcountll(atomic_load_explicit(&words[i], memory_order_relaxed));
     return n;
 }
 
@@ -262,8 +261,7 @@ int pl_member_wait(struct pl_member *member)
     /* The parent has more than the board takes, and sleeps: it must feed us. The load comes
      * after `parked` was set; partner: pl_pool_hungry and then the parent's look at the line. */
     if (atomic_load_explicit(&share->hungry, memory_order_seq_cst) != 0 &&
-        atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) !=
-            PL_ARM_NONE) {
+        atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) != PL_ARM_NONE) {
         uint64_t one = 1;
         /* A full counter means that the parent has enough to wake up for. */
         (void)member->sys->write(member->eventfd, &one, sizeof(one));

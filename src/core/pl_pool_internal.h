@@ -8,8 +8,8 @@
 
 enum pl__status {
     PL__FREE = 0,
-    PL__READY = 1,   /* the parent posted it */
-    PL__CLAIMED = 2, /* a worker has it */
+    PL__READY = 1,    /* the parent posted it */
+    PL__CLAIMED = 2,  /* a worker has it */
     PL__FINISHED = 3, /* the result is there */
 };
 
@@ -49,12 +49,12 @@ static inline uint64_t pl__slice_at(const struct pl_share *share, uint32_t owner
 /* ---- pl_arena.c ---- */
 
 enum pl__block_state {
-    PL__BLOCK_COLD, /* free, pages given back */
-    PL__BLOCK_WARM, /* free, pages kept */
-    PL__BLOCK_OWN,  /* in use by the owner */
-    PL__BLOCK_LENT, /* goes with the task in cell `holder` */
+    PL__BLOCK_COLD,  /* free, pages given back */
+    PL__BLOCK_WARM,  /* free, pages kept */
+    PL__BLOCK_OWN,   /* in use by the owner */
+    PL__BLOCK_LENT,  /* goes with the task in cell `holder` */
     PL__BLOCK_EARLY, /* as LENT, and its worker has returned it already */
-    PL__BLOCK_HELD, /* seat `holder` has it (for a worker's heap: the parent) */
+    PL__BLOCK_HELD,  /* seat `holder` has it (for a worker's heap: the parent) */
 };
 
 /* Chooses sizes that the machine lets us map; fills in the share's layout fields. */

@@ -32,8 +32,7 @@
 int pl_pool_init(struct pl_pool *pool, const struct pl_pool_config *config)
 {
     const struct pl_sys *sys = config->sys != NULL ? config->sys : pl_sys_default();
-    *pool = (struct pl_pool){
-        .sys = sys, .memfd = -1, .eventfd = -1, .waitfd = -1, .mean_ns = -1};
+    *pool = (struct pl_pool){.sys = sys, .memfd = -1, .eventfd = -1, .waitfd = -1, .mean_ns = -1};
     if (config->workers < 1 || config->workers > 64 || config->slots > PL_SLOTS_MAX)
         return -EINVAL;
 
@@ -184,6 +183,13 @@ bool pl_pool_withdraw(struct pl_pool *pool, uint32_t cell)
         return false;
     free_cell(pool, cell);
     return true;
+}
+
+bool pl_pool_claimed(const struct pl_pool *pool, uint32_t cell)
+{
+    /* Relaxed: only a report of how things stand. */
+    uint64_t state = atomic_load_explicit(&pool->slots[cell].state, memory_order_relaxed);
+    return pool->cells[cell].state == PL_CELL_POSTED && (state & 0xff) >= PL__CLAIMED;
 }
 
 /* ---- results ---- */

@@ -80,7 +80,7 @@ static int start_one(struct pl_workers *workers, struct worker *worker)
 
 no_watch:
     (void)sys->close(pidfd);
-no_pidfd: {
+no_pidfd : {
     siginfo_t info;
     (void)sys->kill(pid, SIGKILL); /* our own child, not reaped: the pid is its */
     while (sys->waitid(P_PID, (id_t)pid, &info, WEXITED, NULL) == -EINTR)
@@ -105,8 +105,8 @@ static int fill(struct pl_workers *workers)
         int64_t now = sys->now();
         if (now < workers->not_before) {
             int64_t left = workers->not_before - now;
-            struct itimerspec when = {.it_value = {.tv_sec = left / PL_NSEC_PER_SEC,
-                                                   .tv_nsec = left % PL_NSEC_PER_SEC}};
+            struct itimerspec when = {
+                .it_value = {.tv_sec = left / PL_NSEC_PER_SEC, .tv_nsec = left % PL_NSEC_PER_SEC}};
             if (timerfd_settime(workers->timerfd, 0, &when, NULL) < 0)
                 result = -errno;
             break;

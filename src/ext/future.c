@@ -1,0 +1,741 @@
+/* future.c - the future of a pool's task: concurrent.futures.Future with its state in C.
+ *
+ * The base type here has the layout and the methods; the type that people see inherits from
+ * it and from concurrent.futures.Future, so isinstance holds. What that class keeps in
+ * Python (a condition, a list of waiters) is made when someone asks for it, and from then on
+ * the state changes only with the condition held, as concurrent.futures.wait relies on.
+ *
+ * A result stays as it came, bytes or a block, until someone wants it: whoever collects
+ * results for others spends no time in their pickles, and errors in them meet the right one.
+ *
+ * `await` makes a future of the running loop and fills it in when the result comes. So any
+ * loop can wait, several can, and cancelling a waiting task cancels the wait at once.
+ */
+#include "pool.h"
+
+#include <string.h>
+
+#define FUTURE(o) ((struct plait_future *)(o))
+
+static struct plait_state *state_of(PyObject *self)
+{
+    return plait_state_of_type(Py_TYPE(self));
+}
+
+struct plait_future *plait_future_new(struct plait_state *state)
+{
+    return FUTURE(state->future_type->tp_alloc(state->future_type, 0));
+}
+
+/* ---- decoding ---- */
+
+static void set_exception_from_error(struct plait_future *f)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL)
+        (void)PyException_SetTraceback(value, traceback);
+    Py_XSETREF(f->exception, Py_XNewRef(value));
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+}
+
+static void decode_bytes(struct plait_state *state, struct plait_future *f, int kind,
+                         const char *data, size_t len, PyObject *buffers)
+{
+    PyObject *value = NULL;
+    if (kind == PLAIT_ATOMS) {
+        if (plait_atoms_decode(data, len, &value, 1) != 1)
+            value = NULL;
+    } else {
+        value = plait_loads(state, data, len, buffers);
+    }
+    if (value != NULL && kind == PLAIT_EXCEPTION) {
+        Py_SETREF(value, PyObject_CallOneArg(state->decode_exception, value));
+        if (value != NULL && PyExceptionInstance_Check(value)) {
+            f->exception = value;
+            return;
+        }
+        if (value != NULL)
+            PyErr_SetString(PyExc_TypeError, "a worker's exception is none");
+        Py_CLEAR(value);
+    }
+    if (value == NULL)
+        set_exception_from_error(f);
+    else
+        f->result = value;
+}
+
+/* Turns what came into result or exception. Other threads wait for the one that does. */
+static int decode(struct plait_state *state, struct plait_future *f)
+{
+    while (f->decoder != 0) {
+        if (f->decoder == PyThread_get_thread_ident()) {
+            PyErr_SetString(PyExc_RuntimeError,
+                            "the result of a future was asked for while it was unpickled");
+            return -1;
+        }
+        Py_BEGIN_ALLOW_THREADS struct timespec pause = {.tv_nsec = 100000};
+        (void)nanosleep(&pause, NULL); /* being interrupted only means looking earlier */
+        Py_END_ALLOW_THREADS
+    }
+    if (f->kind == 0)
+        return 0;
+    int kind = f->kind;
+    PyObject *message = f->message;
+    PyObject *block = f->block;
+    PyObject *buffers = f->buffers;
+    f->message = f->block = f->buffers = NULL;
+    f->decoder = PyThread_get_thread_ident();
+    f->kind = 0;
+    if (block != NULL) {
+        struct plait_block *b = (struct plait_block *)block;
+        decode_bytes(state, f, kind, b->data, (size_t)b->size, buffers);
+    } else {
+        decode_bytes(state, f, kind, PyBytes_AS_STRING(message), (size_t)PyBytes_GET_SIZE(message),
+                     buffers);
+    }
+    f->decoder = 0;
+    Py_XDECREF(message);
+    Py_XDECREF(block);
+    Py_XDECREF(buffers);
+    return 0;
+}
+
+/* ---- the end ---- */
+
+void plait_future_end(struct plait_future *f, bool cancelled)
+{
+    Py_CLEAR(f->fn);
+    f->cancelling = cancelled;
+    if (f->condition != NULL)
+        f->state = PLAIT_SETTLING;
+    else
+        f->state = cancelled ? PLAIT_CANCELLED : PLAIT_FINISHED;
+}
+
+static PyObject *running_loop(struct plait_state *state)
+{
+    if (state->get_running_loop == NULL) {
+        PyObject *events = PyImport_ImportModule("asyncio.events");
+        if (events == NULL)
+            return NULL;
+        state->get_running_loop = PyObject_GetAttrString(events, "_get_running_loop");
+        Py_DECREF(events);
+        if (state->get_running_loop == NULL)
+            return NULL;
+    }
+    return PyObject_CallNoArgs(state->get_running_loop);
+}
+
+/* Fills in a future of a loop, in that loop's thread. -1 with an exception set. */
+static int transfer(struct plait_state *state, struct plait_future *f, PyObject *target)
+{
+    PyObject *done = PyObject_CallMethod(target, "done", NULL);
+    if (done == NULL)
+        return -1;
+    int is_done = PyObject_IsTrue(done);
+    Py_DECREF(done);
+    if (is_done != 0)
+        return is_done < 0 ? -1 : 0;
+    PyObject *told;
+    if (f->state == PLAIT_CANCELLED) {
+        told = PyObject_CallMethod(target, "cancel", NULL);
+    } else {
+        if (decode(state, f) < 0)
+            return -1;
+        if (f->exception != NULL)
+            told = PyObject_CallMethod(target, "set_exception", "O", f->exception);
+        else
+            told = PyObject_CallMethod(target, "set_result", "(O)", f->result);
+        if (told == NULL && f->exception != NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
+            /* A loop's future refuses StopIteration. */
+            PyErr_Clear();
+            PyObject *error = PyObject_CallFunction(
+                PyExc_RuntimeError, "s", "the task raised StopIteration, which cannot be awaited");
+            if (error != NULL) {
+                PyException_SetCause(error, Py_NewRef(f->exception));
+                told = PyObject_CallMethod(target, "set_exception", "O", error);
+                Py_DECREF(error);
+            }
+        }
+    }
+    Py_XDECREF(told);
+    return told == NULL ? -1 : 0;
+}
+
+static void tell_loop(struct plait_state *state, struct plait_future *f, PyObject *pair)
+{
+    PyObject *loop = PyTuple_GET_ITEM(pair, 0);
+    PyObject *target = PyTuple_GET_ITEM(pair, 1);
+    PyObject *current = running_loop(state);
+    int error;
+    if (current == NULL) {
+        error = -1;
+    } else if (current == loop) {
+        error = transfer(state, f, target);
+    } else {
+        PyObject *method = PyObject_GetAttrString((PyObject *)f, "_transfer");
+        PyObject *handle = method == NULL ? NULL
+                                          : PyObject_CallMethod(loop, "call_soon_threadsafe", "OO",
+                                                                method, target);
+        error = handle == NULL ? -1 : 0;
+        Py_XDECREF(method);
+        Py_XDECREF(handle);
+        if (error < 0 && PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+            /* That loop is closed: nobody waits there any more. */
+            PyErr_Clear();
+            error = 0;
+        }
+    }
+    Py_XDECREF(current);
+    if (error < 0)
+        PyErr_WriteUnraisable(target);
+}
+
+static void call_back(PyObject *callback, PyObject *future)
+{
+    PyObject *told = PyObject_CallOneArg(callback, future);
+    if (told != NULL) {
+        Py_DECREF(told);
+        return;
+    }
+    /* As documented for futures: logged, for an Exception; anything else is unraisable. */
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL)
+        (void)PyException_SetTraceback(value, traceback);
+    PyObject *helpers = PyImport_ImportModule("plait._pool");
+    if (helpers != NULL) {
+        told = PyObject_CallMethod(helpers, "log_callback_error", "OO", future, value);
+        Py_DECREF(helpers);
+    }
+    if (told == NULL)
+        PyErr_WriteUnraisable(callback);
+    Py_XDECREF(told);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+}
+
+/* Leaves SETTLING with the condition held, and tells concurrent.futures.wait and the like. */
+static int settle(struct plait_future *f)
+{
+    PyObject *entered = PyObject_CallMethod(f->condition, "acquire", NULL);
+    if (entered == NULL)
+        return -1;
+    Py_DECREF(entered);
+    f->state = f->cancelling ? PLAIT_CANCELLED : PLAIT_FINISHED;
+    int error = 0;
+    const char *method = "add_result";
+    if (f->cancelling)
+        method = "add_cancelled";
+    else if (f->exception != NULL || f->kind == PLAIT_EXCEPTION)
+        method = "add_exception";
+    for (Py_ssize_t i = 0; f->cf_waiters != NULL && i < PyList_GET_SIZE(f->cf_waiters); i++) {
+        PyObject *told = PyObject_CallMethod(PyList_GET_ITEM(f->cf_waiters, i), method, "O", f);
+        if (told == NULL)
+            PyErr_WriteUnraisable(f->cf_waiters);
+        Py_XDECREF(told);
+    }
+    PyObject *told = PyObject_CallMethod(f->condition, "notify_all", NULL);
+    if (told == NULL)
+        error = -1;
+    Py_XDECREF(told);
+    PyObject *left = PyObject_CallMethod(f->condition, "release", NULL);
+    if (left == NULL)
+        error = -1;
+    Py_XDECREF(left);
+    return error;
+}
+
+void plait_future_notify(struct plait_state *state, struct plait_future *f)
+{
+    Py_INCREF(f);
+    if (f->state == PLAIT_SETTLING) {
+        if (settle(f) < 0)
+            PyErr_WriteUnraisable((PyObject *)f);
+        if (f->pool != NULL)
+            plait_pool_wake_for(f->pool, f);
+    }
+    PyObject *waiters = f->waiters;
+    PyObject *callbacks = f->callbacks;
+    f->waiters = f->callbacks = NULL;
+    Py_CLEAR(f->pool);
+    for (Py_ssize_t i = 0; waiters != NULL && i < PyList_GET_SIZE(waiters); i++)
+        tell_loop(state, f, PyList_GET_ITEM(waiters, i));
+    for (Py_ssize_t i = 0; callbacks != NULL && i < PyList_GET_SIZE(callbacks); i++)
+        call_back(PyList_GET_ITEM(callbacks, i), (PyObject *)f);
+    Py_XDECREF(waiters);
+    Py_XDECREF(callbacks);
+    Py_DECREF(f);
+}
+
+/* ---- methods ---- */
+
+/* The one optional argument `timeout` in seconds, as a deadline of the monotonic clock, -1
+ * for none. */
+static int parse_timeout(struct plait_future *f, const char *name, PyObject *const *args,
+                         Py_ssize_t nargs, PyObject *kwnames, int64_t *deadline)
+{
+    PyObject *timeout = Py_None;
+    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
+    if (nargs + nkw > 1) {
+        PyErr_Format(PyExc_TypeError, "%s() takes at most 1 argument (%zd given)", name,
+                     nargs + nkw);
+        return -1;
+    }
+    if (nargs + nkw == 1)
+        timeout = args[0];
+    if (nkw == 1 &&
+        PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "timeout") != 0) {
+        PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", name,
+                     PyTuple_GET_ITEM(kwnames, 0));
+        return -1;
+    }
+    *deadline = -1;
+    if (timeout == Py_None)
+        return 0;
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return -1;
+    if (!(seconds > 0))
+        seconds = 0;
+    if (seconds < 1e9) {
+        (void)f;
+        *deadline = pl_sys_default()->now() + (int64_t)(seconds * 1e9);
+    }
+    return 0;
+}
+
+/* Waits until f is done and decoded. -1 with an exception set. */
+static int await_end(struct plait_state *state, struct plait_future *f, int64_t deadline)
+{
+    if (!plait_future_done(f)) {
+        if (f->pool == NULL) {
+            PyErr_SetString(PyExc_RuntimeError, "this future belongs to no pool");
+            return -1;
+        }
+        if (plait_pool_wait_for(f->pool, f, deadline) < 0)
+            return -1;
+    }
+    if (f->state == PLAIT_CANCELLED) {
+        PyErr_SetNone(state->cancelled_error);
+        return -1;
+    }
+    return decode(state, f);
+}
+
+static PyObject *future_result(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                               PyObject *kwnames)
+{
+    struct plait_future *f = FUTURE(self);
+    struct plait_state *state = state_of(self);
+    int64_t deadline;
+    if (state == NULL || parse_timeout(f, "result", args, nargs, kwnames, &deadline) < 0)
+        return NULL;
+    if (await_end(state, f, deadline) < 0)
+        return NULL;
+    if (f->exception != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(f->exception), f->exception);
+        return NULL;
+    }
+    return Py_XNewRef(f->result);
+}
+
+static PyObject *future_exception(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                  PyObject *kwnames)
+{
+    struct plait_future *f = FUTURE(self);
+    struct plait_state *state = state_of(self);
+    int64_t deadline;
+    if (state == NULL || parse_timeout(f, "exception", args, nargs, kwnames, &deadline) < 0)
+        return NULL;
+    if (await_end(state, f, deadline) < 0)
+        return NULL;
+    return Py_NewRef(f->exception != NULL ? f->exception : Py_None);
+}
+
+static PyObject *future_cancel(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                               PyObject *kwnames)
+{
+    struct plait_future *f = FUTURE(self);
+    (void)args;
+    (void)nargs;
+    (void)kwnames; /* asyncio passes msg=, which nobody here reads */
+    if (plait_future_done(f))
+        return PyBool_FromLong(f->state == PLAIT_CANCELLED);
+    if (f->state == PLAIT_SETTLING)
+        return PyBool_FromLong(f->cancelling);
+    if (f->pool == NULL)
+        Py_RETURN_FALSE;
+    return PyBool_FromLong(plait_pool_cancel(f->pool, f));
+}
+
+static bool is_running(const struct plait_future *f)
+{
+    if (f->state == PLAIT_SETTLING)
+        return !f->cancelling;
+    if (f->state != PLAIT_POSTED || f->pool == NULL || pl_pool_forked(&f->pool->core))
+        return false;
+    return pl_pool_claimed(&f->pool->core, f->cell);
+}
+
+static PyObject *future_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(FUTURE(self)->state == PLAIT_CANCELLED);
+}
+
+static PyObject *future_running(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(is_running(FUTURE(self)));
+}
+
+static PyObject *future_done(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    struct plait_future *f = FUTURE(self);
+    /* Someone who asks again and again without waiting must see the end, too. */
+    if (!plait_future_done(f) && f->pool != NULL && !f->pool->led)
+        plait_pool_peek(f->pool);
+    return PyBool_FromLong(plait_future_done(f));
+}
+
+static PyObject *future_add_done_callback(PyObject *self, PyObject *callback)
+{
+    struct plait_future *f = FUTURE(self);
+    if (plait_future_done(f)) {
+        call_back(callback, self);
+        Py_RETURN_NONE;
+    }
+    if (f->callbacks == NULL && (f->callbacks = PyList_New(0)) == NULL)
+        return NULL;
+    if (PyList_Append(f->callbacks, callback) < 0)
+        return NULL;
+    if (f->pool != NULL && plait_pool_watch_future(f->pool, f) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *future_transfer(PyObject *self, PyObject *target)
+{
+    struct plait_state *state = state_of(self);
+    if (state == NULL || transfer(state, FUTURE(self), target) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* A loop's future that waited for this one is done: if it was cancelled, so are we. */
+static PyObject *future_waiter_done(PyObject *self, PyObject *target)
+{
+    struct plait_future *f = FUTURE(self);
+    if (plait_future_done(f))
+        Py_RETURN_NONE;
+    PyObject *cancelled = PyObject_CallMethod(target, "cancelled", NULL);
+    int was = cancelled == NULL ? -1 : PyObject_IsTrue(cancelled);
+    Py_XDECREF(cancelled);
+    if (was < 0)
+        return NULL;
+    if (was != 0 && f->pool != NULL && f->state != PLAIT_SETTLING)
+        (void)plait_pool_cancel(f->pool, f);
+    Py_RETURN_NONE;
+}
+
+PyObject *plait_future_for_loop(struct plait_state *state, struct plait_future *f, PyObject *loop)
+{
+    PyObject *target = PyObject_CallMethod(loop, "create_future", NULL);
+    if (target == NULL)
+        return NULL;
+    if (plait_future_done(f)) {
+        if (transfer(state, f, target) < 0)
+            Py_CLEAR(target);
+        return target;
+    }
+    PyObject *pair = PyTuple_Pack(2, loop, target);
+    PyObject *method = NULL;
+    PyObject *added = NULL;
+    int error = -1;
+    if (pair == NULL || (f->waiters == NULL && (f->waiters = PyList_New(0)) == NULL) ||
+        PyList_Append(f->waiters, pair) < 0)
+        goto out;
+    method = PyObject_GetAttrString((PyObject *)f, "_waiter_done");
+    if (method == NULL)
+        goto out;
+    added = PyObject_CallMethod(target, "add_done_callback", "O", method);
+    if (added == NULL)
+        goto out;
+    error = f->pool == NULL ? 0 : plait_pool_attach(f->pool, loop);
+    if (error == 0 && f->pool != NULL)
+        error = plait_pool_watch_future(f->pool, f);
+out:
+    Py_XDECREF(pair);
+    Py_XDECREF(method);
+    Py_XDECREF(added);
+    if (error < 0)
+        Py_CLEAR(target);
+    return target;
+}
+
+static PyObject *future_await(PyObject *self)
+{
+    struct plait_state *state = state_of(self);
+    PyObject *loop = state == NULL ? NULL : running_loop(state);
+    if (loop == NULL)
+        return NULL;
+    if (loop == Py_None) {
+        Py_DECREF(loop);
+        PyErr_SetString(PyExc_RuntimeError, "a future is awaited, but no event loop is running");
+        return NULL;
+    }
+    PyObject *target = plait_future_for_loop(state, FUTURE(self), loop);
+    Py_DECREF(loop);
+    if (target == NULL)
+        return NULL;
+    PyObject *iterator = PyObject_CallMethod(target, "__await__", NULL);
+    Py_DECREF(target);
+    return iterator;
+}
+
+static PyObject *future_get_state(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct plait_future *f = FUTURE(self);
+    const char *name = "PENDING";
+    if (f->state == PLAIT_FINISHED)
+        name = "FINISHED";
+    else if (f->state == PLAIT_CANCELLED)
+        name = "CANCELLED_AND_NOTIFIED";
+    else if (is_running(f))
+        name = "RUNNING";
+    return PyUnicode_FromString(name);
+}
+
+static PyObject *future_get_result(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct plait_state *state = state_of(self);
+    struct plait_future *f = FUTURE(self);
+    if (state == NULL || (plait_future_done(f) && decode(state, f) < 0))
+        return NULL;
+    return Py_NewRef(f->result != NULL ? f->result : Py_None);
+}
+
+static PyObject *future_get_exception(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct plait_state *state = state_of(self);
+    struct plait_future *f = FUTURE(self);
+    if (state == NULL || (plait_future_done(f) && decode(state, f) < 0))
+        return NULL;
+    return Py_NewRef(f->exception != NULL ? f->exception : Py_None);
+}
+
+static PyObject *future_get_condition(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct plait_state *state = state_of(self);
+    struct plait_future *f = FUTURE(self);
+    if (state == NULL)
+        return NULL;
+    if (f->condition == NULL) {
+        PyObject *condition = PyObject_CallNoArgs(state->condition_type);
+        if (condition == NULL)
+            return NULL;
+        if (f->condition == NULL) /* making one may have let another thread in */
+            f->condition = condition;
+        else
+            Py_DECREF(condition);
+    }
+    return Py_NewRef(f->condition);
+}
+
+static PyObject *future_get_waiters(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct plait_future *f = FUTURE(self);
+    if (f->cf_waiters == NULL && (f->cf_waiters = PyList_New(0)) == NULL)
+        return NULL;
+    if (!plait_future_done(f) && f->pool != NULL && plait_pool_watch_future(f->pool, f) < 0)
+        return NULL;
+    return Py_NewRef(f->cf_waiters);
+}
+
+static PyObject *future_get_callbacks(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct plait_future *f = FUTURE(self);
+    return f->callbacks == NULL ? PyList_New(0) : Py_NewRef(f->callbacks);
+}
+
+static PyObject *future_repr(PyObject *self)
+{
+    struct plait_future *f = FUTURE(self);
+    PyObject *state = future_get_state(self, NULL);
+    if (state == NULL)
+        return NULL;
+    PyObject *text;
+    if (f->state == PLAIT_FINISHED && f->exception != NULL)
+        text = PyUnicode_FromFormat("<plait.Future at %p state=finished raised %s>", self,
+                                    Py_TYPE(f->exception)->tp_name);
+    else if (f->state == PLAIT_FINISHED && f->result != NULL)
+        text = PyUnicode_FromFormat("<plait.Future at %p state=finished returned %s>", self,
+                                    Py_TYPE(f->result)->tp_name);
+    else
+        text = PyUnicode_FromFormat("<plait.Future at %p state=%U>", self, state);
+    Py_DECREF(state);
+    return text;
+}
+
+/* Sets an exception from outside of a worker: its death, or the end of the pool. */
+static PyObject *future_fail(PyObject *self, PyObject *exception)
+{
+    struct plait_future *f = FUTURE(self);
+    struct plait_pool *pool = f->pool;
+    /* Only its pool calls this, for a task that it has taken off the board. */
+    if (plait_future_done(f) || f->exception != NULL || pool == NULL)
+        Py_RETURN_FALSE;
+    f->exception = Py_NewRef(exception);
+    Py_INCREF(pool);
+    plait_pool_ended(pool, f, false);
+    plait_pool_notify(pool);
+    Py_DECREF(pool);
+    Py_RETURN_TRUE;
+}
+
+static PyObject *future_task_name(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct plait_future *f = FUTURE(self);
+    PyObject *name = NULL;
+    if (f->fn == NULL)
+        Py_RETURN_NONE;
+    name = PyObject_GetAttrString(f->fn, "__qualname__");
+    if (name == NULL) {
+        PyErr_Clear();
+        name = PyObject_Repr(f->fn);
+    }
+    return name;
+}
+
+static int future_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    struct plait_future *f = FUTURE(self);
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(f->pool);
+    Py_VISIT(f->fn);
+    Py_VISIT(f->buffers);
+    Py_VISIT(f->result);
+    Py_VISIT(f->exception);
+    Py_VISIT(f->callbacks);
+    Py_VISIT(f->waiters);
+    Py_VISIT(f->condition);
+    Py_VISIT(f->cf_waiters);
+    return 0;
+}
+
+static int future_clear(PyObject *self)
+{
+    struct plait_future *f = FUTURE(self);
+    f->kind = 0;
+    Py_CLEAR(f->pool);
+    Py_CLEAR(f->fn);
+    Py_CLEAR(f->message);
+    Py_CLEAR(f->block);
+    Py_CLEAR(f->buffers);
+    Py_CLEAR(f->result);
+    Py_CLEAR(f->exception);
+    Py_CLEAR(f->callbacks);
+    Py_CLEAR(f->waiters);
+    Py_CLEAR(f->condition);
+    Py_CLEAR(f->cf_waiters);
+    return 0;
+}
+
+static void future_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    /* A queued future is owned by its queue, so no blocks are left here. */
+    (void)future_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+#define METHOD(f) (PyCFunction)(void (*)(void)) f
+
+static PyMethodDef future_methods[] = {
+    {"result", METHOD(future_result), METH_FASTCALL | METH_KEYWORDS,
+     "result($self, timeout=None)\n--\n\nWait for the task and return what it returned.\n\n"
+     "Args:\n    timeout: seconds to wait at most; None waits for ever.\n\n"
+     "Raises:\n    TimeoutError: the task was not done in time.\n"
+     "    CancelledError: the task was cancelled.\n    WorkerDied: its worker process ended."},
+    {"exception", METHOD(future_exception), METH_FASTCALL | METH_KEYWORDS,
+     "exception($self, timeout=None)\n--\n\nWait for the task and return what it raised, or "
+     "None.\n\nArgs:\n    timeout: seconds to wait at most; None waits for ever."},
+    {"cancel", METHOD(future_cancel), METH_FASTCALL | METH_KEYWORDS,
+     "cancel($self, /, msg=None)\n--\n\nCancel the task if no worker has begun it.\n\n"
+     "Returns:\n    bool: whether it is cancelled."},
+    {"cancelled", future_cancelled, METH_NOARGS,
+     "cancelled($self, /)\n--\n\nWhether the task was cancelled."},
+    {"running", future_running, METH_NOARGS,
+     "running($self, /)\n--\n\nWhether a worker has begun the task and not ended it."},
+    {"done", future_done, METH_NOARGS,
+     "done($self, /)\n--\n\nWhether the task was cancelled or has ended."},
+    {"add_done_callback", future_add_done_callback, METH_O,
+     "add_done_callback($self, fn, /)\n--\n\nCall fn(future) when the task ends; at once if it "
+     "has."},
+    {"_transfer", future_transfer, METH_O, NULL},
+    {"_waiter_done", future_waiter_done, METH_O, NULL},
+    {"_fail", future_fail, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef future_getset[] = {
+    {"_state", future_get_state, NULL, NULL, NULL},
+    {"_result", future_get_result, NULL, NULL, NULL},
+    {"_exception", future_get_exception, NULL, NULL, NULL},
+    {"_condition", future_get_condition, NULL, NULL, NULL},
+    {"_waiters", future_get_waiters, NULL, NULL, NULL},
+    {"_done_callbacks", future_get_callbacks, NULL, NULL, NULL},
+    {"_task_name", future_task_name, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot future_slots[] = {
+    {Py_tp_dealloc, future_dealloc}, {Py_tp_traverse, future_traverse},
+    {Py_tp_clear, future_clear},     {Py_tp_methods, future_methods},
+    {Py_tp_getset, future_getset},   {Py_tp_repr, future_repr},
+    {Py_am_await, future_await},     {0, NULL},
+};
+
+static PyType_Spec future_spec = {
+    .name = "plait._core.FutureBase",
+    .basicsize = sizeof(struct plait_future),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = future_slots,
+};
+
+int plait_future_exec(PyObject *module, struct plait_state *state)
+{
+    state->future_base_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &future_spec, NULL);
+    if (state->future_base_type == NULL)
+        return -1;
+    PyObject *futures = PyImport_ImportModule("concurrent.futures");
+    if (futures == NULL)
+        return -1;
+    int error = -1;
+    PyObject *base = PyObject_GetAttrString(futures, "Future");
+    PyObject *type = NULL;
+    state->cancelled_error = PyObject_GetAttrString(futures, "CancelledError");
+    state->invalid_state = PyObject_GetAttrString(futures, "InvalidStateError");
+    Py_DECREF(futures);
+    if (base == NULL || state->cancelled_error == NULL || state->invalid_state == NULL)
+        goto out;
+    /* Without __slots__ every instance would get a dictionary, and nobody needs one. */
+    type = PyObject_CallFunction(
+        (PyObject *)&PyType_Type, "s(OO){s:(s),s:s,s:s}", "Future", state->future_base_type, base,
+        "__slots__", "__weakref__", "__module__", "plait", "__doc__",
+        "The future of a task in a pool: a concurrent.futures.Future that can be awaited.");
+    if (type == NULL)
+        goto out;
+    state->future_type = (PyTypeObject *)type;
+    error = PyModule_AddObjectRef(module, "Future", type);
+out:
+    Py_XDECREF(base);
+    return error;
+}

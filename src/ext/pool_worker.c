@@ -1,0 +1,453 @@
+/* pool_worker.c - a worker's side of a process pool: claim, decode, call, encode, finish.
+ *
+ * One thread runs the loop; the interpreter's lock is let go only while there is nothing to
+ * do. An exception of the task is its result. Errors of the machinery itself (memory that
+ * makes no sense) end the worker, and the parent fails the one task that it had.
+ */
+#include "pool.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, low_mark, load, "
+                                    "dump, /)\n--\n\nServe a pool's tasks until it closes.";
+
+#define MAX_KNOWN 1024
+
+struct worker {
+    struct plait_state *state;
+    struct pl_member member;
+    PyObject *load;  /* bytes -> function */
+    PyObject *dump;  /* exception -> bytes */
+    PyObject *known; /* dict: bytes -> function */
+    char *last_code; /* owns: the function that ran last, compared before any hashing */
+    size_t last_len;
+    PyObject *last_fn;
+};
+
+/* What a task brought: blocks that a result may take along. */
+struct held {
+    PyObject *buffers; /* list, or NULL */
+};
+
+static PyObject *function_for(struct worker *w, const char *code, size_t len)
+{
+    if (w->last_fn != NULL && w->last_len == len && memcmp(w->last_code, code, len) == 0)
+        return Py_NewRef(w->last_fn);
+    PyObject *key = PyBytes_FromStringAndSize(code, (Py_ssize_t)len);
+    if (key == NULL)
+        return NULL;
+    PyObject *fn = Py_XNewRef(PyDict_GetItemWithError(w->known, key));
+    if (fn == NULL && !PyErr_Occurred()) {
+        fn = PyObject_CallOneArg(w->load, key);
+        if (fn != NULL) {
+            if (PyDict_GET_SIZE(w->known) >= MAX_KNOWN)
+                PyDict_Clear(w->known);
+            if (PyDict_SetItem(w->known, key, fn) < 0)
+                Py_CLEAR(fn);
+        }
+    }
+    Py_DECREF(key);
+    if (fn == NULL)
+        return NULL;
+    char *copy = PyMem_Realloc(w->last_code, len == 0 ? 1 : len);
+    if (copy == NULL) {
+        PyErr_Clear();
+        Py_CLEAR(w->last_fn); /* no shortcut next time, nothing worse */
+        w->last_len = 0;
+        return fn;
+    }
+    memcpy(copy, code, len);
+    w->last_code = copy;
+    w->last_len = len;
+    Py_XSETREF(w->last_fn, Py_NewRef(fn));
+    return fn;
+}
+
+static PyObject *damaged(void)
+{
+    PyErr_SetString(PyExc_RuntimeError, "a task arrived damaged");
+    return NULL;
+}
+
+static PyObject *read_buffers(struct worker *w, const char *table, uint32_t n, const char *inlined,
+                              size_t inline_left)
+{
+    PyObject *buffers = PyList_New(0);
+    for (uint32_t i = 0; buffers != NULL && i < n; i++) {
+        struct plait_wire_buf entry;
+        PyObject *item = NULL;
+        memcpy(&entry, table + i * sizeof(entry), sizeof(entry));
+        if (entry.block.offset != 0) {
+            void *data;
+            struct plait_block *block = NULL;
+            if (pl_member_data(&w->member, &entry.block, &data) < 0)
+                (void)damaged();
+            else
+                block = plait_block_new(w->state);
+            if (block != NULL) {
+                block->member = &w->member;
+                block->view.block = entry.block;
+                block->data = data;
+                block->size = (Py_ssize_t)entry.block.size;
+                block->readonly = entry.readonly != 0;
+            }
+            item = (PyObject *)block;
+        } else if (entry.block.size > inline_left) {
+            (void)damaged();
+        } else {
+            item = entry.readonly != 0
+                       ? PyBytes_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size)
+                       : PyByteArray_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size);
+            inlined += entry.block.size;
+            inline_left -= entry.block.size;
+        }
+        if (item == NULL || PyList_Append(buffers, item) < 0)
+            Py_CLEAR(buffers);
+        Py_XDECREF(item);
+    }
+    return buffers;
+}
+
+/* Runs the task of a slot: its result, or NULL with the task's exception set. */
+static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *held)
+{
+    struct pl_block message = slot->block;
+    const char *data = (const char *)slot->bytes;
+    size_t size = slot->len;
+    if (message.offset != 0) {
+        void *at;
+        if (pl_member_data(&w->member, &message, &at) < 0)
+            return damaged();
+        data = at;
+        size = message.size;
+    } else if (size > PL_SLOT_INLINE) {
+        return damaged();
+    }
+    struct plait_wire_head head;
+    PyObject *fn = NULL;
+    PyObject *result = NULL;
+    if (size < sizeof(head)) {
+        (void)damaged();
+        goto out;
+    }
+    memcpy(&head, data, sizeof(head));
+    uint64_t table = (uint64_t)head.nbufs * sizeof(struct plait_wire_buf);
+    if (sizeof(head) + table + head.fn_len + (uint64_t)head.body_len + head.inline_len != size) {
+        (void)damaged();
+        goto out;
+    }
+    const char *code = data + sizeof(head) + table;
+    const char *body = code + head.fn_len;
+    fn = function_for(w, code, head.fn_len);
+    if (fn == NULL)
+        goto out;
+    if (slot->kind == PLAIT_ATOMS) {
+        PyObject *args[PLAIT_ATOMS_MAX + 1];
+        Py_ssize_t n = plait_atoms_decode(body, head.body_len, args + 1, PLAIT_ATOMS_MAX);
+        if (n < 0)
+            goto out;
+        result =
+            PyObject_Vectorcall(fn, args + 1, (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        while (n > 0)
+            Py_DECREF(args[n--]);
+    } else {
+        if (head.nbufs > 0) {
+            held->buffers = read_buffers(w, data + sizeof(head), head.nbufs, body + head.body_len,
+                                         head.inline_len);
+            if (held->buffers == NULL)
+                goto out;
+        }
+        PyObject *call = plait_loads(w->state, body, head.body_len, held->buffers);
+        if (message.offset != 0) {
+            /* Everything has been copied out of it or has a block of its own. */
+            pl_member_return(&w->member, &message);
+            message.offset = 0;
+        }
+        if (call == NULL)
+            goto out;
+        PyObject *args, *kwargs;
+        if (!PyTuple_Check(call) || PyTuple_GET_SIZE(call) != 2) {
+            (void)damaged();
+        } else {
+            args = PyTuple_GET_ITEM(call, 0);
+            kwargs = PyTuple_GET_ITEM(call, 1);
+            result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
+        }
+        Py_DECREF(call);
+    }
+out:
+    if (message.offset != 0)
+        pl_member_return(&w->member, &message);
+    Py_XDECREF(fn);
+    return result;
+}
+
+/* Finds the task's own block that a buffer is exactly the memory of. Borrowed. */
+static struct plait_block *find_held(const struct worker *w, const struct held *held,
+                                     const Py_buffer *view)
+{
+    if (held->buffers == NULL || view->readonly)
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(held->buffers); i++) {
+        struct plait_block *block = (struct plait_block *)PyList_GET_ITEM(held->buffers, i);
+        if (Py_IS_TYPE((PyObject *)block, w->state->block_type) && block->data == view->buf &&
+            block->size == view->len)
+            return block;
+    }
+    return NULL;
+}
+
+static int put_in_block(struct worker *w, const void *from, size_t len, struct pl_block *block)
+{
+    void *data;
+    if (pl_member_alloc(&w->member, len, block, &data) < 0) {
+        PyErr_Format(PyExc_MemoryError,
+                     "a result of %zu bytes does not fit the pool's shared memory "
+                     "(limit %llu bytes, %llu in use)",
+                     len, (unsigned long long)w->member.share->limit,
+                     (unsigned long long)w->member.heap.used);
+        return -1;
+    }
+    memcpy(data, from, len);
+    return 0;
+}
+
+/* Writes a message into the slot, or into a block of its own. */
+static int put_message(struct worker *w, struct pl_slot *slot, uint16_t kind, const char *data,
+                       size_t len)
+{
+    struct pl_block block = {0};
+    if (len <= PL_SLOT_INLINE) {
+        memcpy(slot->bytes, data, len);
+    } else {
+        if (put_in_block(w, data, len, &block) < 0)
+            return -1;
+        pl_member_lend(&w->member, &block);
+    }
+    slot->block = block;
+    slot->len = (uint32_t)len;
+    slot->kind = kind;
+    return 0;
+}
+
+/* Encodes and writes a value; takes over the reference. -1 with an exception set and nothing
+ * lent. `held` is emptied. */
+static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, struct held *held)
+{
+    struct plait_bytes out = {0};
+    int atoms = plait_atoms_encode(&out, &value, 1);
+    if (atoms != 0) {
+        Py_DECREF(value);
+        Py_CLEAR(held->buffers);
+        int error = atoms < 0 ? -1 : put_message(w, slot, PLAIT_ATOMS, out.data, out.len);
+        plait_bytes_free(&out);
+        return error;
+    }
+    PyObject *buffers = NULL;
+    PyObject *body = plait_dumps(w->state, value, &buffers);
+    struct plait_bytes tail = {0};
+    struct plait_wire_buf *table = NULL;
+    struct plait_block **moved = NULL; /* owned references to the task's blocks, by buffer */
+    uint32_t n = 0;
+    uint32_t filled = 0;
+    int error = -1;
+    if (body == NULL)
+        goto out;
+    n = (uint32_t)PyList_GET_SIZE(buffers);
+    if (n > 0) {
+        table = PyMem_Calloc(n, sizeof(*table));
+        moved = PyMem_Calloc(n, sizeof(*moved));
+        if (table == NULL || moved == NULL) {
+            PyErr_NoMemory();
+            goto out;
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        Py_buffer view;
+        if (PyObject_GetBuffer(PyList_GET_ITEM(buffers, i), &view, PyBUF_ANY_CONTIGUOUS) < 0)
+            goto out;
+        int failed = 0;
+        table[i].readonly = (uint32_t)view.readonly;
+        table[i].block.size = (uint64_t)view.len;
+        struct plait_block *own = find_held(w, held, &view);
+        bool twice = false;
+        for (uint32_t k = 0; own != NULL && k < i; k++)
+            twice = twice || moved[k] == own;
+        if (view.len < PLAIT_INLINE_BUFFER)
+            failed = plait_bytes_add(&tail, view.buf, (size_t)view.len);
+        else if (own != NULL && !twice)
+            moved[i] = (struct plait_block *)Py_NewRef((PyObject *)own);
+        else
+            failed = put_in_block(w, view.buf, (size_t)view.len, &table[i].block);
+        PyBuffer_Release(&view);
+        if (failed < 0)
+            goto out;
+        filled = i + 1;
+    }
+    /* Let everything go that refers to the task's blocks. Whichever then has no other user
+     * in this process goes back to the parent as the result, without a copy. */
+    Py_CLEAR(value);
+    Py_CLEAR(buffers);
+    Py_CLEAR(held->buffers);
+    for (uint32_t i = 0; i < n; i++) {
+        if (moved[i] == NULL)
+            continue;
+        if (Py_REFCNT(moved[i]) == 1)
+            table[i].block = moved[i]->view.block;
+        else if (put_in_block(w, moved[i]->data, (size_t)moved[i]->size, &table[i].block) < 0)
+            goto out;
+    }
+    struct plait_wire_head head = {
+        .body_len = (uint32_t)PyBytes_GET_SIZE(body),
+        .nbufs = n,
+        .inline_len = (uint32_t)tail.len,
+    };
+    if (PyBytes_GET_SIZE(body) > INT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "the result is too large: a pickle of %zd bytes",
+                     PyBytes_GET_SIZE(body));
+        goto out;
+    }
+    if (plait_bytes_add(&out, &head, sizeof(head)) < 0 ||
+        plait_bytes_add(&out, table, n * sizeof(*table)) < 0 ||
+        plait_bytes_add(&out, PyBytes_AS_STRING(body), head.body_len) < 0 ||
+        plait_bytes_add(&out, tail.data, tail.len) < 0 ||
+        put_message(w, slot, PLAIT_PICKLE, out.data, out.len) < 0)
+        goto out;
+    for (uint32_t i = 0; i < n; i++) {
+        if (table[i].block.offset == 0)
+            continue;
+        if (table[i].block.owner == w->member.seat)
+            pl_member_lend(&w->member, &table[i].block);
+        else
+            moved[i]->view.block.offset = 0; /* the parent's again: not to be returned */
+    }
+    error = 0;
+out:
+    if (error < 0) {
+        for (uint32_t i = 0; i < filled; i++)
+            if (table[i].block.offset != 0 && table[i].block.owner == w->member.seat)
+                pl_member_free(&w->member, &table[i].block);
+    }
+    for (uint32_t i = 0; moved != NULL && i < n; i++)
+        Py_XDECREF(moved[i]);
+    PyMem_Free(moved);
+    PyMem_Free(table);
+    plait_bytes_free(&tail);
+    plait_bytes_free(&out);
+    Py_XDECREF(value);
+    Py_XDECREF(buffers);
+    Py_XDECREF(body);
+    return error;
+}
+
+/* Writes the exception that is set, and clears it. -1: not even that was possible. */
+static int put_exception(struct worker *w, struct pl_slot *slot)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL)
+        (void)PyException_SetTraceback(value, traceback);
+    PyObject *data = PyObject_CallOneArg(w->dump, value);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    int error = -1;
+    if (data != NULL && PyBytes_Check(data)) {
+        struct plait_wire_head head = {.body_len = (uint32_t)PyBytes_GET_SIZE(data)};
+        struct plait_bytes out = {0};
+        if (plait_bytes_add(&out, &head, sizeof(head)) == 0 &&
+            plait_bytes_add(&out, PyBytes_AS_STRING(data), head.body_len) == 0)
+            error = put_message(w, slot, PLAIT_EXCEPTION, out.data, out.len);
+        plait_bytes_free(&out);
+    }
+    Py_XDECREF(data);
+    return error;
+}
+
+static int serve_one(struct worker *w, uint32_t cell)
+{
+    struct pl_slot *slot = &w->member.slots[cell];
+    struct held held = {0};
+    int64_t start = w->member.sys->now();
+    atomic_store_explicit(&w->member.mine->started, start, memory_order_relaxed); /* a hint */
+    PyObject *value = run_task(w, slot, &held);
+    int error = -1;
+    if (value != NULL)
+        error = put_value(w, slot, value, &held);
+    if (error < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_SystemError, "a task ended without a result");
+        error = put_exception(w, slot);
+    }
+    Py_CLEAR(held.buffers);
+    if (error < 0)
+        return -1;
+    slot->run_ns = w->member.sys->now() - start;
+    pl_member_done(&w->member, cell);
+    return 0;
+}
+
+PyObject *plait_worker_run(PyObject *module, PyObject *args)
+{
+    struct worker w = {.state = plait_state_of_module(module)};
+    int memfd;
+    int eventfd;
+    unsigned int seat;
+    unsigned long long low_mark;
+    if (!PyArg_ParseTuple(args, "iiIKOO", &memfd, &eventfd, &seat, &low_mark, &w.load, &w.dump))
+        return NULL;
+    void *base;
+    uint64_t total;
+    int error = pl_share_map(NULL, memfd, &base, &total);
+    if (error < 0)
+        return plait_raise(w.state, error, "mapping a pool's memory");
+    error = pl_member_init(&w.member, NULL, base, total, eventfd, seat, low_mark);
+    if (error < 0)
+        return plait_raise(w.state, error, "joining a pool");
+    w.known = PyDict_New();
+    if (w.known == NULL)
+        return NULL;
+    for (;;) {
+        uint32_t cell;
+        int found = pl_member_take(&w.member, &cell);
+        if (found == 1) {
+            if (serve_one(&w, cell) < 0)
+                break;
+            continue;
+        }
+        if (found < 0) {
+            if (found != PL_ECLOSED)
+                (void)plait_raise(w.state, found, "taking a task");
+            break;
+        }
+        Py_BEGIN_ALLOW_THREADS error = pl_member_wait(&w.member);
+        Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) break;
+    }
+    /* Blocks that objects of the user's still hold point at w.member's memory, so neither the
+     * mapping nor they are touched: the process ends after this. */
+    Py_XDECREF(w.last_fn);
+    PyMem_Free(w.last_code);
+    Py_DECREF(w.known);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyObject *plait_die_with_parent(PyObject *module, PyObject *arg)
+{
+    (void)module;
+    long parent = PyLong_AsLong(arg);
+    if (parent == -1 && PyErr_Occurred())
+        return NULL;
+    if (prctl(PR_SET_PDEATHSIG, parent == 0 ? 0 : SIGKILL) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    /* It may have died before the kernel knew what we want. */
+    if (parent != 0 && getppid() != (pid_t)parent)
+        _exit(1);
+    Py_RETURN_NONE;
+}

@@ -1,0 +1,735 @@
+"""The process pool: policy around the core's rings. Workers, deaths, shutdown, map."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import marshal
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from . import _core, _worker
+from ._exceptions import PlaitError, PoolBroken, RemoteError, RemoteTraceback, WorkerDied
+from ._zygote import HEAD
+
+T = TypeVar("T")
+
+MAX_WORKERS = 64
+STILLBORN_MAX = 5
+"""So many workers in a row may end before they are ready; then the pool is broken."""
+
+_CONTROL = 0  # tag of the control socket in the wait set
+_RESULTS_GRACE = 5.0
+
+_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
+
+# What the zygote runs. The package itself is put in place without being run: importing its
+# public face would cost more time than all the rest of the start. It runs on first use.
+_BOOTSTRAP = """
+import sys, os, marshal
+data = marshal.loads(os.pread({fd}, {size}, 0))
+sys.path[:] = data["path"]
+sys.argv[:] = data["argv"]
+import importlib.util
+spec = importlib.util.find_spec("plait")
+if spec is None:
+    raise SystemExit("plait: the package cannot be found on the parent's sys.path")
+package = importlib.util.module_from_spec(spec)
+def __getattr__(name):
+    if name.startswith("_") and name != "__version__":
+        raise AttributeError(name)
+    package.__dict__.pop("__getattr__", None)
+    spec.loader.exec_module(package)
+    return getattr(package, name)
+package.__getattr__ = __getattr__
+sys.modules["plait"] = package
+from plait._zygote import main
+main(data)
+"""
+
+
+def cpu_quota() -> float | None:
+    """The CPU limit of this process's control group, in cores, or None without one."""
+    try:
+        with open("/proc/self/cgroup", encoding="ascii") as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError):
+        return None
+    best: float | None = None
+    roots: list[tuple[str, str, str | None]]
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            roots = [("/sys/fs/cgroup", "cpu.max", None)]
+        elif "cpu" in controllers.split(","):
+            roots = [
+                (f"/sys/fs/cgroup/{name}", "cpu.cfs_quota_us", "cpu.cfs_period_us")
+                for name in ("cpu", controllers)
+            ]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        # Limits of every ancestor hold, too; inside a container the path may not exist.
+        for depth in range(len(parts), -1, -1):
+            for root, quota_name, period_name in roots:
+                where = os.path.join(root, *parts[:depth])
+                try:
+                    with open(os.path.join(where, quota_name), encoding="ascii") as file:
+                        words = file.read().split()
+                    if period_name is not None:
+                        with open(os.path.join(where, period_name), encoding="ascii") as file:
+                            words.append(file.read().strip())
+                    if words[0] in ("max", "-1"):
+                        continue
+                    cores = int(words[0]) / int(words[1])
+                except (OSError, ValueError, IndexError, ZeroDivisionError):
+                    continue
+                best = cores if best is None else min(best, cores)
+    return best
+
+
+def default_workers() -> int:
+    """As many workers as this process may use processors: affinity and control group."""
+    count = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    if quota is not None:
+        count = min(count, max(1, round(quota)))
+    return min(count, MAX_WORKERS)
+
+
+def main_module() -> tuple[str, str | None]:
+    """How a worker can import this process's main module: (kind, name or path)."""
+    main = sys.modules.get("__main__")
+    how = getattr(main, "__dict__", {}).get("_plait_how")
+    if how is not None:  # a worker that has not imported it yet makes a pool of its own
+        return (how[0], how[1])
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name is not None:
+        return ("module", spec.name)
+    path = getattr(main, "__file__", None)
+    if path is not None and os.path.isfile(path):
+        return ("path", os.path.abspath(path))
+    return ("none", None)
+
+
+def decode_exception(value: tuple[bytes | None, str, str, str]) -> BaseException:
+    """Make a task's exception from what its worker sent; its traceback is the cause."""
+    data, type_name, message, text = value
+    error: Any = None
+    if data is not None:
+        with contextlib.suppress(Exception):
+            error = pickle.loads(data)
+    if not isinstance(error, BaseException):
+        error = RemoteError(type_name, message)
+    error.__cause__ = RemoteTraceback(text)
+    return error  # type: ignore[no-any-return]
+
+
+def log_callback_error(future: Any, error: BaseException) -> None:
+    """Log what a done-callback raised, as concurrent.futures does."""
+    if not isinstance(error, Exception):
+        raise error
+    import logging
+
+    logging.getLogger("concurrent.futures").error(
+        "exception calling callback for %r", future, exc_info=error
+    )
+
+
+def _run_chunk(fn: Callable[..., T], items: list[Any]) -> list[T]:
+    return list(map(fn, items))
+
+
+def _run_rows(fn: Callable[..., T], rows: list[tuple[Any, ...]]) -> list[T]:
+    return list(itertools.starmap(fn, rows))
+
+
+class _Worker:
+    """A worker process as its parent knows it."""
+
+    __slots__ = ("born", "pid", "pidfd", "ready")
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.pidfd = -1
+        self.ready = False
+        self.born = 0.0
+
+
+class ProcessPool(_core.PoolBase, Executor):
+    """A pool of worker processes: an Executor whose futures can be awaited.
+
+    Tasks and results travel through shared memory. A worker's death fails the task that it
+    ran, with `WorkerDied`, and nothing else.
+
+    Args:
+        workers: how many processes; None for as many as this process may use processors.
+        initializer: called in each worker before its first task.
+        initargs: its arguments.
+        mp_context: accepted for compatibility; None, or a multiprocessing context whose start
+            method is not "fork" (workers always begin in a clean process).
+        shared_memory: bound in bytes of what tasks, and the results of each worker, may have
+            in shared memory at once; None for half of the machine's memory.
+
+    Raises:
+        ValueError: an argument is out of range.
+        RuntimeError: made while a worker imports the parent's script.
+
+    Example:
+        >>> import plait
+        >>> with plait.ProcessPool(2) as pool:
+        ...     pool.submit(pow, 2, 10).result()
+        1024
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: Sequence[Any] = (),
+        mp_context: Any = None,
+        shared_memory: int | None = None,
+    ) -> None:
+        if workers is None:
+            workers = default_workers()
+        if isinstance(workers, bool) or not isinstance(workers, int):
+            raise TypeError(f"workers must be an int or None, not {workers!r}")
+        if not 1 <= workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be from 1 to {MAX_WORKERS}, not {workers}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be callable, not {initializer!r}")
+        if shared_memory is not None and shared_memory < 1 << 20:
+            raise ValueError(f"shared_memory must be at least 1 MiB, not {shared_memory} bytes")
+        if mp_context is not None and mp_context.get_start_method() == "fork":
+            raise ValueError(
+                "mp_context with start method 'fork' is not supported: workers begin in a clean "
+                "process ('spawn' and 'forkserver' are taken as meaning that)"
+            )
+        if _worker.importing_main:
+            raise RuntimeError(
+                "a pool is made while a worker imports the main script: put the code that starts "
+                "it under `if __name__ == '__main__':`"
+            )
+        if not sys.executable:
+            raise RuntimeError("sys.executable is not set: workers cannot be started")
+        self._workers = workers
+        self._main = main_module()
+        # What a worker makes of the script's classes says that it comes from there.
+        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+        setup = self._pickle((initializer, tuple(initargs)))
+        self._lock = threading.RLock()
+        self._seats: dict[int, _Worker] = {}
+        self._loops: dict[int, Any] = {}
+        self._stillborn = 0
+        self._stopping: bool | str = False
+        self._stopped = False
+        self._helper: threading.Thread | None = None
+        self._helper_stop = False
+        self._control: socket.socket | None = None
+        self._zygote = 0
+        self._zygote_fd = -1
+        self._zygote_deaths = 0
+        self._setup = setup
+        by_value = self._main[0] == "none" and _cloudpickle() is not None
+        memfd, eventfd, waitfd = self._open(workers, 0, shared_memory or 0, by_value)
+        self._fds = (memfd, eventfd)
+        self._waitfd = waitfd
+        try:
+            self._start_zygote()
+        except BaseException:
+            self._stopped = True
+            self._close()
+            raise
+        _pools.add(self)
+
+    # ---- sending -------------------------------------------------------------------
+
+    def _pickle(self, value: Any) -> bytes:
+        try:
+            return pickle.dumps(value, 5)
+        except Exception as error:
+            cloudpickle = _cloudpickle()
+            if cloudpickle is None:
+                raise _advise(error) from None
+            return bytes(cloudpickle.dumps(value, 5))
+
+    def _dump_function(self, fn: Callable[..., Any]) -> tuple[bytes, bool]:
+        """A function as a pickle, and whether that is only its name."""
+        cloudpickle = None
+        if self._main[0] == "none" and getattr(fn, "__module__", None) == "__main__":
+            cloudpickle = _cloudpickle()
+            if cloudpickle is None:
+                raise _advise(
+                    pickle.PicklingError(
+                        f"{fn!r} is defined in a main module that workers cannot import"
+                    )
+                )
+            return cloudpickle.dumps(fn, 5), False
+        try:
+            return pickle.dumps(fn, 5), True
+        except Exception as error:
+            cloudpickle = _cloudpickle()
+            if cloudpickle is None:
+                raise _advise(error) from None
+        return cloudpickle.dumps(fn, 5), False
+
+    def _dump_again(self, call: Any, error: Exception | None) -> tuple[bytes, list[Any]]:
+        """Pickle a task's arguments by value, after pickle refused them with `error`."""
+        cloudpickle = _cloudpickle()
+        if cloudpickle is None:
+            assert error is not None
+            raise _advise(error) from None
+        buffers: list[Any] = []
+        try:
+            data = cloudpickle.dumps(call, 5, buffer_callback=buffers.append)
+        except Exception:
+            if error is not None:
+                raise error from None
+            raise
+        return data, buffers
+
+    # ---- processes -----------------------------------------------------------------
+
+    def _start_zygote(self) -> None:
+        """Start the zygote and order the workers. Lock held, or not yet shared."""
+        import subprocess
+
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        memfd, eventfd = self._fds
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        start = -1
+        try:
+            start = os.memfd_create("plait-start", os.MFD_CLOEXEC)
+            data = marshal.dumps(
+                {
+                    "path": [os.path.abspath(p) if p == "" else p for p in sys.path],
+                    "argv": [str(word) for word in sys.argv],
+                    "start": start,
+                    "control": theirs.fileno(),
+                    "memfd": memfd,
+                    "eventfd": eventfd,
+                    "parent": os.getpid(),
+                    "main": self._main,
+                    "setup": self._setup,
+                }
+            )
+            view = memoryview(data)
+            while view:
+                view = view[os.write(start, view) :]
+            code = _BOOTSTRAP.format(fd=start, size=len(data))
+            # Duplicating a descriptor onto itself is how a child is told to keep it.
+            keep = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (start, theirs.fileno(), *self._fds)]
+            self._zygote = os.posix_spawn(
+                sys.executable,
+                [sys.executable, *flags, "-P", "-c", code],
+                os.environ,
+                file_actions=keep,
+                setpgroup=0,
+                setsigmask=[],
+                setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGPIPE],
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            if start >= 0:
+                os.close(start)
+        self._zygote_fd = os.pidfd_open(self._zygote)
+        ours.setblocking(False)
+        self._control = ours
+        self._watch(ours.fileno(), _CONTROL)
+        for _ in range(self._workers - len(self._seats)):
+            self._order_worker()
+
+    def _order_worker(self, delay: float = 0.0) -> None:
+        seat, low_mark = self._seat()
+        self._seats[seat] = _Worker()
+        self._order(b"S", seat, low_mark, int(delay * 1000))
+
+    def _order(self, kind: bytes, seat: int = 0, low_mark: int = 0, delay_ms: int = 0) -> None:
+        if self._control is None:
+            return
+        try:
+            self._control.send(HEAD.pack(kind, seat, 0, 0, low_mark, delay_ms))
+        except (BrokenPipeError, ConnectionError):
+            pass  # the zygote is gone; its end is handled when the socket says so
+
+    def _on_control(self) -> None:
+        """The control socket is readable: births, deaths, or the zygote's end."""
+        with self._lock:
+            while self._control is not None:
+                try:
+                    message, fds, _flags, _addr = socket.recv_fds(self._control, 65536, 1)
+                except BlockingIOError:
+                    return
+                except ConnectionError:
+                    message, fds = b"", []
+                if not message:
+                    self._on_zygote_end()
+                    return
+                kind, seat, pid, status, memory, _ = HEAD.unpack(message[: HEAD.size])
+                worker = self._seats.get(seat)
+                if kind == b"B" and worker is not None:
+                    worker.pid, worker.pidfd = pid, fds[0]
+                    worker.born = time.monotonic()
+                    os.set_inheritable(fds[0], False)
+                    fds = []
+                    if self._stopping == "kill":
+                        self._kill(worker)
+                elif kind == b"R" and worker is not None:
+                    worker.ready = True
+                    self._stillborn = self._zygote_deaths = 0
+                elif kind == b"I":
+                    text = message[HEAD.size :].decode(errors="replace")
+                    error = PoolBroken("the initializer failed in a worker")
+                    error.__cause__ = RemoteTraceback(text)
+                    self._fail_all(error)
+                elif kind == b"D" and worker is not None:
+                    self._on_death(seat, pid, status, memory)
+                for fd in fds:
+                    os.close(fd)
+
+    def _on_death(self, seat: int, pid: int, status: int | None, memory: int | None) -> None:
+        """A worker is gone: its task fails, a successor is ordered."""
+        worker = self._seats.pop(seat)
+        if worker.pidfd >= 0:
+            os.close(worker.pidfd)
+        exitcode = number = None
+        if status is not None and os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+        elif status is not None:
+            exitcode = os.WEXITSTATUS(status)
+        lost = self._bury(seat)
+        for future in lost:
+            future._fail(WorkerDied(pid, exitcode, number, memory, future._task_name))
+        if self._stopping or (self._closed and self._outstanding == 0):
+            return
+        delay = 0.0
+        if not worker.ready:
+            self._stillborn += 1
+            delay = min(2.0, 0.01 * 2**self._stillborn)
+            if self._stillborn >= STILLBORN_MAX:
+                died = WorkerDied(pid, exitcode, number, memory)
+                self._fail_all(
+                    PoolBroken(f"{self._stillborn} workers in a row did not start: {died}")
+                )
+                return
+        self._order_worker(delay)
+
+    def _on_zygote_end(self) -> None:
+        """The zygote is gone, and so are its workers or they will be at once."""
+        assert self._control is not None
+        self._unwatch(self._control.fileno())
+        self._control.close()
+        self._control = None
+        status = self._reap_zygote(_RESULTS_GRACE)
+        for seat, worker in list(self._seats.items()):
+            if worker.pidfd >= 0:
+                if not select.select([worker.pidfd], [], [], 1.0)[0]:
+                    self._kill(worker)
+                    select.select([worker.pidfd], [], [], 1.0)
+                os.close(worker.pidfd)
+            del self._seats[seat]
+            for future in self._bury(seat):
+                future._fail(WorkerDied(worker.pid, None, None, None, future._task_name))
+        if self._stopping:
+            return
+        self._zygote_deaths += 1
+        if self._zygote_deaths >= STILLBORN_MAX:
+            self._fail_all(PoolBroken(f"the process that starts workers ended (status {status})"))
+            return
+        self._start_zygote()
+
+    def _reap_zygote(self, timeout: float) -> int | None:
+        """Wait for the zygote's end, kill it when time is up; its status if it is known."""
+        if self._zygote_fd < 0:
+            return None
+        status: int | None = None
+        if not select.select([self._zygote_fd], [], [], timeout)[0]:
+            signal.pidfd_send_signal(self._zygote_fd, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            status = os.waitpid(self._zygote, 0)[1]
+        os.close(self._zygote_fd)
+        self._zygote_fd = -1
+        return status
+
+    def _kill(self, worker: _Worker) -> None:
+        if worker.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+
+    def _on_suspects(self, seats: int) -> None:
+        """Workers that wrote nonsense into the shared memory: bit n is seat n modulo 64."""
+        with self._lock:
+            for seat, worker in self._seats.items():
+                if seats >> (seat % 64) & 1:
+                    self._kill(worker)
+
+    def _fail_all(self, error: Exception) -> None:
+        """Nothing works any more: every future fails with the error."""
+        self._break(error)
+        self._stopping = True
+        for future in self._recall():
+            if self._withdraw(future):
+                future._fail(error)
+        self._dismiss()
+        self._order(b"Q")
+
+    # ---- audiences -----------------------------------------------------------------
+
+    def _start_helper(self) -> None:
+        """Start the thread that collects results when no one waits for them."""
+        with self._lock:
+            if self._helper is not None or self._stopped or self._forked:
+                return
+            self._helper = threading.Thread(
+                target=self._help_on, name="plait-pool-helper", daemon=True
+            )
+            self._helper_is(True)
+            try:
+                self._helper.start()
+            except RuntimeError:  # the interpreter is about to end: shutdown collects
+                self._helper = None
+                self._helper_is(False)
+
+    def _help_on(self) -> None:
+        while not self._helper_stop:
+            try:
+                if not self._help():
+                    return
+            except Exception:
+                sys.excepthook(*sys.exc_info())
+
+    def _attach(self, loop: Any) -> None:
+        """Have a loop look at results."""
+        with self._lock:
+            for key, known in list(self._loops.items()):
+                if known.is_closed():
+                    del self._loops[key]
+            if id(loop) in self._loops:
+                return
+            loop.add_reader(self._waitfd, self._on_ready)
+            self._loops[id(loop)] = loop
+
+    def _detach(self, loop: Any) -> None:
+        if not loop.is_closed():
+            loop.remove_reader(self._waitfd)
+
+    def _detach_loops(self) -> None:
+        with self._lock:
+            loops = list(self._loops.values())
+            self._loops.clear()
+            self._forget_loop()
+        for loop in loops:
+            asyncio = sys.modules["asyncio"]
+            if asyncio._get_running_loop() is loop or not loop.is_running():
+                with contextlib.suppress(RuntimeError):
+                    self._detach(loop)
+            else:
+                with contextlib.suppress(RuntimeError):  # closed meanwhile
+                    loop.call_soon_threadsafe(self._detach, loop)
+
+    # ---- Executor ------------------------------------------------------------------
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Call fn on the items of the iterables, in order, in workers.
+
+        Args:
+            fn: the function.
+            iterables: as many as fn takes arguments; the shortest ends it.
+            timeout: seconds from this call within which each result must come.
+            chunksize: items that travel together as one task.
+            buffersize: tasks that are submitted ahead of the results that were taken; None
+                submits all at once.
+
+        Returns:
+            Iterator: of results, in the order of the items. A task's error is raised in its
+            place, and ends the iteration.
+
+        Raises:
+            ValueError: chunksize or buffersize is less than 1.
+        """
+        if chunksize < 1:
+            raise ValueError(f"chunksize must be >= 1, not {chunksize}")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize must be >= 1 or None, not {buffersize}")
+        end = None if timeout is None else timeout + time.monotonic()
+        tasks: Iterator[Any]
+        if chunksize == 1:
+            tasks = (self.submit(fn, *row) for row in zip(*iterables, strict=False))
+        elif len(iterables) == 1:
+            items = iter(iterables[0])
+            chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
+            tasks = (self.submit(_run_chunk, fn, chunk) for chunk in chunks)
+        else:
+            rows = zip(*iterables, strict=False)
+            chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
+            tasks = (self.submit(_run_rows, fn, chunk) for chunk in chunks)
+        ahead = deque(tasks if buffersize is None else itertools.islice(tasks, buffersize))
+        return self._results(ahead, tasks, end, chunksize > 1)
+
+    @staticmethod
+    def _results(
+        ahead: deque[Any], tasks: Iterator[Any], end: float | None, chunked: bool
+    ) -> Iterator[Any]:
+        try:
+            while ahead:
+                future = ahead.popleft()
+                try:
+                    left = None if end is None else end - time.monotonic()
+                    value = future.result(left)
+                except BaseException:
+                    future.cancel()
+                    raise
+                del future
+                ahead.extend(itertools.islice(tasks, 1))
+                if chunked:
+                    yield from value
+                else:
+                    yield value
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the pool; what was submitted is done first.
+
+        Args:
+            wait: return when the tasks are done and the workers have ended; otherwise that
+                goes on in the background.
+            cancel_futures: cancel the tasks that no worker has begun.
+        """
+        if self._forked:
+            return
+        self._close()
+        if cancel_futures:
+            for future in self._recall():
+                future.cancel()
+        if wait:
+            self._finish()
+        elif not self._stopped:
+            threading.Thread(target=self._finish, name="plait-pool-shutdown").start()
+
+    def _finish(self) -> None:
+        while self._outstanding > 0 and not self._stopped:
+            self._wait_idle(-1.0)
+        self._stop(_RESULTS_GRACE)
+
+    def _stop(self, grace: float) -> None:
+        """Dismiss the workers, kill what stays for longer than `grace` seconds, clean up."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = True
+            self._stopping = self._stopping or True
+            self._dismiss()
+            self._order(b"Q")
+        end = time.monotonic() + grace
+        while self._control is not None and time.monotonic() < end:
+            self._wait_idle(max(0.001, end - time.monotonic()))
+        if self._control is not None:
+            self._unwatch(self._control.fileno())
+            self._control.close()  # the zygote kills its workers, and ends
+            self._control = None
+        self._reap_zygote(1.0)
+        for seat, worker in list(self._seats.items()):
+            if worker.pidfd >= 0:
+                select.select([worker.pidfd], [], [], 1.0)
+                os.close(worker.pidfd)
+            del self._seats[seat]
+            for future in self._bury(seat):
+                future._fail(PlaitError("the pool was stopped while the task ran"))
+        self._detach_loops()
+        helper = self._helper
+        self._helper_stop = True
+        self._wake_helper()
+        if helper is not None and helper is not threading.current_thread():
+            helper.join()
+        _pools.discard(self)
+
+    def _terminate(self) -> None:
+        """End at once: cancel what waits, kill what runs."""
+        self._close()
+        for future in self._recall():
+            future.cancel()
+        with self._lock:
+            self._stopping = "kill"
+            for worker in self._seats.values():
+                self._kill(worker)
+            if self._control is not None:
+                with contextlib.suppress(OSError):
+                    self._control.shutdown(socket.SHUT_WR)
+        self._stop(1.0)
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> bool | None:
+        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+            if not self._forked:
+                self._terminate()
+        else:
+            self.shutdown(wait=True)
+        return None
+
+    def __del__(self) -> None:
+        # Work that is under way holds a reference, so nobody wants anything any more.
+        if getattr(self, "_stopped", True) or self._forked:
+            return
+        with contextlib.suppress(Exception):
+            self._stop(0.2)
+
+
+def _advise(error: Exception) -> Exception:
+    error.add_note(
+        "plait: functions and arguments travel as pickles; lambdas, closures and what is defined "
+        "in an interactive session can be sent when cloudpickle is installed."
+    )
+    return error
+
+
+def _cloudpickle() -> Any:
+    try:
+        import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        return None
+    return cloudpickle
+
+
+def _at_exit() -> None:
+    interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+    for pool in list(_pools):
+        if pool._forked:
+            continue
+        if interrupted:
+            pool._terminate()
+        else:
+            pool.shutdown(wait=True)
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_pools):
+        pool._after_fork()
+    _pools.clear()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,135 @@
+"""What a worker process does around the loop in C: its main module, its initializer, errors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import types
+from typing import Any
+
+from . import _core
+
+importing_main = False
+"""True while the parent's script is imported here: no pool may be made then."""
+
+
+class MainModule(types.ModuleType):
+    """Stands for the parent's ``__main__`` and imports it when a name in it is needed.
+
+    So a task that uses no name of the script never runs the script, and one that does runs it
+    under the name ``__mp_main__``, which the usual guard tells from ``__main__``.
+    """
+
+    def __init__(self, how: tuple[str, str | None]) -> None:
+        super().__init__("__main__")
+        self.__dict__["_plait_how"] = how
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        load_main(self)
+        try:
+            return self.__dict__[name]
+        except KeyError:
+            raise AttributeError(
+                f"the main module of the pool's parent has no attribute {name!r} when it is "
+                "imported (is it defined below the `if __name__ == '__main__'` guard?)"
+            ) from None
+
+
+def load_main(module: MainModule) -> None:
+    """Import the parent's main module into its stand-in, once."""
+    global importing_main
+    how = module.__dict__.pop("_plait_how", None)
+    if how is None:
+        return
+    kind, where = how
+    if kind == "none" or where is None:
+        raise AttributeError(
+            "the main module of the pool's parent cannot be imported, since it was not read from "
+            "a file: put what workers use into a module, or install cloudpickle"
+        )
+    import runpy
+
+    importing_main = True
+    try:
+        if kind == "module":
+            content = runpy.run_module(where, run_name="__mp_main__", alter_sys=True)
+        else:
+            content = runpy.run_path(where, run_name="__mp_main__")
+    except BaseException:
+        module.__dict__["_plait_how"] = how  # the next task meets the same error, not a lesser one
+        raise
+    finally:
+        importing_main = False
+    module.__dict__.update(content)
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+
+
+def load_function(data: bytes) -> Any:
+    """Unpickle a task's function."""
+    return pickle.loads(data)
+
+
+def dump_exception(error: BaseException) -> bytes:
+    """A task's exception for the parent: a pickle of (pickle or None, type, text, traceback)."""
+    import traceback
+
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    text = "".join(lines)
+    error.__traceback__ = None
+    kind = type(error)
+    try:
+        data = pickle.dumps(error, 5)
+        pickle.loads(data)
+    except Exception:
+        data = None
+    try:
+        message = str(error)
+    except Exception as second:
+        message = f"<str() raised {type(second).__name__}>"
+    return pickle.dumps((data, f"{kind.__module__}.{kind.__qualname__}", message, text), 5)
+
+
+def serve(data: dict[str, Any], seat: int, low_mark: int, control: socket.socket) -> int:
+    """Be a worker until the pool ends.
+
+    Returns:
+        int: the exit code of the process.
+    """
+    from ._zygote import HEAD, TEXT_MAX, load_setup, send
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if data["main"] is not None:
+        main = MainModule(data["main"])
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    try:
+        initializer, initargs = load_setup(data)
+        if initializer is not None:
+            initializer(*initargs)
+    except BaseException:
+        import traceback
+
+        text = traceback.format_exc().encode(errors="replace")[-TEXT_MAX:]
+        send(control, HEAD.pack(b"I", seat, os.getpid(), 0, 0, 0) + text)
+        return 1
+    send(control, HEAD.pack(b"R", seat, os.getpid(), 0, 0, 0))
+    control.close()
+    _core.worker_run(data["memfd"], data["eventfd"], seat, low_mark, load_function, dump_exception)
+    return 0
+
+
+def leave(code: int) -> None:
+    """End this process without the interpreter's own, slow, end."""
+    import atexit
+
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    finally:
+        os._exit(code)

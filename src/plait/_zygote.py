@@ -1,0 +1,200 @@
+"""The process that workers are born from.
+
+It is executed afresh, has one thread, and forks a worker in about a millisecond when the
+pool's parent asks for one. Each birth and death is told on the control socket. It ends when
+that socket is closed or the parent dies, and its workers end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import time
+from typing import Any
+
+from . import _core, _worker
+
+# kind, seat, pid, exit status as of waitpid, a number (memory in bytes, low mark, milliseconds)
+HEAD = struct.Struct("<cIIiQQ")
+TEXT_MAX = 60000
+
+
+def main(data: dict[str, Any]) -> None:
+    """Serve one pool.
+
+    Args:
+        data: what the parent left in the start-up file: ``control``, ``memfd``, ``eventfd``
+            (descriptors), ``parent`` (process id), ``setup`` (a pickle for the workers).
+    """
+    _core.die_with_parent(0)  # only undoes what a launcher may have left
+    try:
+        parent = os.pidfd_open(data["parent"])
+    except ProcessLookupError:
+        return
+    if os.getppid() != data["parent"]:
+        return
+    os.close(data["start"])
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    control = socket.socket(fileno=data["control"])
+    for fd in (data["memfd"], data["eventfd"], data["control"]):
+        os.set_inheritable(fd, False)
+    control.setblocking(False)
+    wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    poll = select.poll()
+    for fd in (control.fileno(), parent, wake_read):
+        poll.register(fd, select.POLLIN)
+    Zygote(data, control, (parent, wake_read, wake_write), poll).run()
+
+
+class Zygote:
+    """What the zygote keeps: its workers and the births that were asked for."""
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        control: socket.socket,
+        private: tuple[int, int, int],
+        poll: select.poll,
+    ) -> None:
+        self.data = data
+        self.control = control
+        self.parent, self.wake_read, self.wake_write = private
+        self.poll = poll
+        self.seats: dict[int, int] = {}  # pid -> seat
+        self.due: list[tuple[float, int, int]] = []  # (time, seat, low mark)
+        self.quitting = False
+
+    def run(self) -> None:
+        """Serve until the parent says so, or is gone."""
+        while not (self.quitting and not self.seats):
+            timeout = None
+            if self.due:
+                timeout = max(0.0, min(self.due)[0] - time.monotonic()) * 1000
+            ready = dict(self.poll.poll(timeout))
+            if self.parent in ready:
+                return self.kill_all()
+            if self.wake_read in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self.wake_read, 4096)
+                self.reap()
+            if self.control.fileno() in ready and not self.read_control():
+                return self.kill_all()
+            now = time.monotonic()
+            for item in [item for item in self.due if item[0] <= now]:
+                self.due.remove(item)
+                self.give_birth(item[1], item[2])
+        return None
+
+    def read_control(self) -> bool:
+        """Take the parent's orders; False when it is gone."""
+        while True:
+            try:
+                message = self.control.recv(4096)
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if not message:
+                return False
+            kind, seat, _pid, _status, low_mark, delay = HEAD.unpack(message[: HEAD.size])
+            if kind == b"S":
+                self.due.append((time.monotonic() + delay / 1000, seat, low_mark))
+            elif kind == b"Q":
+                self.quitting = True
+                self.due.clear()
+
+    def give_birth(self, seat: int, low_mark: int) -> None:
+        """Fork the worker of a seat and tell the parent about it."""
+        me = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self.tell(b"D", seat, 0, (error.errno or 1) << 8)
+            return
+        if pid == 0:
+            self.become_worker(seat, low_mark, me)
+        self.seats[pid] = seat
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            return
+        self.tell(b"B", seat, pid, fd=pidfd)
+        os.close(pidfd)
+
+    def become_worker(self, seat: int, low_mark: int, zygote: int) -> None:
+        """Run a worker; never returns."""
+        code = 1
+        try:
+            _core.die_with_parent(zygote)
+            os.setpgid(0, 0)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for fd in (self.parent, self.wake_read, self.wake_write):
+                os.close(fd)
+            code = _worker.serve(self.data, seat, low_mark, self.control)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            _worker.leave(code)
+
+    def reap(self) -> None:
+        """Tell the parent which workers have ended."""
+        while self.seats:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            seat = self.seats.pop(pid, None)
+            if seat is not None:
+                self.tell(b"D", seat, pid, status, usage.ru_maxrss * 1024)
+
+    def tell(
+        self, kind: bytes, seat: int, pid: int, status: int = 0, memory: int = 0, fd: int = -1
+    ) -> None:
+        """Send one message to the parent, waiting for room if need be."""
+        send(self.control, HEAD.pack(kind, seat, pid, status, memory, 0), fd)
+
+    def kill_all(self) -> None:
+        """End every worker at once."""
+        for pid in self.seats:
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    kill(pid, signal.SIGKILL)
+        for pid in self.seats:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def send(control: socket.socket, message: bytes, fd: int = -1) -> None:
+    """Send one message, with a descriptor if one is given, waiting for room if need be."""
+    while True:
+        try:
+            if fd >= 0:
+                socket.send_fds(control, [message], [fd])
+            else:
+                control.send(message)
+            return
+        except BlockingIOError:
+            select.select([], [control], [], 1.0)
+        except ConnectionError:
+            return  # the parent is gone, which the zygote's loop finds out
+
+
+def load_setup(data: dict[str, Any]) -> Any:
+    """The parent's set-up for its workers."""
+    return pickle.loads(data["setup"])

@@ -1,0 +1,142 @@
+/* test_bell.c - parking and waking: no wake-up is lost, and none is paid for in vain. */
+#include "pl_test.h"
+
+#include <pthread.h>
+
+static uint64_t writes; /* to the eventfd; the table of calls has no context */
+
+static ssize_t counting_write(int fd, const void *buf, size_t len)
+{
+    __atomic_fetch_add(&writes, 1, __ATOMIC_RELAXED);
+    return pl_sys_default()->write(fd, buf, len);
+}
+
+struct side {
+    struct pl_member member;
+    pthread_t thread;
+};
+
+static void *serve(void *arg)
+{
+    struct side *side = arg;
+    for (;;) {
+        uint32_t cell;
+        int found = pl_member_take(&side->member, &cell);
+        if (found == 1)
+            pl_member_done(&side->member, cell);
+        else if (found == 0)
+            (void)!pl_member_wait(&side->member); /* 0 or -EINTR: look again */
+        else
+            return NULL;
+    }
+}
+
+/* One task at a time, parking on both sides each time: a lost wake-up ends in a timeout. */
+static void ping_pong(int64_t spin_ns, int rounds)
+{
+    struct pl_sys sys = *pl_sys_default();
+    sys.write = counting_write;
+    struct pl_pool pool;
+    struct pl_pool_config config = {.sys = &sys, .workers = 2, .slots = 8, .limit = 1 << 20};
+    CHECK_OK(pl_pool_init(&pool, &config));
+    pool.share->spin_ns = spin_ns;
+    struct side sides[2];
+    for (int i = 0; i < 2; i++) {
+        uint32_t seat;
+        uint64_t low_mark;
+        CHECK_OK(pl_pool_seat(&pool, &seat, &low_mark));
+        CHECK_OK(pl_member_init(&sides[i].member, &sys, pool.base, pool.share->total, pool.eventfd,
+                                seat, low_mark));
+        CHECK_EQ(pthread_create(&sides[i].thread, NULL, serve, &sides[i]), 0);
+    }
+    for (int round = 0; round < rounds; round++) {
+        uint32_t cell;
+        uint32_t seat;
+        uint32_t tags;
+        int n = 1 + round % 3;
+        for (int i = 0; i < n; i++) {
+            CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
+            pl_pool_post(&pool, cell);
+        }
+        while (n > 0) {
+            int found = pl_pool_next(&pool, &cell, &seat);
+            CHECK_OK(found);
+            if (found == 1) {
+                pl_pool_release(&pool, cell);
+                n--;
+                continue;
+            }
+            pl_pool_flush(&pool);
+            pl_pool_arm(&pool, PL_ARM_ANY);
+            if (pl_pool_ready(&pool))
+                continue;
+            CHECK_CMP(pl_pool_wait(&pool, 20 * PL_NSEC_PER_SEC, &tags), !=, 0);
+        }
+    }
+    pl_pool_close(&pool);
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(pthread_join(sides[i].thread, NULL), 0);
+        pl_member_fini(&sides[i].member);
+    }
+    pl_pool_fini(&pool);
+}
+
+static void no_wake_up_is_lost_when_all_park(void)
+{
+    ping_pong(0, 30000);
+}
+
+static void no_wake_up_is_lost_at_the_end_of_a_spin(void)
+{
+    ping_pong(2000, 30000);
+}
+
+static void one_slot_is_waited_for(void)
+{
+    struct pl_pool pool;
+    struct pl_pool_config config = {.workers = 1, .slots = 8, .limit = 1 << 20};
+    struct pl_sys sys = *pl_sys_default();
+    sys.write = counting_write;
+    config.sys = &sys;
+    CHECK_OK(pl_pool_init(&pool, &config));
+    struct pl_member member;
+    uint32_t seat;
+    uint64_t low_mark;
+    uint32_t cells[4];
+    uint32_t cell;
+    CHECK_OK(pl_pool_seat(&pool, &seat, &low_mark));
+    CHECK_OK(
+        pl_member_init(&member, &sys, pool.base, pool.share->total, pool.eventfd, seat, low_mark));
+    for (int i = 0; i < 4; i++) {
+        CHECK_OK(pl_pool_stage(&pool, NULL, &cells[i]));
+        pl_pool_post(&pool, cells[i]);
+    }
+    writes = 0;
+    CHECK_EQ(pl_member_take(&member, &cell), 1);
+    pl_member_done(&member, cell);
+    CHECK_EQ(writes, 0); /* nobody waits */
+    pl_pool_arm(&pool, PL_ARM_SLOT + cells[2]);
+    CHECK_EQ(pl_member_take(&member, &cell), 1);
+    pl_member_done(&member, cell);
+    CHECK_EQ(writes, 0); /* another one is waited for */
+    CHECK_EQ(pl_member_take(&member, &cell), 1);
+    pl_member_done(&member, cell);
+    CHECK_EQ(writes, 1);
+    CHECK_EQ(pl_member_take(&member, &cell), 1);
+    pl_member_done(&member, cell);
+    CHECK_EQ(writes, 1); /* once per arming */
+    uint32_t tags;
+    CHECK_EQ(pl_pool_wait(&pool, 0, &tags), 1);
+    CHECK_EQ(tags, UINT32_C(1) << 31);
+    CHECK_EQ(pl_pool_wait(&pool, 0, &tags), 0);
+    pl_member_fini(&member);
+    pl_pool_fini(&pool);
+}
+
+static const struct pl_test tests[] = {
+    PL_TEST(no_wake_up_is_lost_when_all_park),
+    PL_TEST(no_wake_up_is_lost_at_the_end_of_a_spin),
+    PL_TEST(one_slot_is_waited_for),
+};
+
+PL_TEST_MAIN(tests)

@@ -1,0 +1,134 @@
+"""Arrays through a pool's shared memory: no copies where none are needed, and no leaks."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pool_tasks as tasks
+import pytest
+
+import plait
+
+np = pytest.importorskip("numpy")
+
+TIMEOUT = 30.0
+SIZE = 1 << 18
+
+
+@pytest.fixture
+def pool() -> Iterator[plait.ProcessPool]:
+    with plait.ProcessPool(2) as pool:
+        yield pool
+
+
+def used(pool: plait.ProcessPool) -> int:
+    gc.collect()
+    # An allocation collects what workers have given back.
+    pool.submit(tasks.total, np.zeros(SIZE)).result(TIMEOUT)
+    pool.submit(tasks.total, np.zeros(SIZE)).result(TIMEOUT)
+    return int(pool._figures()["arena_used"])
+
+
+@pytest.mark.parametrize("n", [1, 100, 2047, 2048, 2049, SIZE])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_round_trip(pool: plait.ProcessPool, n: int, order: Any) -> None:
+    array = np.arange(n * 2, dtype=np.float64).reshape(2, n, order=order)
+    result = pool.submit(tasks.echo, array).result(TIMEOUT)
+    assert np.array_equal(result, array)
+    assert result.flags.writeable
+    result[:] = 0
+    assert array[-1, -1] == n * 2 - 1
+
+
+def test_strided_and_readonly(pool: plait.ProcessPool) -> None:
+    array = np.arange(SIZE, dtype=np.int32)
+    assert np.array_equal(pool.submit(tasks.echo, array[::3]).result(TIMEOUT), array[::3])
+    array.flags.writeable = False
+    result = pool.submit(tasks.echo, array).result(TIMEOUT)
+    assert np.array_equal(result, array)
+
+
+def test_fresh_results_are_mapped_and_independent(pool: plait.ProcessPool) -> None:
+    arrays = [np.full(SIZE, i, dtype=np.float64) for i in range(8)]
+    futures = [pool.submit(tasks.twice_the_array, a) for a in arrays]
+    results = [f.result(TIMEOUT) for f in futures]
+    for i, result in enumerate(results):
+        assert (result == 2 * i).all()
+        result += 1
+    for i, result in enumerate(results):
+        assert (result == 2 * i + 1).all()
+
+
+def test_what_the_worker_keeps_is_not_given_away() -> None:
+    with plait.ProcessPool(1) as pool:
+        array = np.full(SIZE, 5.0)
+        result = pool.submit(tasks.keep, array).result(TIMEOUT)
+        result[:] = 9
+        assert pool.submit(tasks.kept_first).result(TIMEOUT) == 5.0
+        # and later tasks do not get the memory that it still looks at
+        for _ in range(5):
+            pool.submit(tasks.scribble, np.zeros(SIZE)).result(TIMEOUT)
+        assert pool.submit(tasks.kept_first).result(TIMEOUT) == 5.0
+
+
+def test_the_callers_array_stays_its_own(pool: plait.ProcessPool) -> None:
+    array = np.zeros(SIZE)
+    result = pool.submit(tasks.scribble, array).result(TIMEOUT)
+    assert (array == 0).all()
+    assert (result == 7).all()
+
+
+def test_blocks_come_back(pool: plait.ProcessPool) -> None:
+    base = used(pool)
+    for _ in range(50):
+        pool.submit(tasks.echo, np.ones(SIZE)).result(TIMEOUT)
+        pool.submit(tasks.total, np.ones(SIZE)).result(TIMEOUT)
+    assert used(pool) <= base + 2 * SIZE * 8
+    futures = [pool.submit(tasks.echo, np.ones(SIZE)) for _ in range(20)]
+    del futures
+    pool.submit(tasks.noop).result(TIMEOUT)
+
+
+def test_results_outlive_worker_and_pool() -> None:
+    with plait.ProcessPool(2) as pool:
+        results = [
+            pool.submit(tasks.twice_the_array, np.full(SIZE, i, dtype=np.float64)).result(TIMEOUT)
+            for i in range(6)
+        ]
+        for _ in range(12):  # more deaths than there are seats without such results
+            with pytest.raises(plait.WorkerDied):
+                pool.submit(tasks.exit_with, 1).result(TIMEOUT)
+            results.append(
+                pool.submit(tasks.twice_the_array, np.full(SIZE, len(results), dtype=float)).result(
+                    TIMEOUT
+                )
+            )
+        for i, result in enumerate(results):
+            assert (result == 2 * i).all()
+    for i, result in enumerate(results):
+        assert (result == 2 * i).all()
+        result[:] = 1
+
+
+def test_a_dead_workers_blocks_are_reclaimed(pool: plait.ProcessPool) -> None:
+    base = used(pool)
+    for _ in range(8):
+        future = pool.submit(both_and_die, np.ones(SIZE), 1)
+        assert isinstance(future.exception(TIMEOUT), plait.WorkerDied)
+    assert used(pool) <= base + 2 * SIZE * 8
+
+
+def both_and_die(array: Any, code: int) -> None:
+    tasks.exit_with(code)
+
+
+def test_the_bound_is_told() -> None:
+    with plait.ProcessPool(1, shared_memory=4 << 20) as pool:
+        error = pool.submit(tasks.total, np.zeros(1 << 20)).exception(TIMEOUT)
+        assert isinstance(error, MemoryError)
+        assert "shared memory" in str(error)
+        error = pool.submit(np.zeros, 1 << 20).exception(TIMEOUT)
+        assert isinstance(error, MemoryError)
+        assert pool.submit(tasks.total, np.ones(1000)).result(TIMEOUT) == 1000
