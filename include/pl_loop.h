@@ -356,8 +356,9 @@ void pl_stream_flush(struct pl_stream *stream);
 /* Shuts the sending side down once everything queued is written. */
 int pl_stream_shutdown(struct pl_stream *stream) PL_MUST_CHECK;
 
-/* Stops reading; closes once the queue has been written. `closed` always comes from
- * the ready queue, never from within this call. */
+/* Stops reading; closes once the queue has been written. Until then more can be written: a
+ * user whom flow control holds back sends the rest when `drained` says so. `closed` always
+ * comes from the ready queue, never from within this call. */
 void pl_stream_close(struct pl_stream *stream);
 
 /* Closes without writing the rest. `closed` comes as above. */

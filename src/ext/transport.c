@@ -618,7 +618,7 @@ static int write_one(TransportObject *t, PyObject *data)
         Py_DECREF(owner);
         return 0;
     }
-    if (t->lost_writes > 0 || !is_live(t) || t->stream.closing) {
+    if (t->lost_writes > 0 || !is_live(t)) {
         Py_DECREF(owner);
         return count_lost_write(t);
     }
