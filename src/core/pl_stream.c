@@ -144,7 +144,8 @@ static void drop_queue(struct pl_stream *s)
 static void consume(struct pl_stream *s, size_t n)
 {
     s->queued -= n;
-    while (n > 0) {
+    /* Releasing an owner may abort the stream, which drops the rest. */
+    while (n > 0 && s->chunk_len > 0) {
         struct pl_chunk *c = chunk_at(s, 0);
         if (n < c->len) {
             c->data += n;
