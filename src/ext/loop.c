@@ -685,6 +685,13 @@ static int visit_core(LoopObject *loop, visitproc visit, void *arg)
         struct pl_op *op = core->ready.slots[i & core->ready.mask];
         Py_VISIT(plait_handle_of_op(op));
     }
+    /* acquire: pairs with pl_loop_post. Nobody takes the list meanwhile: we have the
+     * interpreter's lock. */
+    struct pl_post *post = atomic_load_explicit(&core->posts, memory_order_acquire);
+    for (; post != NULL; post = post->next)
+        Py_VISIT(plait_handle_of_op(&post->op));
+    for (post = core->taken; post != NULL; post = post->next)
+        Py_VISIT(plait_handle_of_op(&post->op));
     for (uint32_t i = 0; i < core->timers.len; i++)
         Py_VISIT(plait_handle_of_op(&core->timers.slots[i].timer->op));
     for (uint32_t i = 0; i < core->nfds; i++) {

@@ -155,7 +155,11 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
     """
 
     def __init__(self, *, backend: str | None = None) -> None:
-        _choose_backend(backend)
+        try:
+            _choose_backend(backend)
+        except ValueError:
+            self._closed = True  # half made: nothing to warn of when it is dropped
+            raise
         self._listeners: dict[int, _core.Listener] = {}
         super().__init__(_SelectorView(self))  # type: ignore[call-arg]
         _loops.add(self)
