@@ -155,13 +155,13 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
     """
 
     def __init__(self, *, backend: str | None = None) -> None:
+        self._listeners: dict[int, _core.Listener] = {}
         try:
             _choose_backend(backend)
-        except ValueError:
+            super().__init__(_SelectorView(self))  # type: ignore[call-arg]
+        except BaseException:
             self._closed = True  # half made: nothing to warn of when it is dropped
             raise
-        self._listeners: dict[int, _core.Listener] = {}
-        super().__init__(_SelectorView(self))  # type: ignore[call-arg]
         _loops.add(self)
 
     # ---- running ----
