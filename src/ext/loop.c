@@ -838,6 +838,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (loop == NULL)
         return NULL;
     loop->state = state;
+    loop->closed = 1; /* until it is whole: a half-made loop is dropped in silence */
     loop->task_factory = Py_NewRef(Py_None);
     loop->thread_id = Py_NewRef(Py_None);
     loop->read_buffer = PyMem_Malloc(PLAIT_READ_BUFFER);
@@ -851,6 +852,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return plait_raise(state, r, "cannot make an event loop");
     }
     loop->core_ready = true;
+    loop->closed = 0;
     return (PyObject *)loop;
 }
 

@@ -24,7 +24,9 @@ import plait
 
 
 def rss() -> int:
-    """Resident memory of this process, in bytes."""
+    """Resident memory of this process, in bytes; 0 where a sanitizer keeps what is freed."""
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+        return 0
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
@@ -379,6 +381,8 @@ def test_asynchronous_generators_are_shut_down() -> None:
         async for _ in numbers("left"):
             break
         gc.collect()
+        while not told:  # a task of its own closes the generator that was left
+            await asyncio.sleep(0)
         kept = numbers("kept")
         assert await kept.__anext__() == 1
         asyncio.get_running_loop().kept = kept  # type: ignore[attr-defined]
