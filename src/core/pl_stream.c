@@ -9,9 +9,9 @@
  * PL_WRITABLE asked for.
  *
  * Ends. close: write the rest, and what `drained` makes the user add, then `closed`; abort:
- * drop the rest, then `closed`. Both only mark the stream and queue its op: `closed` never comes from within a call of the
- * user's. The same op tells of events, of a failed write, and of the end, so whichever
- * is due is looked up in the stream's fields, in this order.
+ * drop the rest, then `closed`. Both only mark the stream and queue its op: `closed` never comes
+ * from within a call of the user's. The same op tells of events, of a failed write, and of the end,
+ * so whichever is due is looked up in the stream's fields, in this order.
  *
  * Re-entrancy. Every callback may call any function here. After each one the fields are
  * read anew, and nothing is held across it but the stream itself, whose memory lasts

@@ -587,8 +587,8 @@ static PyObject *loop_new_transport(PyObject *self, PyObject *const *args, Py_ss
     int fd = watch_fd(args[0]);
     if (fd < 0)
         return NULL;
-    return plait_transport_new(loop, fd, args[0], args[1], args[2], args[3], args[4], args[5],
-                               NULL, 0);
+    return plait_transport_new(loop, fd, args[0], args[1], args[2], args[3], args[4], args[5], NULL,
+                               0);
 }
 
 PyDoc_STRVAR(after_fork_doc, "_after_fork($self, /)\n--\n\n"

@@ -446,9 +446,7 @@ def test_an_exception_handler_that_leaves_the_loop(loop: plait.Loop) -> None:
 # ---- debug mode ----
 
 
-def test_debug_names_a_slow_callback(
-    loop: plait.Loop, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_debug_names_a_slow_callback(loop: plait.Loop, caplog: pytest.LogCaptureFixture) -> None:
     loop.set_debug(True)
     loop.slow_callback_duration = 0.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import gc
 import multiprocessing
 import os
@@ -167,7 +168,7 @@ def test_a_loop_dropped_without_close_is_collected() -> None:
     loop.call_later(60, print, loop)
     loop.call_soon_threadsafe(print, loop)
     future = loop.create_future()
-    future.add_done_callback(lambda _future: loop)
+    future.add_done_callback(functools.partial(print, loop))
     gone = [weakref.ref(x) for x in (loop, transport, protocol, future, server)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -182,7 +183,7 @@ def test_a_loop_dropped_without_close_is_collected() -> None:
 
 def test_a_dropped_loop_warns() -> None:
     loop = plait.new_event_loop()
-    with pytest.warns(ResourceWarning, match="unclosed event loop"):
+    with pytest.warns(ResourceWarning, match="unclosed event loop"):  # noqa: PT031
         del loop
         gc.collect()
 
@@ -457,10 +458,10 @@ def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
         loop = plait.Loop(backend=backend)
         assert loop.statistics()["backend"] == "epoll"
         loop.close()
-    with pytest.raises(ValueError, match="backend must be one of .*'kqueue'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*'kqueue'"):
         plait.Loop(backend="kqueue")
     monkeypatch.setenv("PLAIT_BACKEND", "select")
-    with pytest.raises(ValueError, match="PLAIT_BACKEND must be one of .*'select'"):
+    with pytest.raises(ValueError, match=r"PLAIT_BACKEND must be one of .*'select'"):
         plait.Loop()
 
 

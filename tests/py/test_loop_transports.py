@@ -476,7 +476,9 @@ def test_a_task_that_only_writes_sees_the_end(run: Any, tcp: Any) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("name", ["connection_made", "data_received", "eof_received", "connection_lost"])
+@pytest.mark.parametrize(
+    "name", ["connection_made", "data_received", "eof_received", "connection_lost"]
+)
 def test_a_protocol_that_raises(run: Any, tcp: Any, name: str) -> None:
     def boom(self: Any, *args: Any) -> None:
         getattr(Recorder, name)(self, *args)
@@ -662,7 +664,7 @@ def test_a_loop_closed_with_open_transports(tcp: Any) -> None:
     transport.write(b"y")
     transport.close()
     assert theirs.recv(100) == b"x" * 10
-    with pytest.warns(ResourceWarning, match="unclosed transport"):
+    with pytest.warns(ResourceWarning, match="unclosed transport"):  # noqa: PT031
         del transport, protocol
         gc.collect()
     assert ours.fileno() == -1
