@@ -316,8 +316,6 @@ def test_a_fork_while_the_loop_runs(loop: plait.Loop) -> None:
         if pid == 0:
             code = 1
             try:
-                asyncio.set_event_loop(None)
-                asyncio._set_running_loop(None)
                 loop._thread_id = None
                 try:
                     loop.run_forever()
@@ -343,6 +341,34 @@ def test_a_fork_while_the_loop_runs(loop: plait.Loop) -> None:
         return "child"
 
     assert loop.run_until_complete(main()) == (0, b"after")
+
+
+@pytest.mark.isolated
+def test_a_child_that_goes_on_is_told_why_it_cannot() -> None:
+    code = """
+    import asyncio, os, warnings
+    import plait
+    warnings.simplefilter("ignore")
+    async def main():
+        pid = os.fork()
+        await asyncio.sleep(0.001)
+        if pid == 0:
+            os._exit(5)
+        _, status = await asyncio.get_running_loop().run_in_executor(None, os.waitpid, pid, 0)
+        return os.waitstatus_to_exitcode(status)
+    parent = os.getpid()
+    loop = plait.new_event_loop()
+    try:
+        print(loop.run_until_complete(main()))
+    except RuntimeError as error:
+        assert os.getpid() != parent
+        assert "cannot run the event loop" in str(error), error
+        assert "fork" in str(error), error
+        os._exit(7)
+    loop.close()
+    """
+    done = run_child(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")
 
 
 # ---- interpreters ----
