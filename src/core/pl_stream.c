@@ -8,10 +8,10 @@
  * without asking the poller first. Only when the kernel takes less than all is
  * PL_WRITABLE asked for.
  *
- * Ends. close: write the rest, then `closed`; abort: drop the rest, then `closed`. Both
- * only mark the stream and queue its op: `closed` never comes from within a call of the
- * user's. The same op tells of events, of a failed write, and of the end, so whichever
- * is due is looked up in the stream's fields, in this order.
+ * Ends. close: write the rest, and what `drained` makes the user add, then `closed`; abort:
+ * drop the rest, then `closed`. Both only mark the stream and queue its op: `closed` never comes
+ * from within a call of the user's. The same op tells of events, of a failed write, and of the end,
+ * so whichever is due is looked up in the stream's fields, in this order.
  *
  * Re-entrancy. Every callback may call any function here. After each one the fields are
  * read anew, and nothing is held across it but the stream itself, whose memory lasts
@@ -204,8 +204,9 @@ static void after_flush(struct pl_stream *s)
         /* The peer may be gone already; reading tells. */
         (void)s->loop->sys->shutdown(s->io.fd, SHUT_WR);
     }
+    /* The user may be waiting for room with more to send: stream_run asks before it ends. */
     if (s->closing)
-        die(s);
+        pl__io_enqueue(s->loop, &s->io);
 }
 
 void pl_stream_flush(struct pl_stream *s)
@@ -222,11 +223,8 @@ void pl_stream_flush(struct pl_stream *s)
             s->error = (int)n;
             drop_queue(s);
             /* `failed` comes from the ready queue: the user may be in the middle of a
-             * call to us. A closing stream has nobody left to tell. */
-            if (s->closing)
-                die(s);
-            else
-                pl__io_enqueue(s->loop, &s->io);
+             * call to us. */
+            pl__io_enqueue(s->loop, &s->io);
             break;
         }
         if (n > 0)
@@ -275,7 +273,7 @@ static void uncork(struct pl_stream *s)
 
 int pl_stream_write(struct pl_stream *s, const struct pl_chunk *chunks, uint32_t n)
 {
-    if (s->closing || s->dead)
+    if (s->dead)
         return PL_ECLOSED;
     if (s->error != 0 || s->shut || s->shut_pending)
         return -EPIPE;
@@ -389,16 +387,23 @@ static void read_some(struct pl_stream *s)
     s->ops->read(s, buf, n);
 }
 
+static void tell_failure(struct pl_stream *s)
+{
+    if (PL_LIKELY(s->error == 0) || s->told || s->dead)
+        return;
+    s->told = true;
+    s->ops->failed(s, s->error);
+    if (s->closing && !s->dead)
+        die(s);
+}
+
 static void stream_run(struct pl_loop *loop, struct pl_op *op)
 {
     (void)loop;
     struct pl_stream *s = PL_CONTAINER_OF(op, struct pl_stream, io.op);
     s->io.queued = false;
 
-    if (PL_UNLIKELY(s->error != 0 && !s->told && !s->dead)) {
-        s->told = true;
-        s->ops->failed(s, s->error);
-    }
+    tell_failure(s);
     unsigned ready = s->io.ready;
     s->io.ready = 0;
     if ((ready & PL_WRITABLE) && s->blocked && !s->dead) {
@@ -409,12 +414,23 @@ static void stream_run(struct pl_loop *loop, struct pl_op *op)
             rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
         if (s->queued < before && !s->dead && s->error == 0)
             s->ops->drained(s);
+        /* Now, because the failed write took the socket's error with it: a read would see
+         * the end of a stream in order. */
+        tell_failure(s);
     }
     if ((ready & PL_READABLE) && !s->dead) {
         if (s->reading)
             read_some(s);
         else
             rewatch(s, s->io.want & ~(unsigned)PL_READABLE);
+    }
+    if (PL_UNLIKELY(s->closing) && !s->dead && s->chunk_len == 0 && s->error == 0) {
+        s->ops->drained(s); /* the last chance to write */
+        if (!s->dead && s->chunk_len == 0 && s->error == 0) {
+            uncork(s); /* its memory is the user's in a moment */
+            s->dead = true;
+            pl_io_close(s->loop, &s->io);
+        }
     }
     /* `closed` is due when the stream has died and no event of it is queued any more: one
      * that died in the calls above has queued its op anew. */

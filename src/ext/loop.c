@@ -153,6 +153,9 @@ static PyObject *loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_
         return NULL;
     if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_soon", args[0], true) < 0)
         return NULL;
+    /* asyncio has one queue: what call_soon_threadsafe was given before runs before. */
+    if (PL_UNLIKELY(pl_loop_has_posts(&loop->core)) && pl_loop_take_posts(&loop->core) < 0)
+        return PyErr_NoMemory();
     HandleObject *h = plait_handle_new(loop, args[0], args + 1, nargs - 1, context);
     if (h == NULL)
         return NULL;
@@ -536,6 +539,22 @@ static PyObject *loop_remove_writer(PyObject *self, PyObject *arg)
     return watch_remove(self, arg, PL_WRITABLE);
 }
 
+PyDoc_STRVAR(watched_doc, "_watched($self, fd, /)\n--\n\n"
+                          "Return (reader, writer), the handles that watch fd, or None.");
+
+static PyObject *loop_watched(PyObject *self, PyObject *arg)
+{
+    LoopObject *loop = (LoopObject *)self;
+    int fd = watch_fd(arg);
+    if (fd < 0)
+        return NULL;
+    struct watch *w = loop->core_ready ? watch_of(pl_io_find(&loop->core, fd)) : NULL;
+    if (w == NULL)
+        Py_RETURN_NONE;
+    return PyTuple_Pack(2, w->reader != NULL ? (PyObject *)w->reader : Py_None,
+                        w->writer != NULL ? (PyObject *)w->writer : Py_None);
+}
+
 PyDoc_STRVAR(owner_of_fd_doc, "_owner_of_fd($self, fd, /)\n--\n\n"
                               "Return the transport or listener that uses fd, or None.");
 
@@ -568,8 +587,8 @@ static PyObject *loop_new_transport(PyObject *self, PyObject *const *args, Py_ss
     int fd = watch_fd(args[0]);
     if (fd < 0)
         return NULL;
-    return plait_transport_new(loop, fd, args[0], args[1], args[2], args[3], args[4], args[5],
-                               NULL, 0);
+    return plait_transport_new(loop, fd, args[0], args[1], args[2], args[3], args[4], args[5], NULL,
+                               0);
 }
 
 PyDoc_STRVAR(after_fork_doc, "_after_fork($self, /)\n--\n\n"
@@ -585,6 +604,13 @@ static PyObject *loop_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 /* ---- the run ------------------------------------------------------------ */
 
+static int poller_failed(LoopObject *loop, int code)
+{
+    (void)plait_raise(loop->state, code,
+                      code == PL_EFORKED ? "cannot run the event loop" : "the poller failed");
+    return -1;
+}
+
 /* Waits with the interpreter detached. 0, or -1 with an exception set by a signal's
  * handler. */
 static int wait_detached(LoopObject *loop, int64_t timeout)
@@ -592,17 +618,14 @@ static int wait_detached(LoopObject *loop, int64_t timeout)
     int r;
     Py_BEGIN_ALLOW_THREADS r = pl_loop_wait(&loop->core, timeout);
     Py_END_ALLOW_THREADS if (r >= 0 || r == -EINTR) return PyErr_CheckSignals();
-    (void)plait_raise(loop->state, r, "the poller failed");
-    return -1;
+    return poller_failed(loop, r);
 }
 
 static int wait_at_once(LoopObject *loop)
 {
     int r = pl_loop_wait(&loop->core, 0);
-    if (r < 0 && r != -EINTR) {
-        (void)plait_raise(loop->state, r, "the poller failed");
-        return -1;
-    }
+    if (r < 0 && r != -EINTR)
+        return poller_failed(loop, r);
     return PyErr_CheckSignals();
 }
 
@@ -666,6 +689,13 @@ static int visit_core(LoopObject *loop, visitproc visit, void *arg)
         struct pl_op *op = core->ready.slots[i & core->ready.mask];
         Py_VISIT(plait_handle_of_op(op));
     }
+    /* acquire: pairs with pl_loop_post. Nobody takes the list meanwhile: we have the
+     * interpreter's lock. */
+    struct pl_post *post = atomic_load_explicit(&core->posts, memory_order_acquire);
+    for (; post != NULL; post = post->next)
+        Py_VISIT(plait_handle_of_op(&post->op));
+    for (post = core->taken; post != NULL; post = post->next)
+        Py_VISIT(plait_handle_of_op(&post->op));
     for (uint32_t i = 0; i < core->timers.len; i++)
         Py_VISIT(plait_handle_of_op(&core->timers.slots[i].timer->op));
     for (uint32_t i = 0; i < core->nfds; i++) {
@@ -812,6 +842,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (loop == NULL)
         return NULL;
     loop->state = state;
+    loop->closed = 1; /* until it is whole: a half-made loop is dropped in silence */
     loop->task_factory = Py_NewRef(Py_None);
     loop->thread_id = Py_NewRef(Py_None);
     loop->read_buffer = PyMem_Malloc(PLAIT_READ_BUFFER);
@@ -825,6 +856,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return plait_raise(state, r, "cannot make an event loop");
     }
     loop->core_ready = true;
+    loop->closed = 0;
     return (PyObject *)loop;
 }
 
@@ -885,6 +917,7 @@ static PyMethodDef loop_methods[] = {
     {"_add_writer", FAST(loop_add_writer), METH_FASTCALL | METH_KEYWORDS, add_writer_doc},
     {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
     {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
+    {"_watched", loop_watched, METH_O, watched_doc},
     {"_owner_of_fd", loop_owner_of_fd, METH_O, owner_of_fd_doc},
     {"_new_transport", FAST(loop_new_transport), METH_FASTCALL, new_transport_doc},
     {"_after_fork", loop_after_fork, METH_NOARGS, after_fork_doc},

@@ -465,7 +465,6 @@ static void every_byte_arrives_in_order(void)
             fault.refuse = 1;
     }
     pl_stream_close(&f.u.stream); /* writes the rest first */
-    CHECK_EQ(write_text(&f, "more", NULL), PL_ECLOSED);
     uint8_t expected = 0;
     size_t received = 0;
     while (received < total) {
@@ -484,7 +483,31 @@ static void every_byte_arrives_in_order(void)
     turns(&f, 2);
     CHECK_EQ(f.u.closes, 1);
     CHECK_EQ(f.u.releases, N);
+    CHECK_EQ(write_text(&f, "more", NULL), PL_ECLOSED);
     CHECK(f.u.stream.chunks == f.u.stream.inlined); /* an idle stream holds no memory */
+    end(&f);
+}
+
+static void add_more(struct user *u)
+{
+    struct pl_chunk chunk = {.data = "+more", .len = 5, .owner = &owners[1]};
+    u->on_drained = NULL;
+    CHECK_OK(pl_stream_write(&u->stream, &chunk, 1));
+}
+
+/* Flow control may hold a user back at the moment of its close: it is asked again. */
+static void a_close_sends_what_drained_adds(void)
+{
+    struct fixture f;
+    start(&f);
+    memset(owners, 0, sizeof(owners));
+    CHECK_OK(write_text(&f, "rest", &owners[0]));
+    pl_stream_close(&f.u.stream);
+    f.u.on_drained = add_more;
+    turns(&f, 4);
+    CHECK_EQ(f.u.closes, 1);
+    CHECK_EQ(owners[0] + owners[1], 2);
+    expect_peer(&f, "rest+more");
     end(&f);
 }
 
@@ -809,6 +832,7 @@ static const struct pl_test tests[] = {
     PL_TEST(a_release_may_write),
     PL_TEST(a_drained_may_close),
     PL_TEST(close_writes_the_rest),
+    PL_TEST(a_close_sends_what_drained_adds),
     PL_TEST(a_close_that_cannot_write_still_closes),
     PL_TEST(works_on_pipes),
     PL_TEST(forgetting_calls_release_alone),
