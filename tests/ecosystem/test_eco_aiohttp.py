@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import signal
 import socket
@@ -66,7 +67,7 @@ def test_requests_and_keep_alive(run: Any) -> None:
             assert len(seen) == 1, "one connection serves all"
             body = os.urandom(3 << 20)
             # By name: the resolver's thread pool takes part.
-            async with session.post(f"http://localhost:{port}/echo", data=body) as answer:
+            async with session.post(f"http://localhost:{port}/echo", data=io.BytesIO(body)) as answer:
                 assert await answer.read() == body
 
     run(main)
@@ -107,7 +108,7 @@ def test_tls_client_certificate_and_session(run: Any, pki: Pki) -> None:
                     assert await answer.text() == "a known client"
                 body = os.urandom(4 << 20)
                 async with session.post(
-                    f"{url}/echo", data=body, ssl=pki.known_client
+                    f"{url}/echo", data=io.BytesIO(body), ssl=pki.known_client
                 ) as answer:
                     assert await answer.read() == body
                 with pytest.raises(aiohttp.ClientConnectorCertificateError):
@@ -153,7 +154,7 @@ def test_tls_through_a_proxy(run: Any, pki: Pki) -> None:
             async with (
                 aiohttp.ClientSession() as session,
                 session.post(
-                    f"https://localhost:{port}/echo", data=body, ssl=pki.client, proxy=via
+                    f"https://localhost:{port}/echo", data=io.BytesIO(body), ssl=pki.client, proxy=via
                 ) as answer,
             ):
                 assert await answer.read() == body
