@@ -179,6 +179,20 @@ int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op) PL_MUST_CHECK;
  * eventfd write per batch at most. The node is the loop's until its op has run. */
 void pl_loop_post(struct pl_loop *loop, struct pl_post *post);
 
+/* Moves what has been posted to the ready queue, ahead of what is enqueued next: for callers
+ * that keep one order between their own work and posts made before. Loop's thread. -ENOMEM
+ * as in pl_loop_collect. */
+int pl_loop_take_posts(struct pl_loop *loop) PL_MUST_CHECK;
+
+/* Whether posts wait to be collected. Any thread; a hint unless the caller knows that the
+ * post it asks about has been made. */
+static inline bool pl_loop_has_posts(struct pl_loop *loop)
+{
+    /* relaxed: taking them synchronises; whoever was told of a post sees it here. */
+    return loop->taken != NULL ||
+           atomic_load_explicit(&loop->posts, memory_order_relaxed) != NULL;
+}
+
 /* Makes a blocked pl_loop_wait return. Any thread, signal handlers too. */
 void pl_loop_wake(struct pl_loop *loop);
 
@@ -342,8 +356,9 @@ void pl_stream_flush(struct pl_stream *stream);
 /* Shuts the sending side down once everything queued is written. */
 int pl_stream_shutdown(struct pl_stream *stream) PL_MUST_CHECK;
 
-/* Stops reading; closes once the queue has been written. `closed` always comes from
- * the ready queue, never from within this call. */
+/* Stops reading; closes once the queue has been written. Until then more can be written: a
+ * user whom flow control holds back sends the rest when `drained` says so. `closed` always
+ * comes from the ready queue, never from within this call. */
 void pl_stream_close(struct pl_stream *stream);
 
 /* Closes without writing the rest. `closed` comes as above. */

@@ -1,8 +1,426 @@
-/* pl_pool.h - shared arenas, rings with doorbells, worker processes. */
+/* pl_pool.h - a parent, its worker processes, and the memory between them.
+ *
+ * One memfd is mapped by the parent and by all workers. It holds
+ *
+ *   the board   a table of fixed slots, each with room for a small message. The parent
+ *               writes a task into a free slot and posts it; any worker claims it with one
+ *               compare-and-swap, runs it and writes the result into the same slot.
+ *   the line    a ring of slot numbers in the order of posting; workers take from its
+ *               head. Nothing is given to a particular worker, so a long task never holds
+ *               others back, and a dead worker has at most one task.
+ *   the seats   one per worker process: its bell (a futex word) and its ring of finished
+ *               slot numbers, which only it writes and only the parent reads.
+ *   the slices  one per seat and one for the parent: memory for what does not fit a slot.
+ *               Only the owner of a slice allocates from it, with books in its private
+ *               memory; the other side gives blocks back through a list in shared memory.
+ *               What a dead worker held is in the parent's books and is taken back.
+ *
+ * Doorbells: a worker that finds nothing spins while a core is idle and then parks on its
+ * bell; the parent rings only for a parked worker. In the other direction there is one
+ * eventfd for the whole pool, written only when the parent has armed it. Deaths wake the
+ * same wait (pl_pool_watch), so nobody ever wakes up to look around.
+ *
+ * Nothing that a worker can write makes the parent read or write out of bounds: shared
+ * values are loaded once and checked, and a worker that breaks the rules is reported with
+ * PL_EPROTO, to be killed.
+ *
+ * Functions of struct pl_pool are the parent's: one thread at a time (pl_pool_wait and
+ * pl_pool_spin may run beside them). Functions of struct pl_member are a worker's: one
+ * thread at a time (pl_member_wait may run beside them).
+ */
 #ifndef PL_POOL_H
 #define PL_POOL_H
 
 #include "pl_base.h"
 #include "pl_sys.h"
+
+#include <stdatomic.h>
+
+/* ---- what lies in the shared memory -------------------------------------- */
+
+#define PL_SHARE_MAGIC UINT64_C(0x504c414954504f4f)
+#define PL_SHARE_VERSION 1u
+
+#define PL_SLOT_SIZE 512
+#define PL_SLOT_INLINE 432 /* bytes of a message that need no block */
+#define PL_SEATS_MAX 256
+#define PL_SEAT_WORDS (PL_SEATS_MAX / 64)
+#define PL_SLOTS_MAX 65536
+#define PL_NO_SEAT UINT32_MAX
+
+/* A piece of a slice, as messages name it. `owner` is the seat whose slice it is, or
+ * PL_NO_SEAT for the parent's. */
+struct pl_block {
+    uint64_t offset; /* from the start of the mapping; 0: no block */
+    uint64_t size;   /* bytes in use */
+    uint32_t id;
+    uint32_t owner;
+};
+
+/* One task and, later, its result. `kind`, `flags` and the bytes are the user's. */
+struct pl_slot {
+    _Atomic uint64_t state; /* pl_ring.c tells its parts */
+    int64_t posted;         /* when the parent posted it; what for is the user's choice */
+    int64_t run_ns;         /* how long the worker was at it */
+    uint32_t len;           /* bytes in `bytes`, or in `block` when block.offset != 0 */
+    uint16_t kind;
+    uint16_t flags;
+    struct pl_block block;
+    uint64_t reserved;
+    unsigned char bytes[PL_SLOT_INLINE];
+    unsigned char pad[PL_SLOT_SIZE - PL_SLOT_INLINE - 64];
+};
+
+_Static_assert(sizeof(struct pl_block) == 24, "the layout is shared");
+_Static_assert(sizeof(struct pl_slot) == PL_SLOT_SIZE, "the layout is shared");
+_Static_assert(offsetof(struct pl_slot, block) == 32, "the layout is shared");
+_Static_assert(offsetof(struct pl_slot, bytes) == 64, "the layout is shared");
+
+/* A worker's place. Lines are split by who writes them. */
+struct pl_seat {
+    /* The worker writes. */
+    _Alignas(PL_CACHE_LINE) _Atomic uint32_t done_tail; /* free-running */
+    _Atomic uint32_t running;  /* slot number + 1 of the claimed task, 0 when idle: a hint */
+    _Atomic int64_t started;   /* when it was claimed: a hint */
+    _Atomic uint32_t returned; /* the parent's blocks that this worker gives back: id + 1 */
+    /* Both write. */
+    _Alignas(PL_CACHE_LINE) _Atomic uint32_t bell; /* the worker parks on it */
+    /* The parent writes. */
+    _Alignas(PL_CACHE_LINE) _Atomic uint32_t handed_back; /* the worker's blocks: id + 1 */
+    _Atomic uint32_t retire; /* nonzero: this worker ends once it is idle */
+};
+
+/* The first bytes of the mapping. Constant after pl_pool_init but for the atomics. */
+struct pl_share {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t nslots;    /* power of two */
+    uint32_t line_size; /* power of two, 2 * nslots */
+    uint32_t nseats;
+    uint32_t nblocks; /* ids per slice */
+    uint32_t cpus;    /* that the pool may use */
+    uint64_t total;   /* bytes of the mapping */
+    uint64_t slots_at;
+    uint64_t line_at;
+    uint64_t seats_at;
+    uint64_t done_at;  /* nseats rings of nslots slot numbers */
+    uint64_t links_at; /* nseats + 1 arrays of nblocks links; the parent's is the last */
+    uint64_t slices_at; /* nseats + 1 slices; the parent's is the last */
+    uint64_t slice_size;
+    uint64_t limit;   /* bytes that one slice may have in use */
+    int64_t spin_ns;  /* how long a dry worker spins */
+    /* The parent writes. */
+    _Alignas(PL_CACHE_LINE) _Atomic uint64_t tail; /* of the line */
+    /* Workers write. */
+    _Alignas(PL_CACHE_LINE) _Atomic uint64_t head;
+    /* Seldom written by either. */
+    _Alignas(PL_CACHE_LINE) _Atomic uint32_t armed; /* enum pl_arm */
+    _Atomic uint32_t hungry;  /* nonzero: the parent has more than the board takes */
+    _Atomic uint32_t closing; /* nonzero: workers end */
+    _Atomic uint32_t alive;   /* workers that have a seat */
+    _Alignas(PL_CACHE_LINE) _Atomic uint64_t parked[PL_SEAT_WORDS];
+    _Alignas(PL_CACHE_LINE) _Atomic uint64_t spinning[PL_SEAT_WORDS];
+};
+
+_Static_assert(offsetof(struct pl_share, tail) == 128, "the layout is shared");
+_Static_assert(offsetof(struct pl_share, head) == 192, "the layout is shared");
+_Static_assert(offsetof(struct pl_share, armed) == 256, "the layout is shared");
+
+/* ---- slices --------------------------------------------------------------- */
+
+/* The owner's private books of a slice. */
+struct pl_heap_block {
+    uint64_t offset; /* from the start of the slice */
+    uint32_t next;   /* in the free list of its class, or in its cell's list: id + 1 */
+    uint32_t holder; /* the cell that it is lent with, then the seat that has it */
+    uint8_t cls;
+    uint8_t state;
+};
+
+#define PL_HEAP_CLASSES 160
+
+struct pl_heap {
+    const struct pl_sys *sys;
+    unsigned char *base; /* borrows: the slice */
+    uint64_t size;
+    uint64_t top;   /* nothing was ever handed out above */
+    uint64_t limit; /* of `used` */
+    uint64_t used;  /* bytes in blocks that are not free */
+    uint64_t cached; /* bytes in free blocks whose pages are kept */
+    struct pl_heap_block *blocks; /* owns; block 0 is id 0 */
+    uint32_t nblocks;
+    uint32_t cap;
+    uint32_t max;
+    uint32_t free_list[PL_HEAP_CLASSES]; /* id + 1 */
+};
+
+/* ---- the parent ----------------------------------------------------------- */
+
+enum pl_arm {
+    PL_ARM_NONE = 0,
+    PL_ARM_ANY = 1, /* any finished task */
+    PL_ARM_DRY = 2, /* only a worker that finds nothing while `hungry` is set */
+    PL_ARM_SLOT = 3, /* + slot number: that task, or as PL_ARM_DRY */
+};
+
+enum pl_cell_state {
+    PL_CELL_FREE,
+    PL_CELL_STAGED, /* being written by the parent */
+    PL_CELL_POSTED, /* workers may have it */
+    PL_CELL_DONE,   /* taken from the board; the result is being read */
+};
+
+/* The parent's private view of a slot. */
+struct pl_cell {
+    void *user;
+    uint64_t pos;
+    uint32_t next_free; /* number + 1 */
+    uint32_t blocks;    /* lent with this task: id + 1, a list through pl_heap_block.next */
+    uint8_t state;
+};
+
+struct pl_view; /* a worker's block in the parent's hands */
+
+struct pl_parent_seat {
+    bool taken;
+    bool suspect; /* broke the protocol: nothing more is read from it */
+    uint32_t done_head;
+    uint64_t low_mark; /* the next worker allocates above this */
+    struct pl_view *views;
+};
+
+struct pl_view {
+    struct pl_view *prev;
+    struct pl_view *next;
+    struct pl_block block;
+    uint32_t seat; /* PL_NO_SEAT for a block of the parent's own slice */
+    bool orphan;   /* its worker is gone: nothing to give back */
+};
+
+struct pl_pool_config {
+    const struct pl_sys *sys; /* borrows; NULL for pl_sys_default() */
+    uint32_t workers;         /* seats wanted at once, 1 to 64; more are kept for successors */
+    uint32_t slots;           /* tasks on the board; 0: 1024; rounded up to a power of two */
+    uint64_t limit;           /* bytes per slice; 0: half of the machine's memory */
+    uint32_t cpus;            /* 0: what sched_getaffinity says */
+};
+
+struct pl_pool {
+    const struct pl_sys *sys;
+    int memfd;   /* owns; inherited by workers */
+    int eventfd; /* owns; inherited by workers */
+    int waitfd;  /* owns; readable when something happened: an epoll set */
+    unsigned char *base;
+    struct pl_share *share;
+    struct pl_slot *slots;
+    _Atomic uint32_t *line;
+    uint32_t *canary; /* one page that is zero after a fork */
+    uint64_t tail;
+    uint32_t nslots;
+    uint32_t line_size;
+    uint32_t nseats;
+    uint32_t nwatched;
+    uint32_t cells_used;
+    uint32_t free_cell; /* number + 1 */
+    uint32_t turn;      /* the seat that pl_pool_next looks at first */
+    uint32_t seats_high; /* seats at or above were never taken */
+    struct pl_cell *cells;        /* owns */
+    struct pl_parent_seat *seats; /* owns */
+    struct pl_heap heap;
+    int64_t mean_ns;    /* moving average of run_ns; -1 while unknown */
+    bool owed_wake;     /* a post left a parked worker asleep although work waits */
+    uint64_t wakes;     /* figures */
+    uint64_t waits;
+    uint64_t posted;
+    uint64_t finished;
+};
+
+/* Makes the shared memory and the descriptors. -EINVAL, -ENOMEM, -EMFILE. */
+int pl_pool_init(struct pl_pool *pool, const struct pl_pool_config *config) PL_MUST_CHECK;
+
+/* Unmaps and frees. Workers should be gone; their mappings last until they are. Views must
+ * have been released. Accepts a zeroed or half-built pool; after a fork it frees the
+ * child's copies only. */
+void pl_pool_fini(struct pl_pool *pool);
+
+/* True in a child that was forked from the parent: nothing else may be called but fini. */
+static inline bool pl_pool_forked(const struct pl_pool *pool)
+{
+    return pool->canary == NULL || *pool->canary == 0;
+}
+
+/* Takes a free slot for a task. The caller fills in len, kind, flags, and bytes or block;
+ * `user` comes back with the result. -EAGAIN when the board is full. */
+int pl_pool_stage(struct pl_pool *pool, void *user, uint32_t *cell) PL_MUST_CHECK;
+
+/* Gives a staged slot back unused. */
+void pl_pool_unstage(struct pl_pool *pool, uint32_t cell);
+
+/* Posts a staged task. Rings for a parked worker when that pays; when it does not (the
+ * awake ones are expected to be through in less time than a wake-up takes) owed_wake is set
+ * and the caller sees to it that pl_pool_flush is called soon. */
+void pl_pool_post(struct pl_pool *pool, uint32_t cell);
+
+/* Rings for a parked worker if tasks wait. Cheap when there is nothing to do. */
+void pl_pool_flush(struct pl_pool *pool);
+
+/* Takes a posted task back; true when no worker had claimed it: the slot is free again, and
+ * so are the blocks that were lent with it. */
+bool pl_pool_withdraw(struct pl_pool *pool, uint32_t cell);
+
+/* The next finished task: 1 with *cell set, 0 when there is none, or PL_EPROTO with *seat
+ * set: that worker must be killed. The caller reads pool->slots[cell] (which a hostile
+ * worker may still be changing: load once, check) and gives it back by pl_pool_release. */
+int pl_pool_next(struct pl_pool *pool, uint32_t *cell, uint32_t *seat) PL_MUST_CHECK;
+void pl_pool_release(struct pl_pool *pool, uint32_t cell);
+
+/* Tasks in the line that no worker has claimed. */
+uint32_t pl_pool_waiting(const struct pl_pool *pool);
+
+/* True when pl_pool_next may find something. */
+bool pl_pool_ready(const struct pl_pool *pool);
+
+/* Asks for one write to the eventfd (PL_ARM_*). Afterwards the caller looks at
+ * pl_pool_ready once more, and only then blocks. */
+void pl_pool_arm(struct pl_pool *pool, uint32_t arm);
+
+/* Tells workers that tasks wait which are not on the board. */
+void pl_pool_hungry(struct pl_pool *pool, bool hungry);
+
+/* Adds a descriptor (a pidfd, a control socket) to what wakes pl_pool_wait; borrows fd. tag
+ * comes back. Removing one that is closed already is allowed. */
+int pl_pool_watch(struct pl_pool *pool, int fd, uint32_t tag) PL_MUST_CHECK;
+void pl_pool_unwatch(struct pl_pool *pool, int fd);
+
+#define PL_TAG_RESULTS UINT32_MAX
+
+/* Waits for at most timeout_ns (-1 for ever). Bits of what happened in *tags (tag < 31 sets
+ * bit tag; results set bit 31). Empties the eventfd. 0 for nothing, a count, or -EINTR. Needs
+ * no lock. */
+int pl_pool_wait(struct pl_pool *pool, int64_t timeout_ns, uint32_t *tags) PL_MUST_CHECK;
+
+/* Spins until pl_pool_ready or for about as long as a wake-up costs, if a core seems to be
+ * idle. True when there is something. Needs no lock. */
+bool pl_pool_spin(const struct pl_pool *pool);
+
+/* Takes a seat for a new worker: its number and the mark that pl_member_init wants.
+ * -EAGAIN when all are taken. */
+int pl_pool_seat(struct pl_pool *pool, uint32_t *seat, uint64_t *low_mark) PL_MUST_CHECK;
+
+enum pl_burial {
+    PL_BURIED = 0,   /* the seat is free, the worker's blocks are taken back */
+    PL_LOST = 1,     /* *cell is a task that the worker had claimed */
+    PL_FINISHED = 2, /* *cell is a task that it had finished: a result, as pl_pool_next's */
+};
+
+/* After the death of a seat's worker, and after pl_pool_next has said 0: called until it
+ * says PL_BURIED. The caller releases each cell that it is given. */
+enum pl_burial pl_pool_bury(struct pl_pool *pool, uint32_t seat, uint32_t *cell) PL_MUST_CHECK;
+
+/* Tells all workers to end when they are idle. */
+void pl_pool_close(struct pl_pool *pool);
+
+/* Tells one worker to end when it is idle. */
+void pl_pool_retire(struct pl_pool *pool, uint32_t seat);
+
+/* ---- blocks, both sides --------------------------------------------------- */
+
+/* The parent's: a block of its slice, to be sent with a task. -ENOMEM beyond the limit. */
+int pl_pool_alloc(struct pl_pool *pool, uint64_t size, struct pl_block *block,
+                  void **data) PL_MUST_CHECK;
+void pl_pool_free(struct pl_pool *pool, const struct pl_block *block);
+
+/* Notes that the staged task in `cell` carries a block; whoever claims the task holds it,
+ * and it is taken back when that worker returns it or dies. */
+void pl_pool_lend(struct pl_pool *pool, const struct pl_block *block, uint32_t cell);
+
+/* Takes over a block that worker `seat` named in the result in `cell`: one of its own, or
+ * one of the parent's that was lent with that task. *view (caller's memory) holds it until
+ * pl_pool_view_drop. PL_EPROTO when the worker has no such block. */
+int pl_pool_view(struct pl_pool *pool, uint32_t cell, uint32_t seat, const struct pl_block *block,
+                 struct pl_view *view, void **data) PL_MUST_CHECK;
+void pl_pool_view_drop(struct pl_pool *pool, struct pl_view *view);
+
+/* ---- a worker ------------------------------------------------------------- */
+
+struct pl_member {
+    const struct pl_sys *sys;
+    int eventfd; /* borrows */
+    uint32_t seat;
+    unsigned char *base; /* borrows: the mapping */
+    uint64_t total;
+    struct pl_share *share;
+    struct pl_seat *mine;
+    struct pl_slot *slots;
+    _Atomic uint32_t *line;
+    _Atomic uint32_t *done;
+    struct pl_heap heap;
+    uint32_t nslots;
+    uint32_t line_size;
+    uint64_t parks; /* figures */
+    uint64_t spins;
+};
+
+/* Maps the memory of a pool and checks its header: PL_EPROTO when it is not one. */
+int pl_share_map(const struct pl_sys *sys, int memfd, void **base, uint64_t *total) PL_MUST_CHECK;
+
+/* Sits down. base comes from pl_share_map, or from before the fork. */
+int pl_member_init(struct pl_member *member, const struct pl_sys *sys, void *base, uint64_t total,
+                   int eventfd, uint32_t seat, uint64_t low_mark) PL_MUST_CHECK;
+void pl_member_fini(struct pl_member *member);
+
+/* Claims the next task: 1 with *cell set, 0 when there is none, PL_ECLOSED when the pool (or
+ * this seat) ends and nothing is left, PL_EPROTO. */
+int pl_member_take(struct pl_member *member, uint32_t *cell) PL_MUST_CHECK;
+
+/* Publishes the result that was written into the slot, and rings if the parent asked. */
+void pl_member_done(struct pl_member *member, uint32_t cell);
+
+/* Returns when there may be a task or the pool ends: spins, then parks. Needs no lock.
+ * -EINTR after a signal. */
+int pl_member_wait(struct pl_member *member) PL_MUST_CHECK;
+
+/* Memory of this worker's slice for a result. -ENOMEM beyond the limit. */
+int pl_member_alloc(struct pl_member *member, uint64_t size, struct pl_block *block,
+                    void **data) PL_MUST_CHECK;
+void pl_member_free(struct pl_member *member, const struct pl_block *block);
+
+/* A result takes the block along: it is the parent's until it hands it back. */
+void pl_member_lend(struct pl_member *member, const struct pl_block *block);
+
+/* Where a block lies that a task named; checked against the bounds. PL_EPROTO. */
+int pl_member_data(struct pl_member *member, const struct pl_block *block,
+                   void **data) PL_MUST_CHECK;
+
+/* Gives a block of the parent's back. Any thread. */
+void pl_member_return(struct pl_member *member, const struct pl_block *block);
+
+/* ---- worker processes without an interpreter ------------------------------ */
+
+struct pl_workers;
+
+/* What a worker runs after the fork, single-threaded; its return value is the exit code. */
+typedef int (*pl_worker_main)(struct pl_member *member, void *arg);
+
+/* Starts n workers by fork (the caller is single-threaded or the workers use only
+ * async-signal-safe calls before they exit) and keeps n alive: a dead one is replaced, with
+ * back-off when it lived for less than a second. `lost` hears of a task whose worker died
+ * (may be NULL); its slot is released after the call. -ENOMEM, -EAGAIN, -ENOSYS. */
+int pl_workers_start(struct pl_pool *pool, uint32_t n, pl_worker_main main, void *arg,
+                     void (*lost)(struct pl_pool *pool, uint32_t cell, int status, void *arg),
+                     struct pl_workers **out) PL_MUST_CHECK;
+
+/* Handles deaths; call it when pl_pool_wait reported another tag than results, or when
+ * waitfd was readable. `done` is called for results that are found on the way, exactly as
+ * the caller would do after pl_pool_next (it releases the slot). Number of deaths, or a
+ * negative code when no replacement could be started (it is tried again at the next call). */
+int pl_workers_tend(struct pl_workers *workers,
+                    void (*done)(struct pl_pool *pool, uint32_t cell, void *arg)) PL_MUST_CHECK;
+
+/* Closes the pool, waits up to grace_ns, kills what is left, reaps, frees. */
+void pl_workers_stop(struct pl_workers *workers, int64_t grace_ns);
+
+/* Pids of the living, at most max of them. */
+uint32_t pl_workers_pids(const struct pl_workers *workers, pid_t *pids, uint32_t max);
 
 #endif /* PL_POOL_H */

@@ -257,6 +257,11 @@ static int collect_posts(struct pl_loop *loop)
     }
 }
 
+int pl_loop_take_posts(struct pl_loop *loop)
+{
+    return collect_posts(loop);
+}
+
 int pl_loop_collect(struct pl_loop *loop)
 {
     int r = pl__io_collect_late(loop);

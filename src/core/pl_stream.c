@@ -8,8 +8,8 @@
  * without asking the poller first. Only when the kernel takes less than all is
  * PL_WRITABLE asked for.
  *
- * Ends. close: write the rest, then `closed`; abort: drop the rest, then `closed`. Both
- * only mark the stream and queue its op: `closed` never comes from within a call of the
+ * Ends. close: write the rest, and what `drained` makes the user add, then `closed`; abort:
+ * drop the rest, then `closed`. Both only mark the stream and queue its op: `closed` never comes from within a call of the
  * user's. The same op tells of events, of a failed write, and of the end, so whichever
  * is due is looked up in the stream's fields, in this order.
  *
@@ -144,7 +144,8 @@ static void drop_queue(struct pl_stream *s)
 static void consume(struct pl_stream *s, size_t n)
 {
     s->queued -= n;
-    while (n > 0) {
+    /* Releasing an owner may abort the stream, which drops the rest. */
+    while (n > 0 && s->chunk_len > 0) {
         struct pl_chunk *c = chunk_at(s, 0);
         if (n < c->len) {
             c->data += n;
@@ -203,8 +204,9 @@ static void after_flush(struct pl_stream *s)
         /* The peer may be gone already; reading tells. */
         (void)s->loop->sys->shutdown(s->io.fd, SHUT_WR);
     }
+    /* The user may be waiting for room with more to send: stream_run asks before it ends. */
     if (s->closing)
-        die(s);
+        pl__io_enqueue(s->loop, &s->io);
 }
 
 void pl_stream_flush(struct pl_stream *s)
@@ -221,11 +223,8 @@ void pl_stream_flush(struct pl_stream *s)
             s->error = (int)n;
             drop_queue(s);
             /* `failed` comes from the ready queue: the user may be in the middle of a
-             * call to us. A closing stream has nobody left to tell. */
-            if (s->closing)
-                die(s);
-            else
-                pl__io_enqueue(s->loop, &s->io);
+             * call to us. */
+            pl__io_enqueue(s->loop, &s->io);
             break;
         }
         if (n > 0)
@@ -274,7 +273,7 @@ static void uncork(struct pl_stream *s)
 
 int pl_stream_write(struct pl_stream *s, const struct pl_chunk *chunks, uint32_t n)
 {
-    if (s->closing || s->dead)
+    if (s->dead)
         return PL_ECLOSED;
     if (s->error != 0 || s->shut || s->shut_pending)
         return -EPIPE;
@@ -397,6 +396,8 @@ static void stream_run(struct pl_loop *loop, struct pl_op *op)
     if (PL_UNLIKELY(s->error != 0 && !s->told && !s->dead)) {
         s->told = true;
         s->ops->failed(s, s->error);
+        if (s->closing && !s->dead)
+            die(s);
     }
     unsigned ready = s->io.ready;
     s->io.ready = 0;
@@ -414,6 +415,14 @@ static void stream_run(struct pl_loop *loop, struct pl_op *op)
             read_some(s);
         else
             rewatch(s, s->io.want & ~(unsigned)PL_READABLE);
+    }
+    if (PL_UNLIKELY(s->closing) && !s->dead && s->chunk_len == 0 && s->error == 0) {
+        s->ops->drained(s); /* the last chance to write */
+        if (!s->dead && s->chunk_len == 0 && s->error == 0) {
+            uncork(s); /* its memory is the user's in a moment */
+            s->dead = true;
+            pl_io_close(s->loop, &s->io);
+        }
     }
     /* `closed` is due when the stream has died and no event of it is queued any more: one
      * that died in the calls above has queued its op anew. */

@@ -153,6 +153,9 @@ static PyObject *loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_
         return NULL;
     if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_soon", args[0], true) < 0)
         return NULL;
+    /* asyncio has one queue: what call_soon_threadsafe was given before runs before. */
+    if (PL_UNLIKELY(pl_loop_has_posts(&loop->core)) && pl_loop_take_posts(&loop->core) < 0)
+        return PyErr_NoMemory();
     HandleObject *h = plait_handle_new(loop, args[0], args + 1, nargs - 1, context);
     if (h == NULL)
         return NULL;
@@ -536,6 +539,22 @@ static PyObject *loop_remove_writer(PyObject *self, PyObject *arg)
     return watch_remove(self, arg, PL_WRITABLE);
 }
 
+PyDoc_STRVAR(watched_doc, "_watched($self, fd, /)\n--\n\n"
+                          "Return (reader, writer), the handles that watch fd, or None.");
+
+static PyObject *loop_watched(PyObject *self, PyObject *arg)
+{
+    LoopObject *loop = (LoopObject *)self;
+    int fd = watch_fd(arg);
+    if (fd < 0)
+        return NULL;
+    struct watch *w = loop->core_ready ? watch_of(pl_io_find(&loop->core, fd)) : NULL;
+    if (w == NULL)
+        Py_RETURN_NONE;
+    return PyTuple_Pack(2, w->reader != NULL ? (PyObject *)w->reader : Py_None,
+                        w->writer != NULL ? (PyObject *)w->writer : Py_None);
+}
+
 PyDoc_STRVAR(owner_of_fd_doc, "_owner_of_fd($self, fd, /)\n--\n\n"
                               "Return the transport or listener that uses fd, or None.");
 
@@ -885,6 +904,7 @@ static PyMethodDef loop_methods[] = {
     {"_add_writer", FAST(loop_add_writer), METH_FASTCALL | METH_KEYWORDS, add_writer_doc},
     {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
     {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
+    {"_watched", loop_watched, METH_O, watched_doc},
     {"_owner_of_fd", loop_owner_of_fd, METH_O, owner_of_fd_doc},
     {"_new_transport", FAST(loop_new_transport), METH_FASTCALL, new_transport_doc},
     {"_after_fork", loop_after_fork, METH_NOARGS, after_fork_doc},

@@ -6,56 +6,41 @@
 
 /* X(type, name): one owned reference each: our types, names that hot calls use
  * (str_*), and what is borrowed from the standard library (asyncio_*). */
-#define PLAIT_LOOP_OBJECTS(X)                                                                                                                \
-    X (PyTypeObject, loop_type)                                                                                                              \
-        X (PyTypeObject, handle_type)                                                                                                        \
-            X (PyTypeObject, timer_handle_type)                                                                                              \
-                X (PyTypeObject, transport_type)                                                                                             \
-                    X (PyTypeObject, listener_type)                                                                                          \
-                        X (PyObject, asyncio_future)                                                                                         \
-                            X (PyObject, asyncio_task)                                                                                       \
-                                X (PyObject, asyncio_buffered_protocol)                                                                      \
-                                    X (PyObject, asyncio_transport_socket)                                                                   \
-                                        X (PyObject, asyncio_extract_stack)                                                                  \
-                                            X (PyObject, asyncio_sendfile_mode)                                                              \
-                                                X (PyObject, socket_type)                                                                    \
-                                                    X (PyObject, logger)                                                                     \
-                                                        X (PyObject, kwnames_loop)                                                           \
-                                                            X (PyObject, str_buffer_updated)                                                 \
-                                                                X (PyObject,                                                                 \
-                                                                   str_call_exception_handler)                                               \
-                                                                    X (PyObject,                                                             \
-                                                                       str_check_callback)                                                   \
-                                                                        X (PyObject,                                                         \
-                                                                           str_check_thread)                                                 \
-                                                                            X (PyObject,                                                     \
-                                                                               str_close)                                                    \
-                                                                                X (PyObject,                                                 \
-                                                                                   str_connection_lost)                                      \
-                                                                                    X (PyObject,                                             \
-                                                                                       str_connection_made)                                  \
-                                                                                        X (PyObject,                                         \
-                                                                                           str_create_task_slow)                             \
-                                                                                            X (PyObject,                                     \
-                                                                                               str_data_received)                            \
-                                                                                                X (PyObject,                                 \
-                                                                                                   str_eof_received)                         \
-                                                                                                    X (PyObject,                             \
-                                                                                                       str_get_buffer)                       \
-                                                                                                        X (PyObject,                         \
-                                                                                                           str_pause_writing)                \
-                                                                                                            X (PyObject,                     \
-                                                                                                               str_report_slow)              \
-                                                                                                                X (PyObject,                 \
-                                                                                                                   str_resume_writing)       \
-                                                                                                                    X (PyObject,             \
-                                                                                                                       str_set_result)       \
-                                                                                                                        X (PyObject,         \
-                                                                                                                           str_done)         \
-                                                                                                                            X (PyObject,     \
-                                                                                                                               str_attach)   \
-                                                                                                                                X (PyObject, \
-                                                                                                                                   str_detach)
+// clang-format off
+#define PLAIT_LOOP_OBJECTS(X)                      \
+    X(PyTypeObject, loop_type)                     \
+    X(PyTypeObject, handle_type)                   \
+    X(PyTypeObject, timer_handle_type)             \
+    X(PyTypeObject, transport_type)                \
+    X(PyTypeObject, listener_type)                 \
+    X(PyObject, asyncio_future)                    \
+    X(PyObject, asyncio_task)                      \
+    X(PyObject, asyncio_buffered_protocol)         \
+    X(PyObject, asyncio_transport_socket)          \
+    X(PyObject, asyncio_extract_stack)             \
+    X(PyObject, asyncio_sendfile_mode)             \
+    X(PyObject, socket_type)                       \
+    X(PyObject, logger)                            \
+    X(PyObject, kwnames_loop)                      \
+    X(PyObject, str_buffer_updated)                \
+    X(PyObject, str_call_exception_handler)        \
+    X(PyObject, str_check_callback)                \
+    X(PyObject, str_check_thread)                  \
+    X(PyObject, str_close)                         \
+    X(PyObject, str_connection_lost)               \
+    X(PyObject, str_connection_made)               \
+    X(PyObject, str_create_task_slow)              \
+    X(PyObject, str_data_received)                 \
+    X(PyObject, str_eof_received)                  \
+    X(PyObject, str_get_buffer)                    \
+    X(PyObject, str_pause_writing)                 \
+    X(PyObject, str_report_slow)                   \
+    X(PyObject, str_resume_writing)                \
+    X(PyObject, str_set_result)                    \
+    X(PyObject, str_done)                          \
+    X(PyObject, str_attach)                        \
+    X(PyObject, str_detach)
+// clang-format on
 
 #define PLAIT_FREE_HANDLES 256
 

@@ -103,9 +103,10 @@ static void tell_error(TransportObject *t, const char *text)
 
 static void force_close(TransportObject *t, PyObject *exc)
 {
-    if (t->lost_writes > 0)
+    if (t->stream.dead)
         return;
-    t->lost_writes = 1;
+    if (t->lost_writes == 0)
+        t->lost_writes = 1;
     t->closing = true;
     if (t->lost == NULL)
         t->lost = Py_XNewRef(exc);
@@ -617,7 +618,7 @@ static int write_one(TransportObject *t, PyObject *data)
         Py_DECREF(owner);
         return 0;
     }
-    if (t->lost_writes > 0 || !is_live(t) || t->stream.closing) {
+    if (t->lost_writes > 0 || !is_live(t)) {
         Py_DECREF(owner);
         return count_lost_write(t);
     }
@@ -632,6 +633,9 @@ static int write_one(TransportObject *t, PyObject *data)
         }
         return count_lost_write(t); /* it failed a moment ago; connection_lost will tell */
     }
+    /* A writer that never gives way to the loop must see the end by is_closing. */
+    if (PL_UNLIKELY(t->stream.error != 0))
+        t->closing = true;
     return 0;
 }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import selectors
 import signal
 import socket
 import sys
@@ -18,7 +19,6 @@ import threading
 import warnings
 import weakref
 from asyncio import base_events, constants, events, sslproto
-from asyncio.log import logger
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _core
@@ -32,14 +32,92 @@ __all__ = ["EventLoopPolicy", "Loop", "install", "new_event_loop", "run"]
 
 _T = TypeVar("_T")
 
+_SENDFILE_BLOCK = 16384  # bytes read and written at a time
 _BACKENDS = ("auto", "epoll")
 
 
-class _NoSelector:
-    """Stands where asyncio's loop keeps its selector; the C core polls instead."""
+class _SelectorView:
+    """Stands where asyncio's loop keeps its selector; the C core polls instead.
+
+    Args:
+        loop: the loop whose watched descriptors it shows.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = weakref.ref(loop)
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        """Tell what add_reader and add_writer watch of a descriptor.
+
+        Raises:
+            KeyError: the descriptor is not watched.
+        """
+        loop = self._loop()
+        handles = None if loop is None else loop._watched(fileobj)
+        if handles is None:
+            raise KeyError(f"{fileobj!r} is not registered")
+        reader, writer = handles
+        events = (selectors.EVENT_READ if reader else 0) | (selectors.EVENT_WRITE if writer else 0)
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        return selectors.SelectorKey(fileobj, fd, events, handles)
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class _Sendfile(asyncio.Protocol):
+    """Takes a protocol's place while the loop copies a file into its transport."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._protocol = transport.get_protocol()
+        self._was_reading = transport.is_reading()
+        self._was_paused = bool(transport._protocol_paused)
+        self._room: asyncio.Future[None] | None = None
+        if self._was_paused:
+            self._room = loop.create_future()
+        transport.pause_reading()
+        transport.set_protocol(self)
+
+    async def drain(self) -> None:
+        """Wait until the transport has room, or raise ConnectionError when it has ended."""
+        if self._transport.is_closing():
+            raise ConnectionError("Connection closed by peer")
+        if self._room is not None:
+            await self._room
+
+    def give_back(self) -> None:
+        """Put the protocol into its place again."""
+        self._transport.set_protocol(self._protocol)
+        if self._was_reading:
+            self._transport.resume_reading()
+        paused, self._room = self._room is not None, None
+        if self._was_paused and not paused:
+            self._protocol.resume_writing()
+        elif paused and not self._was_paused:
+            self._protocol.pause_writing()
+
+    def pause_writing(self) -> None:
+        if self._room is None:
+            self._room = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_exception(exc or ConnectionError("Connection is closed by peer"))
+        self._protocol.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        raise RuntimeError("data arrived while reading was paused for sendfile")
+
+    def eof_received(self) -> bool | None:
+        raise RuntimeError("end of stream arrived while reading was paused for sendfile")
 
 
 def _choose_backend(backend: str | None) -> str:
@@ -79,7 +157,7 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
     def __init__(self, *, backend: str | None = None) -> None:
         _choose_backend(backend)
         self._listeners: dict[int, _core.Listener] = {}
-        asyncio.SelectorEventLoop.__init__(self, _NoSelector())  # type: ignore[arg-type]
+        super().__init__(_SelectorView(self))  # type: ignore[call-arg]
         _loops.add(self)
 
     # ---- running ----
@@ -168,7 +246,7 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
         if seconds < self.slow_callback_duration:
             return
         text = base_events._format_handle(what) if hasattr(what, "_callback") else repr(what)
-        logger.warning("Executing %s took %.3f seconds", text, seconds)
+        base_events.logger.warning("Executing %s took %.3f seconds", text, seconds)
 
     _create_task_slow = asyncio.SelectorEventLoop.create_task
 
@@ -257,7 +335,7 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
         listener = self._listeners.pop(sock.fileno(), None)
         if listener is not None:
             listener.close()
-        sock.close()
+        super()._stop_serving(sock)  # type: ignore[misc]
 
     async def _sendfile_native(
         self, transp: Any, file: Any, offset: int, count: int | None
@@ -274,6 +352,30 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
             transp._reset_empty_waiter()
             if reading:
                 transp.resume_reading()
+
+
+    async def _sendfile_fallback(
+        self, transp: Any, file: Any, offset: int, count: int | None
+    ) -> int:
+        if offset:
+            file.seek(offset)
+        buffer = memoryview(bytearray(_SENDFILE_BLOCK))
+        sent = 0
+        relay = _Sendfile(transp, self)
+        try:
+            while count is None or sent < count:
+                room = buffer if count is None else buffer[: count - sent]
+                n = await self.run_in_executor(None, file.readinto, room)
+                if not n:
+                    break
+                await relay.drain()
+                transp.write(buffer[:n])
+                sent += n
+            return sent
+        finally:
+            if sent > 0 and hasattr(file, "seek"):
+                file.seek(offset + sent)
+            relay.give_back()
 
 
 def _nothing() -> None:

@@ -1,0 +1,250 @@
+# plait's commands. `make help` lists them.
+#
+# Nothing needs to be prepared: the first target that needs it finds a Python, makes
+# $(VENV) and installs what is missing (packages of the system only as root).
+#
+#   PYTHON=python3.12       use this interpreter (the environment is remade for it)
+#   VENV=.venv-3.12         keep another environment beside the first
+#   PYTEST_ARGS="-k loop"   arguments for pytest
+#   LAB_ARGS, BENCH_ARGS    arguments for `plait lab` and the benchmarks
+#   WERROR=1                compiler warnings are errors (continuous integration)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?=
+VENV ?= .venv
+VENV_BENCH ?= .venv-bench
+PYTEST_ARGS ?=
+LAB_ARGS ?=
+BENCH_ARGS ?=
+WERROR ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# pip, meson and ninja of the environment come first in every recipe.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet
+STAMPS := $(VENV)/.stamps
+werror := $(if $(WERROR),-Dwerror=true)
+
+# The environment is made anew when PYTHON= names another interpreter than its own.
+ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),help)),)
+venv_state := $(shell tools/venv-state $(VENV) '$(PYTHON)')
+ifneq ($(venv_state),ok)
+$(shell rm -rf $(VENV))
+endif
+endif
+# "cp313": meson-python names its build directory so.
+pytag = $(shell cat $(STAMPS)/tag 2>/dev/null)
+pybuild = build/$(pytag)
+
+# ---- what everything stands on ---------------------------------------------
+
+$(STAMPS)/venv:
+	@python=$$(tools/find-python '$(PYTHON)') && echo "using $$python" && \
+	    $$python -m venv $(VENV) && mkdir -p $(STAMPS)
+	@$(PY) -c 'import sys; print("cp%d%d%s" % (*sys.version_info[:2], getattr(sys, "abiflags", "")))' \
+	    > $(STAMPS)/tag
+	@rm -rf "build/$$(cat $(STAMPS)/tag)" # it was another interpreter's
+	@touch $@
+
+# The system's part. Only the compiler is indispensable: without liburing the build
+# has epoll alone and says so.
+$(STAMPS)/system: | $(STAMPS)/venv
+	@command -v cc >/dev/null || tools/apt-install gcc libc6-dev || \
+	    { echo "a C compiler is needed (gcc or clang)" >&2; exit 1; }
+	@tools/apt-install pkg-config liburing-dev || \
+	    echo "going on without pkg-config and liburing-dev: epoll alone" >&2
+	@touch $@
+
+$(STAMPS)/deps: pyproject.toml | $(STAMPS)/venv $(STAMPS)/system
+	@echo "installing build and test requirements into $(VENV)"
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install --group build --group test
+	@touch $@
+
+$(STAMPS)/lint: pyproject.toml | $(STAMPS)/deps
+	@echo "installing linters into $(VENV)"
+	@$(PIP) install --group lint
+	@touch $@
+
+# Installs the package in place, with what the lab needs.
+$(STAMPS)/editable: pyproject.toml meson.options $(STAMPS)/deps
+	@echo "installing plait in place"
+	@$(PIP) install --no-build-isolation -Cbuild-dir='$(pybuild)' \
+	    $(if $(WERROR),-Csetup-args=-Dwerror=true) -e '.[lab]'
+	@touch $@
+
+# The environment's directory for packages.
+site = $(wildcard $(VENV)/lib/python*/site-packages)
+
+.PHONY: build
+build: $(STAMPS)/editable ## Compile, and install the package in place into .venv
+	@ninja -C '$(pybuild)' --quiet
+	@$(PY) tools/link-tree '$(pybuild)' $(site)
+
+# ---- the product -----------------------------------------------------------
+
+.PHONY: lab
+lab: build ## Run every model of the Fibonacci server; leaves lab.html and lab.json
+	@$(VENV)/bin/plait lab $(LAB_ARGS)
+
+# ---- tests -----------------------------------------------------------------
+
+.PHONY: test
+test: test-core test-py ## Run all tests: the core's in C, then pytest
+
+.PHONY: test-py
+test-py: build ## Run the Python tests
+	@$(PY) -m pytest --timeout=120 $(PYTEST_ARGS)
+
+# $(call core,DIR,OPTIONS): builds and runs the C tests in a directory of their own.
+# -O2 with assertions, as meson's debugoptimized and b_ndebug=false give it.
+define core
+	@if [ ! -f $(1)/build.ninja ]; then \
+	    rm -rf $(1) && meson setup $(1) -Dpython=false -Dtests=true \
+	        -Dbuildtype=debugoptimized $(werror) $(2) >$(1).log 2>&1 || \
+	        { cat $(1).log >&2; rm -rf $(1); exit 1; }; \
+	fi
+	@ninja -C $(1) --quiet
+	@$(4) meson test -C $(1) --no-rebuild --print-errorlogs $(3)
+endef
+
+.PHONY: test-core
+test-core: $(STAMPS)/deps ## Run the C tests of the core
+	@mkdir -p build
+	$(call core,build/core,,$(CORE_ARGS))
+
+.PHONY: asan
+asan: export ASAN_OPTIONS = abort_on_error=1:detect_leaks=1:allocator_may_return_null=1
+asan: export UBSAN_OPTIONS = halt_on_error=1:abort_on_error=1:print_stacktrace=1
+asan: $(STAMPS)/deps ## Run the C tests under AddressSanitizer and UBSan
+	@mkdir -p build
+	$(call core,build/asan,-Db_sanitize=address$(comma)undefined,--timeout-multiplier 4)
+
+# ThreadSanitizer of older compilers cannot cope with as much address randomisation as new
+# kernels do; where switching it off is not allowed, it is hoped for.
+fixed_addresses = $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+.PHONY: tsan
+tsan: export TSAN_OPTIONS = halt_on_error=1:abort_on_error=1:second_deadlock_stack=1
+tsan: $(STAMPS)/deps ## Run the C tests under ThreadSanitizer
+	@mkdir -p build
+	$(call core,build/tsan,-Db_sanitize=thread,--timeout-multiplier 8,$(fixed_addresses))
+
+.PHONY: test-clang
+test-clang: $(STAMPS)/deps ## Build the core with clang and run its tests
+	@command -v clang >/dev/null || tools/apt-install clang
+	@mkdir -p build
+	@export CC=clang; $(MAKE) test-clang-with-cc
+
+.PHONY: test-clang-with-cc
+test-clang-with-cc:
+	$(call core,build/clang,,)
+
+.PHONY: stress
+stress: build ## Repeat the C tests, and run the Python tests marked stress
+	@$(MAKE) test-core CORE_ARGS='--repeat 20 --timeout-multiplier 4'
+	@$(PY) -m pytest --timeout=600 -m stress $(PYTEST_ARGS)
+
+# ---- words and types -------------------------------------------------------
+
+python_dirs := src/plait tests bench
+c_files = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h')
+
+.PHONY: lint
+lint: $(STAMPS)/lint ## Check format, style and types, each step whatever the others say
+	@$(MAKE) -k lint-c lint-py lint-words types tidy
+
+.PHONY: lint-c lint-py lint-words
+lint-c: $(STAMPS)/lint
+	@clang-format --dry-run -Werror $(c_files)
+	@tools/check-names
+
+lint-py: $(STAMPS)/lint
+	@ruff check $(python_dirs)
+	@ruff format --check $(python_dirs)
+
+lint-words: $(STAMPS)/lint
+	@codespell
+
+.PHONY: tidy
+tidy: $(STAMPS)/deps
+	@mkdir -p build
+	@[ -f build/core/build.ninja ] || meson setup build/core -Dpython=false -Dtests=true \
+	    -Dbuildtype=debugoptimized $(werror) >/dev/null
+	@if command -v clang-tidy >/dev/null || tools/apt-install clang-tidy; then \
+	    clang-tidy --quiet -p build/core $(shell git ls-files 'src/core/*.c') \
+	        2>&1 >build/tidy.txt | { grep -vE 'warnings? (generated|treated)' >&2 || true; }; \
+	    if [ -s build/tidy.txt ]; then cat build/tidy.txt >&2; exit 1; fi; \
+	else \
+	    echo "going on without clang-tidy" >&2; \
+	fi
+
+.PHONY: types
+types: $(STAMPS)/lint ## Check types with mypy
+	@mypy
+
+.PHONY: fmt
+fmt: $(STAMPS)/lint ## Format C and Python sources
+	@clang-format -i $(c_files)
+	@ruff check --fix-only --quiet $(python_dirs)
+	@ruff format --quiet $(python_dirs)
+
+.PHONY: check
+check: lint test asan tsan ## Everything that continuous integration runs, but for clang
+
+# ---- figures ---------------------------------------------------------------
+
+# An environment of its own: the peers never come near the package's.
+$(VENV_BENCH)/.stamps/peers: bench/peers.txt $(STAMPS)/deps
+	@echo "installing the peers into $(VENV_BENCH)"
+	@rm -rf $(VENV_BENCH)
+	@$(PY) -m venv $(VENV_BENCH) && mkdir -p $(VENV_BENCH)/.stamps
+	@grep -vE '^(#|$$)' bench/peers.txt | while read -r peer; do \
+	    $(VENV_BENCH)/bin/python -m pip install --quiet "$$peer" \
+	        >$(VENV_BENCH)/.stamps/log 2>&1 || echo "not installed: $$peer" >&2; \
+	done
+	@touch $@
+
+# The peers' environment sees the same build of plait.
+.PHONY: bench-build
+bench-build: build $(VENV_BENCH)/.stamps/peers
+	@$(PY) tools/link-tree '$(pybuild)' $(wildcard $(VENV_BENCH)/lib/python*/site-packages)
+
+bench = PLAIT_BENCH_BIN='$(abspath $(pybuild))/bench' PYTHONPATH='$(abspath bench)' \
+    $(VENV_BENCH)/bin/python
+
+.PHONY: bench
+bench: bench-build ## Measure loops and pools beside their peers
+	@$(bench) -m harness all $(BENCH_ARGS)
+
+.PHONY: bench-loop
+bench-loop: bench-build ## Measure the loops: echo servers, primitives, memory
+	@$(bench) -m harness loop $(BENCH_ARGS)
+
+.PHONY: bench-pools
+bench-pools: bench-build ## Measure the pools
+	@$(bench) -m harness pools $(BENCH_ARGS)
+
+# ---- the rest --------------------------------------------------------------
+
+.PHONY: clean
+clean: ## Remove everything that the targets above made
+	@rm -rf build build-* dist lab-out .venv .venv-* '$(VENV)' '$(VENV_BENCH)' \
+	    .pytest_cache .mypy_cache .ruff_cache
+	@find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## Show this list
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON, VENV, PYTEST_ARGS, LAB_ARGS, BENCH_ARGS, WERROR (see Makefile)."
+
+comma := ,

@@ -1,0 +1,1 @@
+"""plait's benchmarks: loops and pools beside their peers and beside bare C."""

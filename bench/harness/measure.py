@@ -1,0 +1,207 @@
+"""The measurements: alternating rounds, each figure from processes of its own."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+from . import machine
+from .primitives import NAMES
+
+
+@dataclass
+class Series:
+    """What the rounds brought for one row and one peer."""
+
+    row: str
+    peer: str
+    unit: str
+    values: list[float] = field(default_factory=list)
+    extra: dict[str, list[float]] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """How far the rounds lie apart, as a share of the median."""
+        if not self.values or not self.median:
+            return None
+        return (max(self.values) - min(self.values)) / self.median
+
+    def extra_median(self, name: str) -> float | None:
+        values = self.extra.get(name)
+        return statistics.median(values) if values else None
+
+    def record(self) -> dict[str, object]:
+        """Give everything as it goes into the JSON."""
+        return {
+            **asdict(self),
+            "median": self.median,
+            "spread": self.spread,
+            "medians": {name: self.extra_median(name) for name in self.extra},
+        }
+
+
+@dataclass
+class Plan:
+    """What to measure, and how long."""
+
+    loops: list[str]
+    rounds: int = 3
+    seconds: float = 2.0
+    connections: int = 64
+    idle: int = 0
+    sizes: tuple[int, ...] = (1024, 102400)
+    styles: tuple[str, ...] = ("protocol", "streams", "sock")
+    scale: float = 1.0
+    memory_connections: int = 10_000
+
+
+def progress(text: str) -> None:
+    """Tell where the run is, on stderr."""
+    print(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, end="", file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+def echo_command(peer: str, style: str) -> list[str]:
+    """Make the command line of a server."""
+    if peer == "C":
+        return [str(machine.limits_dir() / "echo_server")]
+    return machine.python("harness.server", "--loop", peer, "--style", style)
+
+
+def run_echo(peer: str, style: str, size: int, plan: Plan) -> dict[str, float]:
+    """Run one server under load once.
+
+    Returns:
+        The load's figures, and user_us and system_us: the server's CPU time per request in
+        microseconds.
+
+    Raises:
+        RuntimeError: the server or the load failed.
+    """
+    server_core, client_core = machine.cores()
+    command = [str(machine.limits_dir() / "echo_load"), "--size", str(size)]
+    command += ["--connections", str(plan.connections), "--idle", str(plan.idle)]
+    command += ["--seconds", str(plan.seconds), "--warmup", str(min(0.5, plan.seconds / 4))]
+    with machine.server(echo_command(peer, style), server_core) as (pid, port):
+        with machine.popen([*command, "--port", str(port)], client_core) as load:
+            assert load.stdout is not None
+            try:
+                times = {}
+                last = ""
+                for line in load.stdout:
+                    word = line.strip()
+                    if word in ("start", "end"):
+                        times[word] = machine.cpu_seconds(pid)
+                    last = line
+                if load.wait() != 0 or len(times) != 2:
+                    raise RuntimeError(f"the load failed on {peer} ({style}, {size} bytes)")
+            finally:
+                load.kill()
+    figures: dict[str, float] = json.loads(last)
+    requests = max(1.0, figures["requests"])
+    for index, name in enumerate(("user_us", "system_us")):
+        figures[name] = (times["end"][index] - times["start"][index]) / requests * 1e6
+    return figures
+
+
+def echo_row(style: str, size: int) -> str:
+    """Name a row of the echo table."""
+    text = {"protocol": "Protocol", "streams": "streams", "sock": "sock_recv/sock_sendall"}
+    amount = f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
+    return f"{text[style]}, {amount}"
+
+
+def measure_echo(plan: Plan) -> list[Series]:
+    """Measure the echo servers, the bare C server in every round beside the others."""
+    found: dict[tuple[str, str], Series] = {}
+    for round_number in range(plan.rounds):
+        for size in plan.sizes:
+            for style in plan.styles:
+                row = echo_row(style, size)
+                # Each row has its own run of the limit, close in time to what it limits.
+                for peer in ("C", *plan.loops):
+                    series = found.setdefault((row, peer), Series(row, peer, "requests/s"))
+                    if series.error:
+                        continue
+                    progress(f"echo round {round_number + 1}/{plan.rounds}: {row}, {peer}")
+                    try:
+                        figures = run_echo(peer, style, size, plan)
+                    except RuntimeError as exc:
+                        series.error = str(exc)
+                        continue
+                    series.values.append(figures.pop("rate"))
+                    for name, value in figures.items():
+                        if name.endswith("_us"):
+                            series.extra.setdefault(name, []).append(value)
+    return list(found.values())
+
+
+def measure_primitives(plan: Plan) -> list[Series]:
+    """Measure the table of single operations, one process for each loop and round."""
+    found: dict[tuple[str, str], Series] = {}
+    core, _ = machine.cores()
+    for round_number in range(plan.rounds):
+        for peer in plan.loops:
+            progress(f"primitives round {round_number + 1}/{plan.rounds}: {peer}")
+            command = machine.python("harness.primitives", "--loop", peer)
+            with machine.popen([*command, "--scale", str(plan.scale)], core) as child:
+                output, _ = child.communicate(timeout=600)
+            failed = child.returncode != 0
+            results = {} if failed else json.loads(output)
+            for name, (label, _, _) in NAMES.items():
+                series = found.setdefault((name, peer), Series(label, peer, "ns"))
+                value = results.get(name, f"ended with {child.returncode}")
+                if isinstance(value, str):
+                    series.error = value
+                else:
+                    series.values.append(value)
+    return [found[name, peer] for name in NAMES for peer in plan.loops]
+
+
+def measure_memory(plan: Plan) -> list[Series]:
+    """Measure the resident bytes that an idle connection costs, after one message each."""
+    found: list[Series] = []
+    for style in ("protocol", "streams"):
+        row = f"memory per idle connection, {echo_row(style, 1024).split(',')[0]}"
+        for peer in plan.loops:
+            series = Series(row, peer, "bytes")
+            found.append(series)
+            progress(f"{row}: {peer}")
+            few, many = 100, plan.memory_connections
+            try:
+                sizes = [resident_with(peer, style, count) for count in (few, many)]
+            except RuntimeError as exc:
+                series.error = str(exc)
+                continue
+            series.values.append((sizes[1] - sizes[0]) / (many - few))
+    return found
+
+
+def resident_with(peer: str, style: str, idle: int) -> int:
+    """Read a server's resident bytes while it holds `idle` connections."""
+    command = [str(machine.limits_dir() / "echo_load"), "--size", "64", "--connections", "1"]
+    command += ["--idle", str(idle), "--seconds", "0.2", "--warmup", "0.3"]
+    with machine.server(echo_command(peer, style), None) as (pid, port):
+        with machine.popen([*command, "--port", str(port)], None) as load:
+            assert load.stdout is not None
+            size = 0
+            for line in load.stdout:
+                if line.strip() == "start":
+                    size = machine.resident_bytes(pid)
+            if load.wait() != 0 or size == 0:
+                raise RuntimeError(f"the load failed on {peer} with {idle} idle connections")
+    return size
+
+
+def rows_of(series: Iterable[Series]) -> list[str]:
+    """List the rows in the order of their first appearance."""
+    return list(dict.fromkeys(s.row for s in series))

@@ -1,0 +1,573 @@
+/* pl_arena.c - the shared memory of a pool, and the allocation of blocks in it.
+ *
+ * The memfd is sparse and has its full size from the start, so nothing is ever remapped and
+ * every address is good for the life of the pool; pages come with the first touch and go
+ * when a free block is large and enough others are kept warm.
+ *
+ * A slice has one owner, the only one who allocates from it. Its books are private memory:
+ * a hostile process can spoil the contents of blocks, and nothing else. Sizes are rounded
+ * up to classes, four per doubling, and each class has a free list; the rest of the slice
+ * is handed out from the bottom up. Blocks do not merge: a slice is several times as large
+ * as its limit, and only touched pages cost memory.
+ *
+ * The other side gives a block back by pushing its id onto a list (one list for each pair of
+ * owner and holder) whose links lie in shared memory. The owner takes the whole list with
+ * one exchange and checks every id against its books.
+ */
+#include "pl_pool_internal.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sysinfo.h>
+
+#define PAGE UINT64_C(4096)
+#define MIB (UINT64_C(1) << 20)
+#define MIN_SHIFT 10
+#define WARM_MAX (512 * MIB)
+/* A block of this size or more begins on a page, so that its pages can be given back. */
+#define PAGED_SIZE (16 * UINT64_C(1024))
+
+/* ---- sections: layout, heap, the parent's blocks, the worker's blocks ---- */
+
+/* ---- layout ---- */
+
+static uint64_t align_up(uint64_t value, uint64_t to)
+{
+    return (value + to - 1) & ~(to - 1);
+}
+
+static uint32_t round_pow2(uint32_t value)
+{
+    uint32_t result = 1;
+    while (result < value)
+        result <<= 1;
+    return result;
+}
+
+static uint64_t physical_memory(void)
+{
+    struct sysinfo info;
+    if (sysinfo(&info) < 0)
+        return 1024 * MIB;
+    return (uint64_t)info.totalram * info.mem_unit;
+}
+
+static uint32_t usable_cpus(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) < 0)
+        return 1;
+    int n = CPU_COUNT(&set);
+    return n > 0 ? (uint32_t)n : 1;
+}
+
+static uint64_t lay_out(struct pl_share *share)
+{
+    uint64_t at = align_up(sizeof(*share), PAGE);
+    share->slots_at = at;
+    at = align_up(at + (uint64_t)share->nslots * PL_SLOT_SIZE, PAGE);
+    share->line_at = at;
+    at = align_up(at + (uint64_t)share->line_size * sizeof(uint32_t), PAGE);
+    share->seats_at = at;
+    at = align_up(at + (uint64_t)share->nseats * sizeof(struct pl_seat), PAGE);
+    share->done_at = at;
+    at = align_up(at + (uint64_t)share->nseats * share->nslots * sizeof(uint32_t), PAGE);
+    share->links_at = at;
+    at = align_up(at + (uint64_t)(share->nseats + 1) * share->nblocks * sizeof(uint32_t), PAGE);
+    share->slices_at = at;
+    share->total = at + (uint64_t)(share->nseats + 1) * share->slice_size;
+    return share->total;
+}
+
+int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config)
+{
+    const struct pl_sys *sys = pool->sys;
+    uint32_t slots = config->slots != 0 ? config->slots : 1024;
+    struct pl_share share = {
+        .magic = PL_SHARE_MAGIC,
+        .version = PL_SHARE_VERSION,
+        .nslots = round_pow2(slots),
+        /* Successors of dead workers sit on fresh seats while results of the dead are still
+         * in use. When all are taken, slices are shared with them (low_mark). */
+        .nseats = 2 * config->workers + 6,
+        .nblocks = 1u << 20,
+        .cpus = config->cpus != 0 ? config->cpus : usable_cpus(),
+        .limit = config->limit != 0 ? config->limit : physical_memory() / 2,
+        .spin_ns = 50000,
+    };
+    share.line_size = 2 * share.nslots;
+    if (share.limit < MIB)
+        share.limit = MIB;
+    share.slice_size = align_up(share.limit, PAGE) * 4;
+    uint64_t most = (UINT64_C(1) << 45) / (share.nseats + 1); /* a quarter of 47 bits */
+    if (share.slice_size > most)
+        share.slice_size = most & ~(PAGE - 1);
+    if (share.limit > share.slice_size)
+        share.limit = share.slice_size;
+
+    int fd = sys->memfd_create("plait-pool");
+    if (fd < 0)
+        return fd;
+    /* RLIMIT_AS, RLIMIT_FSIZE or a sandbox may refuse so much address space, although it
+     * costs nothing: then less of it is tried, down to what a pool cannot work with. */
+    void *base = NULL;
+    int error;
+    for (;;) {
+        uint64_t total = lay_out(&share);
+        error = sys->ftruncate(fd, (int64_t)total);
+        if (error >= 0)
+            error = sys->mmap_shared(fd, (size_t)total, &base);
+        if (error >= 0 || share.slice_size <= 4 * MIB)
+            break;
+        share.slice_size = align_up(share.slice_size / 4, PAGE);
+        if (share.limit > share.slice_size / 2)
+            share.limit = share.slice_size / 2;
+        if (share.nblocks > 4096)
+            share.nblocks /= 4;
+    }
+    if (error < 0) {
+        (void)sys->close(fd); /* the error to tell is the first one */
+        return error;
+    }
+    pool->memfd = fd;
+    pool->base = base;
+    pool->share = base;
+    memcpy(pool->share, &share, offsetof(struct pl_share, tail));
+    return 0;
+}
+
+/* Every offset that a peer will compute with must stay inside of the mapping. */
+static bool layout_is_sound(const struct pl_share *found)
+{
+    struct pl_share share;
+    memcpy(&share, found, offsetof(struct pl_share, tail));
+    struct pl_share again = share;
+    if (share.magic != PL_SHARE_MAGIC || share.version != PL_SHARE_VERSION || share.nslots == 0 ||
+        share.nslots > PL_SLOTS_MAX || share.line_size != 2 * share.nslots || share.nseats == 0 ||
+        share.nseats > PL_SEATS_MAX || share.nblocks == 0 || share.nblocks > 1u << 20 ||
+        share.slice_size > UINT64_C(1) << 45)
+        return false;
+    (void)lay_out(&again);
+    return memcmp(&share, &again, offsetof(struct pl_share, tail)) == 0;
+}
+
+int pl_share_map(const struct pl_sys *sys, int memfd, void **base, uint64_t *total)
+{
+    if (sys == NULL)
+        sys = pl_sys_default();
+    void *head = NULL;
+    int error = sys->mmap_shared(memfd, PAGE, &head);
+    if (error < 0)
+        return error;
+    bool sound = layout_is_sound(head);
+    uint64_t size = ((struct pl_share *)head)->total;
+    (void)sys->munmap(head, PAGE); /* can only fail for an address that is not ours */
+    if (!sound)
+        return PL_EPROTO;
+    error = sys->mmap_shared(memfd, (size_t)size, base);
+    if (error < 0)
+        return error;
+    *total = size;
+    return 0;
+}
+
+/* ---- heap ---- */
+
+static uint64_t class_size(uint32_t cls)
+{
+    return (UINT64_C(4) + (cls & 3)) << (MIN_SHIFT - 2 + cls / 4);
+}
+
+/* The smallest class that holds `size`. */
+static uint32_t class_of(uint64_t size)
+{
+    if (size <= UINT64_C(1) << MIN_SHIFT)
+        return 0;
+    uint32_t top = 63 - (uint32_t)__builtin_clzll(size - 1); /* 2^top <= size-1 < 2^(top+1) */
+    uint32_t quarter = (uint32_t)((size - 1) >> (top - 2)) & 3;
+    return (top - MIN_SHIFT) * 4 + quarter + 1;
+}
+
+void pl__heap_init(struct pl_heap *heap, const struct pl_sys *sys, unsigned char *base,
+                   uint64_t size, uint64_t top, uint64_t limit, uint32_t max)
+{
+    *heap = (struct pl_heap){
+        .sys = sys,
+        .base = base,
+        .size = size,
+        .top = align_up(top, PAGE),
+        .limit = limit,
+        .max = max,
+    };
+}
+
+void pl__heap_fini(struct pl_heap *heap)
+{
+    if (heap->sys != NULL)
+        heap->sys->free(heap->blocks);
+    heap->blocks = NULL;
+    heap->nblocks = heap->cap = 0;
+}
+
+static int heap_grow(struct pl_heap *heap)
+{
+    if (heap->nblocks < heap->cap)
+        return 0;
+    if (heap->cap >= heap->max)
+        return -ENOMEM;
+    uint32_t cap = heap->cap == 0 ? 64 : heap->cap * 2;
+    if (cap > heap->max)
+        cap = heap->max;
+    void *blocks = heap->sys->realloc(heap->blocks, cap * sizeof(*heap->blocks));
+    if (blocks == NULL)
+        return -ENOMEM;
+    heap->blocks = blocks;
+    heap->cap = cap;
+    return 0;
+}
+
+static void heap_take(struct pl_heap *heap, uint32_t id)
+{
+    struct pl_heap_block *block = &heap->blocks[id];
+    uint64_t size = class_size(block->cls);
+    heap->free_list[block->cls] = block->next;
+    if (block->state == PL__BLOCK_WARM)
+        heap->cached -= size;
+    heap->used += size;
+    block->next = 0;
+    block->state = PL__BLOCK_OWN;
+}
+
+int pl__heap_alloc(struct pl_heap *heap, uint64_t size, uint32_t *id, uint64_t *offset)
+{
+    if (size > heap->limit)
+        return -ENOMEM;
+    uint32_t cls = class_of(size);
+    uint64_t full = class_size(cls);
+    /* The rounding up alone never makes a block that fits exceed the limit. */
+    if (cls >= PL_HEAP_CLASSES || heap->used + size > heap->limit)
+        return -ENOMEM;
+    if (heap->free_list[cls] == 0) {
+        uint64_t at = full >= PAGED_SIZE ? align_up(heap->top, PAGE) : heap->top;
+        if (at + full <= heap->size && heap_grow(heap) == 0) {
+            uint32_t fresh = heap->nblocks++;
+            heap->blocks[fresh] = (struct pl_heap_block){
+                .offset = at,
+                .cls = (uint8_t)cls,
+                .state = PL__BLOCK_OWN,
+            };
+            heap->top = at + full;
+            heap->used += full;
+            *id = fresh;
+            *offset = at;
+            return 0;
+        }
+        /* The slice or the table of ids is used up: a larger free block will do. */
+        do {
+            if (++cls == PL_HEAP_CLASSES)
+                return -ENOMEM;
+        } while (heap->free_list[cls] == 0);
+    }
+    *id = heap->free_list[cls] - 1;
+    heap_take(heap, *id);
+    *offset = heap->blocks[*id].offset;
+    return 0;
+}
+
+void pl__heap_free(struct pl_heap *heap, uint32_t id)
+{
+    struct pl_heap_block *block = &heap->blocks[id];
+    uint64_t size = class_size(block->cls);
+    uint64_t warm_max = heap->limit / 4 < WARM_MAX ? heap->limit / 4 : WARM_MAX;
+    heap->used -= size;
+    block->state = PL__BLOCK_WARM;
+    if (size >= PAGED_SIZE && heap->cached + size > warm_max &&
+        heap->sys->madvise(heap->base + block->offset, size, MADV_REMOVE) == 0)
+        block->state = PL__BLOCK_COLD;
+    else
+        heap->cached += size;
+    block->holder = PL_NO_SEAT;
+    block->next = heap->free_list[block->cls];
+    heap->free_list[block->cls] = id + 1;
+}
+
+/* ---- lists of returned blocks ---- */
+
+/* Pushes an id. Release pairs with the acquire of the exchange in the owner's take. */
+static void push(_Atomic uint32_t *head, _Atomic uint32_t *links, uint32_t id)
+{
+    uint32_t seen = atomic_load_explicit(head, memory_order_relaxed);
+    do {
+        atomic_store_explicit(&links[id], seen, memory_order_relaxed);
+    } while (!atomic_compare_exchange_weak_explicit(head, &seen, id + 1, memory_order_release,
+                                                    memory_order_relaxed));
+}
+
+/* Takes the whole list; relaxed look first, since it is empty nearly always. */
+static uint32_t take_all(_Atomic uint32_t *head)
+{
+    if (atomic_load_explicit(head, memory_order_relaxed) == 0)
+        return 0;
+    return atomic_exchange_explicit(head, 0, memory_order_acquire);
+}
+
+/* ---- the parent's blocks ---- */
+
+int pl_pool_alloc(struct pl_pool *pool, uint64_t size, struct pl_block *block, void **data)
+{
+    uint32_t id;
+    uint32_t seat;
+    uint64_t offset;
+    /* A worker that returned nonsense is found again, and reported, by pl_pool_next. */
+    (void)pl__blocks_collect(pool, &seat);
+    int error = pl__heap_alloc(&pool->heap, size, &id, &offset);
+    if (error < 0)
+        return error;
+    pool->heap.blocks[id].holder = PL_NO_SEAT;
+    *block = (struct pl_block){
+        .offset = (uint64_t)(pool->heap.base - pool->base) + offset,
+        .size = size,
+        .id = id,
+        .owner = PL_NO_SEAT,
+    };
+    *data = pool->heap.base + offset;
+    return 0;
+}
+
+void pl_pool_free(struct pl_pool *pool, const struct pl_block *block)
+{
+    pl__heap_free(&pool->heap, block->id);
+}
+
+void pl_pool_lend(struct pl_pool *pool, const struct pl_block *block, uint32_t cell)
+{
+    struct pl_heap_block *entry = &pool->heap.blocks[block->id];
+    entry->state = PL__BLOCK_LENT;
+    entry->holder = cell;
+    entry->next = pool->cells[cell].blocks;
+    pool->cells[cell].blocks = block->id + 1;
+}
+
+void pl__blocks_settle(struct pl_pool *pool, uint32_t cell, uint32_t seat)
+{
+    uint32_t link = pool->cells[cell].blocks;
+    pool->cells[cell].blocks = 0;
+    while (link != 0) {
+        struct pl_heap_block *entry = &pool->heap.blocks[link - 1];
+        uint32_t next = entry->next;
+        if (entry->state == PL__BLOCK_EARLY) {
+            pl__heap_free(&pool->heap, link - 1);
+        } else {
+            entry->state = PL__BLOCK_HELD;
+            entry->holder = seat;
+            entry->next = 0;
+        }
+        link = next;
+    }
+}
+
+void pl__blocks_recall(struct pl_pool *pool, uint32_t cell)
+{
+    uint32_t link = pool->cells[cell].blocks;
+    pool->cells[cell].blocks = 0;
+    while (link != 0) {
+        uint32_t next = pool->heap.blocks[link - 1].next;
+        pl__heap_free(&pool->heap, link - 1);
+        link = next;
+    }
+}
+
+/* Frees the blocks that one worker has returned. A worker returns a block when the last
+ * thing that uses it dies, which may be before its task is finished. */
+static int collect_from(struct pl_pool *pool, uint32_t seat)
+{
+    struct pl_share *share = pool->share;
+    struct pl_seat *place = pl__seat(pool->base, share, seat);
+    _Atomic uint32_t *links = pl__links(pool->base, share, pool->nseats);
+    uint32_t link = take_all(&place->returned);
+    /* Each step frees or marks a block, so a circle of links ends at one that is neither
+     * lent nor held any more. */
+    while (link != 0) {
+        if (link > pool->heap.nblocks)
+            return PL_EPROTO;
+        struct pl_heap_block *entry = &pool->heap.blocks[link - 1];
+        uint32_t id = link - 1;
+        link = atomic_load_explicit(&links[id], memory_order_relaxed); /* ordered by take_all */
+        if (entry->state == PL__BLOCK_HELD && entry->holder == seat) {
+            pl__heap_free(&pool->heap, id);
+        } else if (entry->state == PL__BLOCK_LENT) {
+            uint64_t state = atomic_load_explicit(&pool->slots[entry->holder].state,
+                                                  memory_order_relaxed);
+            if (((state >> 8) & 0xffff) != seat || (state & 0xff) < PL__CLAIMED)
+                return PL_EPROTO;
+            entry->state = PL__BLOCK_EARLY;
+        } else {
+            return PL_EPROTO;
+        }
+    }
+    return 0;
+}
+
+int pl__blocks_collect(struct pl_pool *pool, uint32_t *seat)
+{
+    for (uint32_t i = 0; i < pool->nseats; i++) {
+        if (!pool->seats[i].taken || pool->seats[i].suspect)
+            continue;
+        int error = collect_from(pool, i);
+        if (error < 0) {
+            pool->seats[i].suspect = true;
+            *seat = i;
+            return error;
+        }
+    }
+    return 0;
+}
+
+void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat)
+{
+    /* What it returned before its death is held by it in the books, so that both ways lead
+     * to the same end; a broken list does not matter. */
+    (void)collect_from(pool, seat);
+    for (uint32_t id = 0; id < pool->heap.nblocks; id++) {
+        struct pl_heap_block *entry = &pool->heap.blocks[id];
+        if (entry->state == PL__BLOCK_HELD && entry->holder == seat)
+            pl__heap_free(&pool->heap, id);
+    }
+    struct pl_parent_seat *mine = &pool->seats[seat];
+    uint64_t slice = pl__slice_at(pool->share, seat);
+    uint64_t mark = 0;
+    for (struct pl_view *view = mine->views; view != NULL; view = view->next) {
+        view->orphan = true;
+        uint64_t end = view->block.offset + view->block.size - slice;
+        if (end > mark)
+            mark = end;
+    }
+    mine->low_mark = align_up(mark, PAGE);
+    /* The dead worker's free and unsent memory. Failure costs memory only. */
+    (void)pool->sys->madvise(pool->base + slice + mine->low_mark,
+                             pool->share->slice_size - mine->low_mark, MADV_REMOVE);
+}
+
+int pl_pool_view(struct pl_pool *pool, uint32_t cell, uint32_t seat, const struct pl_block *block,
+                 struct pl_view *view, void **data)
+{
+    struct pl_share *share = pool->share;
+    (void)cell;
+    if (block->owner == PL_NO_SEAT) {
+        if (block->id >= pool->heap.nblocks)
+            return PL_EPROTO;
+        struct pl_heap_block *entry = &pool->heap.blocks[block->id];
+        uint64_t offset = (uint64_t)(pool->heap.base - pool->base) + entry->offset;
+        if (entry->state != PL__BLOCK_HELD || entry->holder != seat || offset != block->offset ||
+            block->size > class_size(entry->cls))
+            return PL_EPROTO;
+        entry->state = PL__BLOCK_OWN;
+        entry->holder = PL_NO_SEAT;
+        *view = (struct pl_view){.block = *block, .seat = PL_NO_SEAT};
+        *data = pool->base + offset;
+        return 0;
+    }
+    uint64_t slice = pl__slice_at(share, seat);
+    if (block->owner != seat || block->id >= share->nblocks || block->offset < slice ||
+        block->size > share->slice_size ||
+        block->offset - slice > share->slice_size - block->size)
+        return PL_EPROTO;
+    struct pl_parent_seat *mine = &pool->seats[seat];
+    *view = (struct pl_view){
+        .next = mine->views,
+        .block = *block,
+        .seat = seat,
+        .orphan = !mine->taken,
+    };
+    if (mine->views != NULL)
+        mine->views->prev = view;
+    mine->views = view;
+    *data = pool->base + block->offset;
+    return 0;
+}
+
+void pl_pool_view_drop(struct pl_pool *pool, struct pl_view *view)
+{
+    if (view->block.offset == 0)
+        return;
+    if (view->seat == PL_NO_SEAT) {
+        pl__heap_free(&pool->heap, view->block.id);
+        view->block.offset = 0;
+        return;
+    }
+    struct pl_parent_seat *mine = &pool->seats[view->seat];
+    if (view->prev != NULL)
+        view->prev->next = view->next;
+    else
+        mine->views = view->next;
+    if (view->next != NULL)
+        view->next->prev = view->prev;
+    if (!view->orphan)
+        push(&pl__seat(pool->base, pool->share, view->seat)->handed_back,
+             pl__links(pool->base, pool->share, view->seat), view->block.id);
+    view->block.offset = 0;
+}
+
+/* ---- the worker's blocks ---- */
+
+/* Frees the worker's own blocks that the parent is done with. The parent is not hostile, but
+ * memory can be overwritten: what does not fit the books is passed over. */
+static void take_back(struct pl_member *member)
+{
+    _Atomic uint32_t *links = pl__links(member->base, member->share, member->seat);
+    uint32_t link = take_all(&member->mine->handed_back);
+    while (link != 0 && link <= member->heap.nblocks) {
+        uint32_t id = link - 1;
+        if (member->heap.blocks[id].state != PL__BLOCK_HELD)
+            return;
+        link = atomic_load_explicit(&links[id], memory_order_relaxed); /* ordered by take_all */
+        pl__heap_free(&member->heap, id);
+    }
+}
+
+int pl_member_alloc(struct pl_member *member, uint64_t size, struct pl_block *block, void **data)
+{
+    uint32_t id;
+    uint64_t offset;
+    take_back(member);
+    int error = pl__heap_alloc(&member->heap, size, &id, &offset);
+    if (error < 0)
+        return error;
+    *block = (struct pl_block){
+        .offset = (uint64_t)(member->heap.base - member->base) + offset,
+        .size = size,
+        .id = id,
+        .owner = member->seat,
+    };
+    *data = member->heap.base + offset;
+    return 0;
+}
+
+void pl_member_free(struct pl_member *member, const struct pl_block *block)
+{
+    pl__heap_free(&member->heap, block->id);
+}
+
+void pl_member_lend(struct pl_member *member, const struct pl_block *block)
+{
+    member->heap.blocks[block->id].state = PL__BLOCK_HELD;
+}
+
+int pl_member_data(struct pl_member *member, const struct pl_block *block, void **data)
+{
+    uint64_t slice = pl__slice_at(member->share, member->share->nseats);
+    if (block->owner != PL_NO_SEAT || block->id >= member->share->nblocks ||
+        block->offset < slice || block->size > member->share->slice_size ||
+        block->offset - slice > member->share->slice_size - block->size)
+        return PL_EPROTO;
+    *data = member->base + block->offset;
+    return 0;
+}
+
+void pl_member_return(struct pl_member *member, const struct pl_block *block)
+{
+    push(&member->mine->returned, pl__links(member->base, member->share, member->share->nseats),
+         block->id);
+}

@@ -1,0 +1,275 @@
+/* pl_bell.c - how the two sides of a pool wake each other, and when they do not have to.
+ *
+ * Towards the workers. A dry worker
+ *     1. reads its bell
+ *     2. sets its bit in `parked`                  (seq_cst)
+ *     3. looks for work once more                  (seq_cst)
+ *     4. sleeps while the bell is what it was in 1
+ * and the parent
+ *     a. moves the tail of the line                (seq_cst)
+ *     b. looks at `parked`                         (seq_cst)
+ *     c. takes a bit out of it, and only then changes that bell and wakes its futex.
+ * Either 3 sees a, or b sees 2. In the second case c comes before 4, which then does not
+ * sleep, or after it, and wakes. A worker that wakes for nothing goes back to 1.
+ *
+ * Towards the parent, the same with `armed` and one eventfd: the parent arms, looks at the
+ * rings, blocks; a worker moves its ring, looks at `armed`, and whoever exchanges it for
+ * zero writes. Without a parent that waits, nothing is written.
+ *
+ * Not ringing. A wake-up costs a system call here and tens of microseconds there. When the
+ * awake workers are likely to be through with everything in less than that, the parent
+ * rings for nobody, notes that it owes a wake-up, and its caller makes up for it as soon as
+ * it stops posting (pl_pool_flush), so that a task which turns out to be long holds the
+ * next one back for moments only.
+ *
+ * Spinning. A dry worker looks on for about the time of a wake-up, if the pool itself
+ * leaves a core idle; else its spinning would take the time from those who work.
+ */
+#include "pl_pool_internal.h"
+
+#include <errno.h>
+
+#define WORD(bit) ((bit) / 64)
+#define MASK(bit) (UINT64_C(1) << ((bit) % 64))
+
+/* ---- bit sets ---- */
+
+uint32_t pl__bits_count(const _Atomic uint64_t *words)
+{
+    uint32_t n = 0;
+    /* Relaxed: for guesses only. */
+    for (uint32_t i = 0; i < PL_SEAT_WORDS; i++)
+        n += (uint32_t)__builtin_popcountll(
+            atomic_load_explicit(&words[i], memory_order_relaxed));
+    return n;
+}
+
+void pl__bits_clear(_Atomic uint64_t *words, uint32_t bit)
+{
+    (void)atomic_fetch_and_explicit(&words[WORD(bit)], ~MASK(bit), memory_order_seq_cst);
+}
+
+static void bits_set(_Atomic uint64_t *words, uint32_t bit)
+{
+    (void)atomic_fetch_or_explicit(&words[WORD(bit)], MASK(bit), memory_order_seq_cst);
+}
+
+/* ---- the parent ---- */
+
+static void ring_seat(struct pl_pool *pool, uint32_t seat)
+{
+    struct pl_seat *place = pl__seat(pool->base, pool->share, seat);
+    /* Release: pairs with the acquire in pl_member_wait; the futex call orders the rest. */
+    (void)atomic_fetch_add_explicit(&place->bell, 1, memory_order_release);
+    (void)pool->sys->futex_wake((uint32_t *)&place->bell, 1); /* 0 or 1 woken: both are fine */
+    pool->wakes++;
+}
+
+/* Wakes one parked worker, the one with the lowest seat: always the same few stay warm. */
+static bool ring_one(struct pl_pool *pool)
+{
+    for (uint32_t word = 0; word < PL_SEAT_WORDS; word++) {
+        _Atomic uint64_t *set = &pool->share->parked[word];
+        uint64_t bits = atomic_load_explicit(set, memory_order_seq_cst);
+        while (bits != 0) {
+            uint64_t lowest = bits & -bits;
+            uint64_t old = atomic_fetch_and_explicit(set, ~lowest, memory_order_seq_cst);
+            uint32_t seat = word * 64 + (uint32_t)__builtin_ctzll(lowest);
+            if ((old & lowest) != 0 && seat < pool->nseats && pool->seats[seat].taken) {
+                ring_seat(pool, seat);
+                return true;
+            }
+            bits = old & ~lowest;
+        }
+    }
+    return false;
+}
+
+static bool any_parked(const struct pl_pool *pool)
+{
+    uint64_t bits = 0;
+    for (uint32_t i = 0; i < PL_SEAT_WORDS; i++)
+        bits |= atomic_load_explicit(&pool->share->parked[i], memory_order_seq_cst);
+    return bits != 0;
+}
+
+void pl__bell_posted(struct pl_pool *pool)
+{
+    const struct pl_share *share = pool->share;
+    if (!any_parked(pool))
+        return;
+    uint32_t waiting = pl_pool_waiting(pool);
+    if (waiting <= pl__bits_count(share->spinning))
+        return;
+    uint32_t alive = atomic_load_explicit(&share->alive, memory_order_relaxed);
+    uint32_t parked = pl__bits_count(share->parked);
+    if (parked < alive && pool->mean_ns >= 0 &&
+        (int64_t)waiting * pool->mean_ns < share->spin_ns * (int64_t)(alive - parked)) {
+        pool->owed_wake = true;
+        return;
+    }
+    (void)ring_one(pool);
+}
+
+void pl_pool_flush(struct pl_pool *pool)
+{
+    pool->owed_wake = false;
+    uint32_t waiting = pl_pool_waiting(pool);
+    uint32_t spinning = pl__bits_count(pool->share->spinning);
+    while (waiting > spinning && any_parked(pool) && ring_one(pool))
+        waiting--;
+}
+
+void pl__bell_ring_all(struct pl_pool *pool)
+{
+    for (uint32_t i = 0; i < pool->seats_high; i++) {
+        if (!pool->seats[i].taken)
+            continue;
+        pl__bits_clear(pool->share->parked, i);
+        ring_seat(pool, i);
+    }
+}
+
+void pl_pool_close(struct pl_pool *pool)
+{
+    /* seq_cst: as the tail, the other half of the Dekker in pl_member_wait. */
+    atomic_store_explicit(&pool->share->closing, 1, memory_order_seq_cst);
+    pl__bell_ring_all(pool);
+}
+
+void pl_pool_retire(struct pl_pool *pool, uint32_t seat)
+{
+    atomic_store_explicit(&pl__seat(pool->base, pool->share, seat)->retire, 1,
+                          memory_order_seq_cst); /* as closing */
+    pl__bits_clear(pool->share->parked, seat);
+    ring_seat(pool, seat);
+}
+
+void pl_pool_arm(struct pl_pool *pool, uint32_t arm)
+{
+    /* seq_cst: before the caller's look at pl_pool_ready; partner: pl_member_done. */
+    atomic_store_explicit(&pool->share->armed, arm, memory_order_seq_cst);
+}
+
+void pl_pool_hungry(struct pl_pool *pool, bool hungry)
+{
+    /* seq_cst: before pl_pool_arm; partner: pl_member_wait. */
+    atomic_store_explicit(&pool->share->hungry, hungry, memory_order_seq_cst);
+}
+
+int pl_pool_watch(struct pl_pool *pool, int fd, uint32_t tag)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = tag};
+    return pool->sys->epoll_ctl(pool->waitfd, EPOLL_CTL_ADD, fd, &event);
+}
+
+void pl_pool_unwatch(struct pl_pool *pool, int fd)
+{
+    struct epoll_event unused = {0};
+    /* Fails when the descriptor was closed, which is what the caller wants. */
+    (void)pool->sys->epoll_ctl(pool->waitfd, EPOLL_CTL_DEL, fd, &unused);
+}
+
+int pl_pool_wait(struct pl_pool *pool, int64_t timeout_ns, uint32_t *tags)
+{
+    struct epoll_event events[16];
+    int n = pool->sys->epoll_wait(pool->waitfd, events, PL_ARRAY_LEN(events), timeout_ns);
+    *tags = 0;
+    for (int i = 0; i < n; i++) {
+        uint32_t tag = events[i].data.u32;
+        if (tag == PL_TAG_RESULTS) {
+            uint64_t count;
+            /* -EAGAIN: another thread was faster; it drains for all. */
+            (void)pool->sys->read(pool->eventfd, &count, sizeof(count));
+            *tags |= UINT32_C(1) << 31;
+        } else {
+            *tags |= UINT32_C(1) << (tag % 31);
+        }
+    }
+    return n;
+}
+
+/* Whether the pool itself leaves a core for one who only looks. The parent counts as awake:
+ * it has just posted, or is about to read. */
+static bool core_is_idle(const struct pl_share *share)
+{
+    uint32_t alive = atomic_load_explicit(&share->alive, memory_order_relaxed);
+    uint32_t parked = pl__bits_count(share->parked);
+    return alive + 1 <= share->cpus + parked;
+}
+
+bool pl_pool_spin(const struct pl_pool *pool)
+{
+    if (pl_pool_ready(pool))
+        return true;
+    if (!core_is_idle(pool->share))
+        return false;
+    int64_t end = pool->sys->now() + pool->share->spin_ns;
+    do {
+        for (int i = 0; i < 16; i++) {
+            pl__relax();
+            if (pl_pool_ready(pool))
+                return true;
+        }
+    } while (pool->sys->now() < end);
+    return false;
+}
+
+/* ---- a worker ---- */
+
+/* seq_cst: after `parked` was set, this is the look that pl_pool_post's, pl_pool_close's and
+ * pl_pool_retire's stores pair with. */
+static bool has_work(const struct pl_member *member)
+{
+    const struct pl_share *share = member->share;
+    uint64_t head = atomic_load_explicit(&share->head, memory_order_seq_cst);
+    return atomic_load_explicit(&share->tail, memory_order_seq_cst) != head ||
+           atomic_load_explicit(&share->closing, memory_order_seq_cst) != 0 ||
+           atomic_load_explicit(&member->mine->retire, memory_order_seq_cst) != 0;
+}
+
+static bool spin(struct pl_member *member)
+{
+    struct pl_share *share = member->share;
+    if (share->spin_ns <= 0 || !core_is_idle(share))
+        return false;
+    member->spins++;
+    bits_set(share->spinning, member->seat);
+    bool found = false;
+    int64_t end = member->sys->now() + share->spin_ns;
+    do {
+        for (int i = 0; i < 16 && !found; i++) {
+            pl__relax();
+            found = has_work(member);
+        }
+    } while (!found && member->sys->now() < end);
+    pl__bits_clear(share->spinning, member->seat);
+    return found;
+}
+
+int pl_member_wait(struct pl_member *member)
+{
+    struct pl_share *share = member->share;
+    if (has_work(member) || spin(member))
+        return 0;
+    /* Acquire: pairs with ring_seat's add. */
+    uint32_t bell = atomic_load_explicit(&member->mine->bell, memory_order_acquire);
+    bits_set(share->parked, member->seat);
+    if (has_work(member)) {
+        pl__bits_clear(share->parked, member->seat);
+        return 0;
+    }
+    /* The parent has more than the board takes, and sleeps: it must feed us. The load comes
+     * after `parked` was set; partner: pl_pool_hungry and then the parent's look at the line. */
+    if (atomic_load_explicit(&share->hungry, memory_order_seq_cst) != 0 &&
+        atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) !=
+            PL_ARM_NONE) {
+        uint64_t one = 1;
+        /* A full counter means that the parent has enough to wake up for. */
+        (void)member->sys->write(member->eventfd, &one, sizeof(one));
+    }
+    member->parks++;
+    int error = member->sys->futex_wait((uint32_t *)&member->mine->bell, bell, -1);
+    pl__bits_clear(share->parked, member->seat);
+    return error == -EINTR ? -EINTR : 0;
+}

@@ -1,0 +1,79 @@
+"""What all Python tests share: marks, loops, and a watch over what tests leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import plait
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked ``stress`` unless ``-m`` asks for marks."""
+    if config.getoption("-m"):
+        return
+    skip = pytest.mark.skip(reason="stress: run by `make stress`")
+    for item in items:
+        if "stress" in item.keywords:
+            item.add_marker(skip)
+
+
+def open_fds() -> set[int]:
+    """The descriptors of this process, but for the one that lists them."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            os.stat(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        found.add(int(name))
+    return found
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fail when a test leaves descriptors or threads behind."""
+    gc.collect()
+    fds = open_fds()
+    threads = set(threading.enumerate())
+    yield
+    gc.collect()
+    assert open_fds() - fds == set(), "descriptors were left open"
+    assert set(threading.enumerate()) - threads == set(), "threads were left running"
+
+
+def new_asyncio_loop() -> asyncio.AbstractEventLoop:
+    """Make the interpreter's own loop."""
+    return asyncio.SelectorEventLoop()
+
+
+@pytest.fixture
+def loop() -> Iterator[Any]:
+    """Yield a plait loop; it is closed afterwards, with what still runs on it cancelled."""
+    new: Callable[[], Any] = plait.new_event_loop
+    loop = new()
+    asyncio.set_event_loop(None)
+    yield loop
+    if not loop.is_closed():
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+@pytest.fixture(params=["plait", "asyncio"])
+def any_loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Give a loop factory: plait's and the interpreter's, so that a test proves both alike."""
+    if request.param == "asyncio":
+        return new_asyncio_loop
+    new: Callable[[], asyncio.AbstractEventLoop] = plait.new_event_loop
+    return new
