@@ -281,7 +281,7 @@ def test_idle_connection_is_closed_after_its_time(run: Any) -> None:
 
 @pytest.mark.parametrize("ws", ["websockets", "websockets-sansio", "wsproto"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .websockets. implementation:UserWarning")
 def test_websockets(run: Any, ws: str, tls: bool, pki: Pki) -> None:
     async def main() -> None:
         log = Log()
