@@ -189,8 +189,7 @@ int pl_loop_take_posts(struct pl_loop *loop) PL_MUST_CHECK;
 static inline bool pl_loop_has_posts(struct pl_loop *loop)
 {
     /* relaxed: taking them synchronises; whoever was told of a post sees it here. */
-    return loop->taken != NULL ||
-           atomic_load_explicit(&loop->posts, memory_order_relaxed) != NULL;
+    return loop->taken != NULL || atomic_load_explicit(&loop->posts, memory_order_relaxed) != NULL;
 }
 
 /* Makes a blocked pl_loop_wait return. Any thread, signal handlers too. */

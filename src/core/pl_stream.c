@@ -9,9 +9,9 @@
  * PL_WRITABLE asked for.
  *
  * Ends. close: write the rest, and what `drained` makes the user add, then `closed`; abort:
- * drop the rest, then `closed`. Both only mark the stream and queue its op: `closed` never comes from within a call of the
- * user's. The same op tells of events, of a failed write, and of the end, so whichever
- * is due is looked up in the stream's fields, in this order.
+ * drop the rest, then `closed`. Both only mark the stream and queue its op: `closed` never comes
+ * from within a call of the user's. The same op tells of events, of a failed write, and of the end,
+ * so whichever is due is looked up in the stream's fields, in this order.
  *
  * Re-entrancy. Every callback may call any function here. After each one the fields are
  * read anew, and nothing is held across it but the stream itself, whose memory lasts
@@ -387,18 +387,23 @@ static void read_some(struct pl_stream *s)
     s->ops->read(s, buf, n);
 }
 
+static void tell_failure(struct pl_stream *s)
+{
+    if (PL_LIKELY(s->error == 0) || s->told || s->dead)
+        return;
+    s->told = true;
+    s->ops->failed(s, s->error);
+    if (s->closing && !s->dead)
+        die(s);
+}
+
 static void stream_run(struct pl_loop *loop, struct pl_op *op)
 {
     (void)loop;
     struct pl_stream *s = PL_CONTAINER_OF(op, struct pl_stream, io.op);
     s->io.queued = false;
 
-    if (PL_UNLIKELY(s->error != 0 && !s->told && !s->dead)) {
-        s->told = true;
-        s->ops->failed(s, s->error);
-        if (s->closing && !s->dead)
-            die(s);
-    }
+    tell_failure(s);
     unsigned ready = s->io.ready;
     s->io.ready = 0;
     if ((ready & PL_WRITABLE) && s->blocked && !s->dead) {
@@ -409,6 +414,9 @@ static void stream_run(struct pl_loop *loop, struct pl_op *op)
             rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
         if (s->queued < before && !s->dead && s->error == 0)
             s->ops->drained(s);
+        /* Now, because the failed write took the socket's error with it: a read would see
+         * the end of a stream in order. */
+        tell_failure(s);
     }
     if ((ready & PL_READABLE) && !s->dead) {
         if (s->reading)

@@ -3,8 +3,9 @@
  * Invariants:
  *   - A handle in the ready queue or among the posts owns a reference to itself.
  *   - So does a started timer handle, for the heap; stopping gives it up.
- *   - callback is NULL only after cancel, and then so are the arguments; a handle that
- *     is cancelled while it runs keeps them until the call has returned.
+ *   - callback is NULL only after cancel, and then there are no arguments (but `args` may
+ *     hold the text of a handle cancelled in debug mode); a handle that is cancelled
+ *     while it runs keeps them until the call has returned.
  * Runs in the loop's thread, with the interpreter attached. cancel may be called by any
  * thread that holds the interpreter's lock; as in asyncio it does not wake the loop.
  */
@@ -248,11 +249,15 @@ static PyObject *handle_cancel(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (h->cancelled)
         Py_RETURN_NONE;
     h->cancelled = true;
-    /* In debug mode the callback stays for the repr, as asyncio's does by its text. */
-    if (!h->running && h->loop != NULL && !h->loop->debug) {
-        drop_args(h);
-        Py_CLEAR(h->callback);
-    }
+    if (h->running || h->loop == NULL)
+        Py_RETURN_NONE;
+    /* In debug mode its text stays, in the place of its arguments. */
+    PyObject *text = h->loop->debug ? PyObject_Repr(self) : NULL;
+    if (text == NULL)
+        PyErr_Clear(); /* a repr that fails is no reason not to cancel */
+    drop_args(h);
+    h->args = text;
+    Py_CLEAR(h->callback);
     Py_RETURN_NONE;
 }
 
@@ -344,6 +349,8 @@ static PyObject *handle_repr(PyObject *self)
     HandleObject *h = (HandleObject *)self;
     LoopObject *loop = h->loop;
     PyObject *when = NULL;
+    if (h->callback == NULL && h->args != NULL)
+        return Py_NewRef(h->args); /* see handle_cancel */
     if (loop != NULL && Py_IS_TYPE(self, loop->state->timer_handle_type)) {
         PyObject *number = PyFloat_FromDouble(((TimerHandleObject *)self)->when);
         when = number == NULL ? NULL : PyUnicode_FromFormat(" when=%R", number);

@@ -587,8 +587,8 @@ static PyObject *loop_new_transport(PyObject *self, PyObject *const *args, Py_ss
     int fd = watch_fd(args[0]);
     if (fd < 0)
         return NULL;
-    return plait_transport_new(loop, fd, args[0], args[1], args[2], args[3], args[4], args[5],
-                               NULL, 0);
+    return plait_transport_new(loop, fd, args[0], args[1], args[2], args[3], args[4], args[5], NULL,
+                               0);
 }
 
 PyDoc_STRVAR(after_fork_doc, "_after_fork($self, /)\n--\n\n"
@@ -685,6 +685,13 @@ static int visit_core(LoopObject *loop, visitproc visit, void *arg)
         struct pl_op *op = core->ready.slots[i & core->ready.mask];
         Py_VISIT(plait_handle_of_op(op));
     }
+    /* acquire: pairs with pl_loop_post. Nobody takes the list meanwhile: we have the
+     * interpreter's lock. */
+    struct pl_post *post = atomic_load_explicit(&core->posts, memory_order_acquire);
+    for (; post != NULL; post = post->next)
+        Py_VISIT(plait_handle_of_op(&post->op));
+    for (post = core->taken; post != NULL; post = post->next)
+        Py_VISIT(plait_handle_of_op(&post->op));
     for (uint32_t i = 0; i < core->timers.len; i++)
         Py_VISIT(plait_handle_of_op(&core->timers.slots[i].timer->op));
     for (uint32_t i = 0; i < core->nfds; i++) {
@@ -831,6 +838,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (loop == NULL)
         return NULL;
     loop->state = state;
+    loop->closed = 1; /* until it is whole: a half-made loop is dropped in silence */
     loop->task_factory = Py_NewRef(Py_None);
     loop->thread_id = Py_NewRef(Py_None);
     loop->read_buffer = PyMem_Malloc(PLAIT_READ_BUFFER);
@@ -844,6 +852,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return plait_raise(state, r, "cannot make an event loop");
     }
     loop->core_ready = true;
+    loop->closed = 0;
     return (PyObject *)loop;
 }
 

@@ -31,7 +31,7 @@ typedef struct {
     LoopObject *loop;
     PyObject *callback; /* NULL once cancelled */
     PyObject *context;
-    PyObject *args;  /* a tuple when there are more than fit inline, else NULL */
+    PyObject *args;  /* a tuple when there are more than fit inline, else NULL; see cancel */
     PyObject *stack; /* source traceback in debug mode, else NULL */
     uint32_t nargs;
     bool cancelled;

@@ -633,6 +633,9 @@ static int write_one(TransportObject *t, PyObject *data)
         }
         return count_lost_write(t); /* it failed a moment ago; connection_lost will tell */
     }
+    /* No callback runs, so none ends soon: what is written goes out now. */
+    if (PL_UNLIKELY(t->loop->thread_id == Py_None))
+        pl_stream_flush(&t->stream);
     /* A writer that never gives way to the loop must see the end by is_closing. */
     if (PL_UNLIKELY(t->stream.error != 0))
         t->closing = true;

@@ -32,6 +32,7 @@ __all__ = ["EventLoopPolicy", "Loop", "install", "new_event_loop", "run"]
 
 _T = TypeVar("_T")
 
+_private: Any = base_events  # what its stubs leave out
 _SENDFILE_BLOCK = 16384  # bytes read and written at a time
 _BACKENDS = ("auto", "epoll")
 
@@ -130,7 +131,7 @@ def _choose_backend(backend: str | None) -> str:
     return "epoll"
 
 
-class Loop(_core.Loop, asyncio.SelectorEventLoop):
+class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
     """An asyncio event loop with its core in C.
 
     Args:
@@ -154,10 +155,25 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
         'done'
     """
 
+    if TYPE_CHECKING:
+        # What the interpreter's loop has and its stubs leave out.
+        _csock: socket.socket
+        _signal_handlers: dict[int, Any]
+
+        def _check_closed(self) -> None: ...
+        def _check_running(self) -> None: ...
+        def _set_coroutine_origin_tracking(self, enabled: bool) -> None: ...
+        def _asyncgen_firstiter_hook(self, agen: Any) -> None: ...
+        def _asyncgen_finalizer_hook(self, agen: Any) -> None: ...
+
     def __init__(self, *, backend: str | None = None) -> None:
-        _choose_backend(backend)
         self._listeners: dict[int, _core.Listener] = {}
-        super().__init__(_SelectorView(self))  # type: ignore[call-arg]
+        try:
+            _choose_backend(backend)
+            super().__init__(_SelectorView(self))  # type: ignore[arg-type]
+        except BaseException:
+            self._closed = True  # half made: nothing to warn of when it is dropped
+            raise
         _loops.add(self)
 
     # ---- running ----
@@ -245,8 +261,8 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
         """In debug mode, after each callback: tell when it took too long."""
         if seconds < self.slow_callback_duration:
             return
-        text = base_events._format_handle(what) if hasattr(what, "_callback") else repr(what)
-        base_events.logger.warning("Executing %s took %.3f seconds", text, seconds)
+        text = _private._format_handle(what) if hasattr(what, "_callback") else repr(what)
+        _private.logger.warning("Executing %s took %.3f seconds", text, seconds)
 
     _create_task_slow = asyncio.SelectorEventLoop.create_task
 
@@ -256,7 +272,7 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
         owner = self._owner_of_fd(fd)
         if owner is not None and not (hasattr(owner, "is_closing") and owner.is_closing()):
             raise RuntimeError(f"File descriptor {fd!r} is used by transport {owner!r}")
-        super()._ensure_fd_no_transport(fd)
+        super()._ensure_fd_no_transport(fd)  # type: ignore[misc]
 
     def _make_socket_transport(
         self,
@@ -285,7 +301,8 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
         ssl_shutdown_timeout: float | None = None,
         context: Context | None = None,
     ) -> asyncio.Transport:
-        tls = sslproto.SSLProtocol(
+        make: Any = sslproto.SSLProtocol  # its stubs know fewer types than it takes
+        tls = make(
             self,
             protocol,
             sslcontext,
@@ -296,7 +313,8 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
         self._new_transport(rawsock, tls, None, extra, server, context)
-        return tls._app_transport
+        transport: asyncio.Transport = tls._app_transport
+        return transport
 
     def _start_serving(
         self,
@@ -337,9 +355,7 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
             listener.close()
         super()._stop_serving(sock)  # type: ignore[misc]
 
-    async def _sendfile_native(
-        self, transp: Any, file: Any, offset: int, count: int | None
-    ) -> int:
+    async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         reading = transp.is_reading()
         transp.pause_reading()
         await transp._make_empty_waiter()
@@ -352,7 +368,6 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):
             transp._reset_empty_waiter()
             if reading:
                 transp.resume_reading()
-
 
     async def _sendfile_fallback(
         self, transp: Any, file: Any, offset: int, count: int | None
@@ -439,7 +454,7 @@ with warnings.catch_warnings():
     class EventLoopPolicy(asyncio.DefaultEventLoopPolicy):
         """asyncio's event loop policy, with plait's loops."""
 
-        def _loop_factory(self) -> Loop:  # type: ignore[override]
+        def _loop_factory(self) -> Loop:
             return Loop()
 
 

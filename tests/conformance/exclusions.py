@@ -13,6 +13,9 @@ _QUEUES = "looks into BaseEventLoop._ready and _scheduled, which are C structure
 _SELECT = "replaces the selector, or one of the private steps of BaseEventLoop's iteration"
 _CLASSES = "asserts the Python classes of the handles; their methods are tested elsewhere"
 _MOCK_SOCKET = "a mock without a descriptor as the socket, where C reads from the descriptor"
+_SAFE_HANDLE = "asserts the private class events._ThreadSafeHandle"
+_PY_TASK = "puts the Python Task into asyncio's modules, where plait holds on to the C one"
+_PATCHED = "replaces a method of the transport object, which C types do not allow"
 _ABSTRACT = "asserts what the abstract base class leaves out"
 
 _BASE = "test_base_events.BaseEventLoopTests."
@@ -25,6 +28,10 @@ EXCLUSIONS: dict[str, str] = {
     "*.Proactor*": _WINDOWS,
     "test_unix_events.UnixReadPipeTransportTests": _MOCK_LOOP,
     "test_unix_events.UnixWritePipeTransportTests": _MOCK_LOOP,
+    "test_events.*.test_call_soon_threadsafe_handle_*": _SAFE_HANDLE,
+    "test_events.TestPyGetEventLoop": _PY_TASK,
+    "test_free_threading.*Py*.test_all_tasks_from_other_thread*": _PY_TASK,
+    "test_ssl.TestSSL.test_remote_shutdown_receives_trailing_data_on_slow_socket": _PATCHED,
     _BASE + "test__add_callback_handle": _QUEUES,
     _BASE + "test__run_once*": _QUEUES,
     _BASE + "test_custom_run_forever_integration": _SELECT,

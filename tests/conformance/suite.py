@@ -20,9 +20,9 @@ from asyncio import base_events
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import plait
-
 from exclusions import EXCLUSIONS
+
+import plait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
