@@ -104,6 +104,10 @@ test: test-core test-py ## Run all tests: the core's in C, then pytest
 test-py: build ## Run the Python tests
 	@$(PY) -m pytest --timeout=120 $(PYTEST_ARGS)
 
+.PHONY: conformance
+conformance: build ## Run the interpreter's own asyncio tests on the loop
+	@$(PY) -m pytest --timeout=120 tests/conformance $(PYTEST_ARGS)
+
 # $(call core,DIR,OPTIONS): builds and runs the C tests in a directory of their own.
 # -O2 with assertions, as meson's debugoptimized and b_ndebug=false give it.
 define core

@@ -635,6 +635,13 @@ static PyObject *loop_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 /* ---- the run ------------------------------------------------------------ */
 
+static int poller_failed(LoopObject *loop, int code)
+{
+    (void)plait_raise(loop->state, code,
+                      code == PL_EFORKED ? "cannot run the event loop" : "the poller failed");
+    return -1;
+}
+
 /* Waits with the interpreter detached. 0, or -1 with an exception set by a signal's
  * handler. */
 static int wait_detached(LoopObject *loop, int64_t timeout)
@@ -642,17 +649,14 @@ static int wait_detached(LoopObject *loop, int64_t timeout)
     int r;
     Py_BEGIN_ALLOW_THREADS r = pl_loop_wait(&loop->core, timeout);
     Py_END_ALLOW_THREADS if (r >= 0 || r == -EINTR) return PyErr_CheckSignals();
-    (void)plait_raise(loop->state, r, "the poller failed");
-    return -1;
+    return poller_failed(loop, r);
 }
 
 static int wait_at_once(LoopObject *loop)
 {
     int r = pl_loop_wait(&loop->core, 0);
-    if (r < 0 && r != -EINTR) {
-        (void)plait_raise(loop->state, r, "the poller failed");
-        return -1;
-    }
+    if (r < 0 && r != -EINTR)
+        return poller_failed(loop, r);
     return PyErr_CheckSignals();
 }
 

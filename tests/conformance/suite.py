@@ -3,8 +3,10 @@
 ``adopt`` makes, of every test case of a module of ``test.test_asyncio``, a subclass whose
 loops are plait's. Three ways lead there, and each case takes the ones it knows: a method
 that makes the loop (``create_event_loop``, ``new_loop``, ``loop_factory``), the event loop
-policy, and the name ``asyncio.SelectorEventLoop`` while ``setUp`` runs. Nothing of the
-tests is edited. What is left out stands in exclusions.py, with the reason.
+policy, and the names ``asyncio.SelectorEventLoop`` (while ``setUp`` runs) and, for some
+modules, ``asyncio.BaseEventLoop``. Nothing of the tests is edited. What is left out stands
+in exclusions.py, with the reason; a test that makes no loop at all is skipped, so that it
+does not count.
 """
 
 from __future__ import annotations
@@ -119,6 +121,8 @@ class VirtualTimeLoop(OneStepLoop):
             raise AssertionError("the time generator is not finished")
 
 
+# The modules whose tests make their loops of asyncio.BaseEventLoop.
+_BASE_CLASS = ("test_base_events", "test_pep492", "test_runners")
 _made = 0
 _init = plait.Loop.__init__
 
@@ -208,7 +212,7 @@ def adopt(module_name: str, namespace: dict[str, Any]) -> None:
             continue
         body: dict[str, Any] = {
             "__module__": namespace["__name__"],
-            "base_class": module_name in ("test_base_events", "test_runners"),
+            "base_class": module_name in _BASE_CLASS,
         }
         for test in dir(case):
             if test.startswith("test"):

@@ -9,6 +9,7 @@ import functools
 import gc
 import multiprocessing
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -111,9 +112,15 @@ class Echo(asyncio.Protocol):
         type(self).alive -= 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["protocol", "streams"])
-def test_five_thousand_connections_leave_nothing(loop: plait.Loop, kind: str) -> None:
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(5_000, marks=pytest.mark.slow),
+        pytest.param(100_000, marks=[pytest.mark.stress, pytest.mark.timeout(300)]),
+    ],
+)
+def test_connections_leave_nothing(loop: plait.Loop, kind: str, count: int) -> None:
     alive = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -136,8 +143,8 @@ def test_five_thousand_connections_leave_nothing(loop: plait.Loop, kind: str) ->
             server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         marks = []
-        for count in (1000, 5000):
-            await churn(port, count)
+        for n in (1000, count):
+            await churn(port, n)
             while Echo.alive or alive:
                 await asyncio.sleep(0)
             for _ in range(3):
@@ -151,6 +158,68 @@ def test_five_thousand_connections_leave_nothing(loop: plait.Loop, kind: str) ->
     assert after[0] == before[0]
     assert after[1] - before[1] < 100
     assert after[2] - before[2] < 8 << 20
+
+
+@pytest.mark.stress
+def test_twenty_thousand_idle_connections() -> None:
+    """Each in its own process's half, as one process may not have descriptors for both."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(20_000, hard - 200)
+    if wanted < 5_000:
+        pytest.skip(f"no more than {hard} descriptors here")
+    code = """
+    import resource, socket, sys
+    wanted, port = int(sys.argv[1]), int(sys.argv[2])
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    socks = []
+    for i in range(wanted):
+        sock = socket.socket()
+        sock.bind((f"127.0.0.{2 + i // 10000}", 0))
+        sock.connect(("127.0.0.1", port))
+        socks.append(sock)
+    print("connected", flush=True)
+    for line in sys.stdin:
+        for sock in socks[::100]:
+            sock.sendall(b"x")
+        assert all(sock.recv(1) == b"x" for sock in socks[::100])
+        print("answered", flush=True)
+    """
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Echo, "127.0.0.1", 0, backlog=1000)
+        port = server.sockets[0].getsockname()[1]
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            textwrap.dedent(code),
+            str(wanted),
+            str(port),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert await child.stdout.readline() == b"connected\n"
+        while Echo.alive < wanted:
+            await asyncio.sleep(0.001)
+        child.stdin.write(b"go\n")
+        assert await child.stdout.readline() == b"answered\n"
+        child.stdin.close()
+        assert await child.wait() == 0
+        while Echo.alive:
+            await asyncio.sleep(0.001)
+        server.close()
+
+    try:
+        open_before = fds()
+        plait.run(main())
+        assert fds() == open_before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 # ---- garbage ----
@@ -247,8 +316,6 @@ def test_a_fork_while_the_loop_runs(loop: plait.Loop) -> None:
         if pid == 0:
             code = 1
             try:
-                asyncio.set_event_loop(None)
-                asyncio._set_running_loop(None)
                 loop._thread_id = None
                 try:
                     loop.run_forever()
@@ -274,6 +341,34 @@ def test_a_fork_while_the_loop_runs(loop: plait.Loop) -> None:
         return "child"
 
     assert loop.run_until_complete(main()) == (0, b"after")
+
+
+@pytest.mark.isolated
+def test_a_child_that_goes_on_is_told_why_it_cannot() -> None:
+    code = """
+    import asyncio, os, warnings
+    import plait
+    warnings.simplefilter("ignore")
+    async def main():
+        pid = os.fork()
+        await asyncio.sleep(0.001)
+        if pid == 0:
+            os._exit(5)
+        _, status = await asyncio.get_running_loop().run_in_executor(None, os.waitpid, pid, 0)
+        return os.waitstatus_to_exitcode(status)
+    parent = os.getpid()
+    loop = plait.new_event_loop()
+    try:
+        print(loop.run_until_complete(main()))
+    except RuntimeError as error:
+        assert os.getpid() != parent
+        assert "cannot run the event loop" in str(error), error
+        assert "fork" in str(error), error
+        os._exit(7)
+    loop.close()
+    """
+    done = run_child(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")
 
 
 # ---- interpreters ----
