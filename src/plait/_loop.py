@@ -220,7 +220,10 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         except ValueError:  # a sub-interpreter's main thread
             return None
         if old not in (-1, mine):
-            signal.set_wakeup_fd(old)
+            try:
+                signal.set_wakeup_fd(old)
+            except (OSError, ValueError):  # whoever set it has closed it since
+                return -1
             return None
         return old
 
