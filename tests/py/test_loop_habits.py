@@ -138,3 +138,13 @@ def test_a_wakeup_descriptor_that_was_closed_is_nobodys(run: Any) -> None:
     finally:
         os.close(r)
         signal.set_wakeup_fd(old)
+
+
+def test_debug_mode_takes_what_has_a_truth_value(run: Any) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for value in (1, 0, "yes", None):
+            loop.set_debug(value)  # type: ignore[arg-type]
+            assert bool(loop.get_debug()) is bool(value)
+
+    run(main())
