@@ -67,7 +67,9 @@ def test_requests_and_keep_alive(run: Any) -> None:
             assert len(seen) == 1, "one connection serves all"
             body = os.urandom(3 << 20)
             # By name: the resolver's thread pool takes part.
-            async with session.post(f"http://localhost:{port}/echo", data=io.BytesIO(body)) as answer:
+            async with session.post(
+                f"http://localhost:{port}/echo", data=io.BytesIO(body)
+            ) as answer:
                 assert await answer.read() == body
 
     run(main)
@@ -113,7 +115,7 @@ def test_tls_client_certificate_and_session(run: Any, pki: Pki) -> None:
                     assert await answer.read() == body
                 with pytest.raises(aiohttp.ClientConnectorCertificateError):
                     await session.get(url, ssl=ssl.create_default_context())
-                with pytest.raises(aiohttp.ClientError):
+                with pytest.raises(aiohttp.ClientError):  # noqa: PT012
                     await session.get(url, ssl=pki.client)
                     await session.get(url, ssl=pki.client)
 
@@ -154,7 +156,10 @@ def test_tls_through_a_proxy(run: Any, pki: Pki) -> None:
             async with (
                 aiohttp.ClientSession() as session,
                 session.post(
-                    f"https://localhost:{port}/echo", data=io.BytesIO(body), ssl=pki.client, proxy=via
+                    f"https://localhost:{port}/echo",
+                    data=io.BytesIO(body),
+                    ssl=pki.client,
+                    proxy=via,
                 ) as answer,
             ):
                 assert await answer.read() == body
@@ -286,9 +291,7 @@ def test_slow_handler_stops_the_upload(run: Any) -> None:
             serving(app_of(web.post("/take", take))) as port,
             aiohttp.ClientSession() as session,
         ):
-            task = asyncio.create_task(
-                session.post(f"http://127.0.0.1:{port}/take", data=body())
-            )
+            task = asyncio.create_task(session.post(f"http://127.0.0.1:{port}/take", data=body()))
             before = -1
             while sent != before or sent == 0:
                 before = sent

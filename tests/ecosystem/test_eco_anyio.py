@@ -53,9 +53,7 @@ def run_anyio(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Any:
                 await main()
             assert told == []
 
-        anyio.run(
-            with_deadline, backend="asyncio", backend_options={"loop_factory": loop_factory}
-        )
+        anyio.run(with_deadline, backend="asyncio", backend_options={"loop_factory": loop_factory})
         gc.collect()
         assert open_kernel_objects() - before == set()
 
@@ -113,7 +111,7 @@ def test_task_groups(run_anyio: Any) -> None:
         async def fail(text: str) -> None:
             raise ValueError(text)
 
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
             async with anyio.create_task_group() as group:
                 group.start_soon(wait)
                 await anyio.wait_all_tasks_blocked()
@@ -255,9 +253,7 @@ def test_connection_errors(run_anyio: Any) -> None:
 
                 async def reset(stream: Any) -> None:
                     raw = stream.extra(SocketAttribute.raw_socket)
-                    raw.setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                    )
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     await anyio.aclose_forcefully(stream)
 
                 group.start_soon(listener.serve, reset)
@@ -333,6 +329,28 @@ def test_unix_sockets_pass_descriptors(run_anyio: Any, tmp_path: Path) -> None:
                         await stream.send_fds(b"take", [file])
                     assert await stream.receive() == b"passed on"
                 group.cancel_scope.cancel()
+
+    run_anyio(main)
+
+
+def test_unix_socket_closed_while_it_waits(run_anyio: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "socket"
+        async with await anyio.create_unix_listener(path):
+            for way in ("receive", "send"):
+                stream = await anyio.connect_unix(path)
+
+                async def wait(stream: Any = stream, way: str = way) -> None:
+                    with pytest.raises(anyio.ClosedResourceError):  # noqa: PT012
+                        if way == "receive":
+                            await stream.receive()
+                        while True:
+                            await stream.send(b"x" * 65536)
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(wait)
+                    await anyio.wait_all_tasks_blocked()
+                    await stream.aclose()
 
     run_anyio(main)
 

@@ -39,9 +39,7 @@ async def serving(app: Any, pki: Pki) -> AsyncIterator[str]:
     number = port.getsockname()[1]
     port.close()
     over = asyncio.Event()
-    task = asyncio.create_task(
-        hypercorn_asyncio.serve(app, config, shutdown_trigger=over.wait)
-    )
+    task = asyncio.create_task(hypercorn_asyncio.serve(app, config, shutdown_trigger=over.wait))
     try:
         yield f"localhost:{number}"
     finally:
@@ -61,9 +59,7 @@ def test_protocol_is_chosen_by_alpn(run: Any, pki: Pki, http2: bool) -> None:
             assert answer.text == "Hello, world"
             body = os.urandom(2 << 20)
             assert (await client.post(f"https://{at}/echo", content=body)).content == body
-            many = [
-                client.post(f"https://{at}/echo", content=f"{i}") for i in range(80)
-            ]
+            many = [client.post(f"https://{at}/echo", content=f"{i}") for i in range(80)]
             answers = await asyncio.gather(*many)
             assert [a.text for a in answers] == [str(i) for i in range(80)]
             ports = {(await client.get(f"https://{at}/who")).text for _ in range(5)}
@@ -144,9 +140,7 @@ def test_server_name_chooses_the_certificate(run: Any, authority: Any, pki: Pki)
         await writer.wait_closed()
 
     async def main() -> None:
-        server = await asyncio.start_server(
-            answer, "127.0.0.1", 0, ssl=contexts["localhost"]
-        )
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=contexts["localhost"])
         port = server.sockets[0].getsockname()[1]
         client = ssl.create_default_context()
         authority.configure_trust(client)

@@ -82,11 +82,12 @@ def test_psycopg_pipeline(run: Any, postgres: Postgres) -> None:
 
 def test_psycopg_cancelled_task_cancels_its_query(run: Any, postgres: Postgres) -> None:
     async def main() -> None:
-        async with await psycopg.AsyncConnection.connect(
-            conninfo(postgres, application_name="victim"), autocommit=True
-        ) as conn, await psycopg.AsyncConnection.connect(
-            conninfo(postgres), autocommit=True
-        ) as other:
+        async with (
+            await psycopg.AsyncConnection.connect(
+                conninfo(postgres, application_name="victim"), autocommit=True
+            ) as conn,
+            await psycopg.AsyncConnection.connect(conninfo(postgres), autocommit=True) as other,
+        ):
             count = "select count(*) from pg_stat_activity where state = 'active' "
             count += "and application_name = 'victim' and query like '%pg_sleep%'"
 
@@ -192,9 +193,7 @@ def test_asyncpg_unix_socket(run: Any, postgres: Postgres) -> None:
     run(main)
 
 
-def test_asyncpg_tls_starts_on_a_plain_connection(
-    run: Any, postgres: Postgres, pki: Pki
-) -> None:
+def test_asyncpg_tls_starts_on_a_plain_connection(run: Any, postgres: Postgres, pki: Pki) -> None:
     async def main() -> None:
         conn = await connect(postgres, host="localhost", ssl=pki.client)
         query = "select ssl from pg_stat_ssl where pid = pg_backend_pid()"

@@ -185,7 +185,7 @@ def test_nobody_listens(run: Any) -> None:
 
     async def main() -> None:
         async with redis.Redis(host="127.0.0.1", port=free_port(), retry=None) as r:
-            with pytest.raises(redis.ConnectionError, match="127.0.0.1"):
+            with pytest.raises(redis.ConnectionError, match=r"127\.0\.0\.1"):
                 await r.ping()
 
     run(main)

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("tornado")
 
-from tornado import (  # noqa: E402
+from tornado import (
     gen,
     httpclient,
     httpserver,

@@ -144,7 +144,7 @@ def test_tls_demands_a_client_certificate(run: Any, http: str, pki: Pki) -> None
                 with pytest.raises(httpx.TransportError):
                     await client.get(f"https://{at}/who")
             async with httpx.AsyncClient() as client:
-                with pytest.raises(httpx.ConnectError, match="(?i)verify failed"):
+                with pytest.raises(httpx.ConnectError, match=r"(?i)verify failed"):
                     await client.get(f"https://{at}/who")
 
     run(main)
@@ -384,7 +384,7 @@ def test_second_interrupt_ends_it_at_once(run: Any, loop_name: str) -> None:
     async def main() -> None:
         child = await Child.start(loop_name)
         async with httpx.AsyncClient() as client:
-            with pytest.raises(httpx.TransportError):
+            with pytest.raises(httpx.TransportError):  # noqa: PT012
                 async with client.stream(
                     "GET", f"http://127.0.0.1:{child.port}/announce"
                 ) as answer:

@@ -192,7 +192,9 @@ def test_cancellation_and_timeouts(run: Any) -> None:
 def test_keepalive_closes_a_dead_connection(run: Any) -> None:
     async def main() -> None:
         async with server.serve(echo, "127.0.0.1", 0, ping_interval=None) as srv:
-            ws = await client.connect(url_of(srv), ping_interval=0.05, ping_timeout=0.1, close_timeout=0.1)
+            ws = await client.connect(
+                url_of(srv), ping_interval=0.05, ping_timeout=0.1, close_timeout=0.1
+            )
             for peer in srv.connections:
                 peer.transport.pause_reading()  # no pong comes
             with pytest.raises(websockets.ConnectionClosedError, match="keepalive"):

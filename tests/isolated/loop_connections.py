@@ -49,8 +49,7 @@ class Counts:
 
     def __str__(self) -> str:
         return (
-            f"{self.descriptors} descriptors, {self.objects} objects, "
-            f"{self.resident / 1e6:.1f} MB"
+            f"{self.descriptors} descriptors, {self.objects} objects, {self.resident / 1e6:.1f} MB"
         )
 
 
