@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from conftest import Pki
+    from eco_support import Pki
 
 CHUNK = b"0123456789abcdef" * 4096  # 64 KiB
 

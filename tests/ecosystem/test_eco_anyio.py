@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import open_kernel_objects
+from eco_support import open_kernel_objects
 
 anyio = pytest.importorskip("anyio")
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import Pki
+    from eco_support import Pki
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Pki
+    from eco_support import Pki
 
 PROGRAM = Path(__file__).parents[1] / "isolated" / "loop_connections.py"
 

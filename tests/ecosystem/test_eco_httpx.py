@@ -22,7 +22,7 @@ from eco_app import CHUNK, Log, make_app  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from conftest import Pki
+    from eco_support import Pki
 
 
 @asynccontextmanager

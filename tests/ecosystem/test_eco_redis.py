@@ -10,7 +10,7 @@ import pytest
 redis = pytest.importorskip("redis.asyncio")
 
 if TYPE_CHECKING:
-    from conftest import Pki, Redis
+    from eco_support import Pki, Redis
 
 
 def connect(server: Redis, **kwargs: Any) -> Any:
@@ -181,7 +181,7 @@ def test_killed_connection_is_replaced(run: Any, redis_server: Redis) -> None:
 
 
 def test_nobody_listens(run: Any) -> None:
-    from conftest import free_port
+    from eco_support import free_port
 
     async def main() -> None:
         async with redis.Redis(host="127.0.0.1", port=free_port(), retry=None) as r:

@@ -34,7 +34,7 @@ from tornado import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Pki
+    from eco_support import Pki
 
 CHUNK = b"0123456789abcdef" * 4096  # 64 KiB
 

@@ -28,7 +28,7 @@ from eco_app import CHUNK, Log, make_app  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from conftest import Pki
+    from eco_support import Pki
 
 HTTP = pytest.mark.parametrize("http", ["httptools", "h11"])
 
@@ -401,7 +401,7 @@ def test_second_interrupt_ends_it_at_once(run: Any, loop_name: str) -> None:
 
 def test_several_workers(run: Any, loop_name: str) -> None:
     async def main() -> None:
-        from conftest import free_port
+        from eco_support import free_port
 
         port = free_port()
         loop = "plait:new_event_loop" if loop_name == "plait" else "asyncio"

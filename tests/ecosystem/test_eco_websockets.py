@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Pki
+    from eco_support import Pki
 
 websockets = pytest.importorskip("websockets")
 client = pytest.importorskip("websockets.asyncio.client")
