@@ -368,7 +368,8 @@ def test_a_child_that_goes_on_is_told_why_it_cannot() -> None:
     loop.close()
     """
     done = run_child(code)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")
+    # From 3.14 on the child's tasks miss their running loop first, and say so.
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
 
 
 # ---- interpreters ----
