@@ -30,6 +30,7 @@ struct watch {
     struct pl_io io;
     HandleObject *reader; /* owns; NULL without one */
     HandleObject *writer; /* owns; NULL without one */
+    PyObject *file;       /* owns; what was watched: a closed file has only this name left */
     bool running;
 };
 
@@ -382,9 +383,12 @@ static struct watch *watch_of(struct pl_io *io)
 /* Leaves the table; freed when its op is not queued and it does not run. */
 static void watch_close(LoopObject *loop, struct watch *w)
 {
+    PyObject *file = w->file;
+    w->file = NULL;
     pl_io_close(&loop->core, &w->io);
     if (!w->io.queued && !w->running)
         PyMem_Free(w);
+    Py_XDECREF(file);
 }
 
 static void watch_run(struct pl_loop *core, struct pl_op *op)
@@ -421,6 +425,29 @@ static int watch_fd(PyObject *obj)
     if (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_AttributeError)) {
         PyErr_Clear();
         PyErr_Format(PyExc_ValueError, "Invalid file object: %R", obj);
+    }
+    return -1;
+}
+
+/* The watch that arg names. A program may close a file before it stops watching it, and asyncio
+ * then still knows it by the object; -1 with an exception when nothing goes by that name. */
+static int watch_find(LoopObject *loop, PyObject *arg, struct watch **out)
+{
+    *out = NULL;
+    int fd = watch_fd(arg);
+    if (fd >= 0) {
+        *out = watch_of(pl_io_find(&loop->core, fd));
+        return 0;
+    }
+    if (PyLong_Check(arg) || !PyErr_ExceptionMatches(PyExc_ValueError))
+        return -1;
+    for (uint32_t i = 0; i < loop->core.nfds; i++) {
+        struct watch *w = watch_of(loop->core.fds[i].io);
+        if (w != NULL && w->file == arg) {
+            PyErr_Clear();
+            *out = w;
+            return 0;
+        }
     }
     return -1;
 }
@@ -463,6 +490,7 @@ static PyObject *watch_add(PyObject *self, PyObject *const *args, Py_ssize_t nar
             Py_DECREF(h);
             return plait_raise(loop->state, r, NULL);
         }
+        w->file = Py_NewRef(args[0]);
     }
     HandleObject **place = event == PL_READABLE ? &w->reader : &w->writer;
     r = pl_io_watch(&loop->core, &w->io, watch_wants(w) | event);
@@ -486,10 +514,9 @@ static PyObject *watch_remove(PyObject *self, PyObject *arg, unsigned event)
     LoopObject *loop = (LoopObject *)self;
     if (loop->closed || !loop->core_ready)
         Py_RETURN_FALSE;
-    int fd = watch_fd(arg);
-    if (fd < 0)
+    struct watch *w;
+    if (watch_find(loop, arg, &w) < 0)
         return NULL;
-    struct watch *w = watch_of(pl_io_find(&loop->core, fd));
     HandleObject **place = w == NULL ? NULL : event == PL_READABLE ? &w->reader : &w->writer;
     if (w == NULL || *place == NULL)
         Py_RETURN_FALSE;
@@ -562,8 +589,12 @@ static PyObject *loop_owner_of_fd(PyObject *self, PyObject *arg)
 {
     LoopObject *loop = (LoopObject *)self;
     int fd = watch_fd(arg);
-    if (fd < 0)
-        return NULL;
+    if (fd < 0) {
+        if (!PyErr_ExceptionMatches(PyExc_ValueError))
+            return NULL;
+        PyErr_Clear(); /* closed: nobody's */
+        Py_RETURN_NONE;
+    }
     struct pl_io *io = loop->core_ready ? pl_io_find(&loop->core, fd) : NULL;
     PyObject *owner = NULL;
     if (io != NULL)
@@ -706,6 +737,7 @@ static int visit_core(LoopObject *loop, visitproc visit, void *arg)
         if (w != NULL) {
             Py_VISIT(w->reader);
             Py_VISIT(w->writer);
+            Py_VISIT(w->file);
         } else {
             Py_VISIT(plait_transport_of_op(&io->op));
             Py_VISIT(plait_listener_of_op(&io->op));

@@ -23,6 +23,8 @@
 
 #define HIGH_WATER ((size_t)64 << 10)
 #define DIRECT_READ ((size_t)32 << 10)
+/* As asyncio's: protocols that pause the reading bound their memory by what one read brings. */
+#define MAX_READ ((size_t)256 << 10)
 #define LOG_LOST_WRITES 5
 
 typedef struct {
@@ -110,6 +112,9 @@ static void force_close(TransportObject *t, PyObject *exc)
     t->closing = true;
     if (t->lost == NULL)
         t->lost = Py_XNewRef(exc);
+    /* What is only corked goes out first: asyncio's transports have sent it by now, and a
+     * protocol that writes its last words and then aborts or fails counts on it. */
+    pl_stream_flush(&t->stream);
     pl_stream_abort(&t->stream);
 }
 
@@ -248,7 +253,7 @@ static void *on_room(struct pl_stream *stream, size_t hint, size_t *len)
         *len = PLAIT_READ_BUFFER;
         return t->loop->read_buffer;
     }
-    size_t size = hint + hint / 4;
+    size_t size = hint + hint / 4 < MAX_READ ? hint + hint / 4 : MAX_READ;
     t->incoming = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
     if (t->incoming == NULL) {
         fatal_error(t, "Fatal read error on socket transport");

@@ -206,6 +206,10 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
             sys.set_asyncgen_hooks(*hooks)
             self._return_wakeup_fd(wakeup_fd)
 
+    def set_debug(self, enabled: bool) -> None:
+        """Turn debug mode on or off; anything with a truth value will do."""
+        super().set_debug(bool(enabled))
+
     def _borrow_wakeup_fd(self) -> int | None:
         """Let signals wake this loop, whichever thread the kernel delivers them to.
 
@@ -220,7 +224,10 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         except ValueError:  # a sub-interpreter's main thread
             return None
         if old not in (-1, mine):
-            signal.set_wakeup_fd(old)
+            try:
+                signal.set_wakeup_fd(old)
+            except (OSError, ValueError):  # whoever set it has closed it since
+                return -1
             return None
         return old
 
