@@ -83,10 +83,20 @@ class Loop:
     def create_task(self, coro: Coroutine[Any, Any, _T], /, **kwargs: Any) -> asyncio.Task[_T]: ...
     def statistics(self) -> dict[str, int | str]: ...
     def _add_reader(
-        self, fd: Any, callback: Callable[..., object], /, *args: Any, context: Context | None = None
+        self,
+        fd: Any,
+        callback: Callable[..., object],
+        /,
+        *args: Any,
+        context: Context | None = None,
     ) -> Handle: ...
     def _add_writer(
-        self, fd: Any, callback: Callable[..., object], /, *args: Any, context: Context | None = None
+        self,
+        fd: Any,
+        callback: Callable[..., object],
+        /,
+        *args: Any,
+        context: Context | None = None,
     ) -> Handle: ...
     def _remove_reader(self, fd: Any, /) -> bool: ...
     def _remove_writer(self, fd: Any, /) -> bool: ...

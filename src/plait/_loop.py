@@ -19,18 +19,20 @@ import threading
 import warnings
 import weakref
 from asyncio import base_events, constants, events, sslproto
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from . import _core
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Coroutine
+    from concurrent.futures import Executor
     from contextvars import Context
 
 __all__ = ["EventLoopPolicy", "Loop", "install", "new_event_loop", "run"]
 
 _T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 _private: Any = base_events  # what its stubs leave out
 _SENDFILE_BLOCK = 16384  # bytes read and written at a time
@@ -160,6 +162,7 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         _csock: socket.socket
         _signal_handlers: dict[int, Any]
 
+        def _check_callback(self, callback: Any, method: str) -> None: ...
         def _check_closed(self) -> None: ...
         def _check_running(self) -> None: ...
         def _set_coroutine_origin_tracking(self, enabled: bool) -> None: ...
@@ -272,6 +275,33 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         _private.logger.warning("Executing %s took %.3f seconds", text, seconds)
 
     _create_task_slow = asyncio.SelectorEventLoop.create_task
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]:
+        """Run func(*args) in an executor; await the result.
+
+        Args:
+            executor (concurrent.futures.Executor | None): None for the default thread pool. A
+                plait.ProcessPool's result comes straight from its rings to this loop,
+                without a thread in between.
+            func: what to call.
+            *args: its arguments.
+
+        Returns:
+            asyncio.Future: of this loop.
+
+        Raises:
+            RuntimeError: the loop is closed, or the executor is shut down.
+        """
+        submit = getattr(executor, "_submit_to_loop", None)
+        if submit is None or self._thread_id != threading.get_ident():
+            return super().run_in_executor(executor, func, *args)
+        self._check_closed()
+        if self._debug:
+            self._check_callback(func, "run_in_executor")
+        future: asyncio.Future[_T] = submit(self, func, *args)
+        return future
 
     # ---- transports ----
 
