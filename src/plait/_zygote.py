@@ -53,7 +53,8 @@ def main(data: dict[str, Any]) -> None:
     poll = select.poll()
     for fd in (control.fileno(), parent, wake_read):
         poll.register(fd, select.POLLIN)
-    Zygote(data, control, (parent, wake_read, wake_write), poll).run()
+    with control:
+        Zygote(data, control, (parent, wake_read, wake_write), poll).run()
 
 
 class Zygote:
