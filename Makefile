@@ -120,6 +120,13 @@ define core
 	@$(4) meson test -C $(1) --no-rebuild --print-errorlogs $(3)
 endef
 
+.PHONY: test-ecosystem
+test-ecosystem: build ## Run uvicorn, aiohttp, psycopg, redis-py and others on plait's loop
+	@tools/apt-install postgresql redis-server || \
+	    echo "going on without the servers: their tests are skipped" >&2
+	@$(PIP) install -r tests/ecosystem/requirements.txt
+	@$(PY) -m pytest --timeout=120 tests/ecosystem $(PYTEST_ARGS)
+
 .PHONY: test-core
 test-core: $(STAMPS)/deps ## Run the C tests of the core
 	@mkdir -p build
