@@ -108,12 +108,16 @@ static int decode(struct plait_state *state, struct plait_future *f)
 
 void plait_future_end(struct plait_future *f, bool cancelled)
 {
-    Py_CLEAR(f->fn);
+    /* The state comes before the destructors that fn's end may run: they must not find a
+     * future that seems posted, on a slot that may have its next task already. */
+    PyObject *fn = f->fn;
+    f->fn = NULL;
     f->cancelling = cancelled;
     if (f->condition != NULL)
         f->state = PLAIT_SETTLING;
     else
         f->state = cancelled ? PLAIT_CANCELLED : PLAIT_FINISHED;
+    Py_XDECREF(fn);
 }
 
 static PyObject *running_loop(struct plait_state *state)

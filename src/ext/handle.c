@@ -231,7 +231,8 @@ static void handle_dealloc(PyObject *self)
             Py_DECREF(module);
             return;
         }
-        PyErr_Clear();
+        if (module == NULL)
+            PyErr_Clear();
     }
 #endif
     (void)handle_clear(self);

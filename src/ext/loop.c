@@ -468,15 +468,21 @@ static PyObject *watch_add(PyObject *self, PyObject *const *args, Py_ssize_t nar
     int fd = watch_fd(args[0]);
     if (fd < 0)
         return NULL;
+    /* Making the handle may run code of the user's, so the watch is looked up afterwards. */
+    HandleObject *h = plait_handle_new(loop, args[1], args + 2, nargs - 2, context);
+    if (h == NULL)
+        return NULL;
+    if (plait_loop_check(loop) < 0) {
+        Py_DECREF(h);
+        return NULL;
+    }
     struct pl_io *io = pl_io_find(&loop->core, fd);
     struct watch *w = watch_of(io);
     if (io != NULL && w == NULL) {
         PyErr_Format(PyExc_RuntimeError, "File descriptor %d is used by a transport or server", fd);
+        Py_DECREF(h);
         return NULL;
     }
-    HandleObject *h = plait_handle_new(loop, args[1], args + 2, nargs - 2, context);
-    if (h == NULL)
-        return NULL;
     int r;
     if (w == NULL) {
         w = PyMem_Calloc(1, sizeof(*w));
@@ -719,6 +725,13 @@ static int visit_core(LoopObject *loop, visitproc visit, void *arg)
     for (uint32_t i = core->ready.head; i != core->ready.tail; i++) {
         struct pl_op *op = core->ready.slots[i & core->ready.mask];
         Py_VISIT(plait_handle_of_op(op));
+        /* What has left the table and waits to tell that it is closed. */
+        struct pl_stream *stream = pl_stream_of_op(op);
+        if (stream != NULL && stream->dead)
+            Py_VISIT(plait_transport_of_op(op));
+        struct pl_listener *listener = pl_listener_of_op(op);
+        if (listener != NULL && !listener->accepting && op == &listener->io.op)
+            Py_VISIT(plait_listener_of_op(op));
     }
     /* acquire: pairs with pl_loop_post. Nobody takes the list meanwhile: we have the
      * interpreter's lock. */
@@ -770,7 +783,8 @@ static void drop_op(LoopObject *loop, struct pl_op *op)
         return;
     }
     struct pl_listener *listener = pl_listener_of_op(op);
-    if (listener != NULL) {
+    /* Its retry op may be queued before: only the last one ends it. */
+    if (listener != NULL && op == &listener->io.op) {
         listener->io.queued = false;
         if (!listener->accepting)
             plait_listener_drop(plait_listener_of_op(op));

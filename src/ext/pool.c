@@ -696,6 +696,7 @@ void plait_pool_peek(struct plait_pool *pool)
 {
     if (!pool->open || pl_pool_forked(&pool->core))
         return;
+    Py_INCREF(pool); /* what ends here may have held the last reference */
     if (pl_pool_ready(&pool->core))
         collect(pool);
     if (PyList_GET_SIZE(pool->notify) > 0)
@@ -711,6 +712,7 @@ void plait_pool_peek(struct plait_pool *pool)
         if (pl_pool_ready(&pool->core))
             kick_waiters(pool);
     }
+    Py_DECREF(pool);
 }
 
 /* Takes a task back that no worker has begun. True: nobody will run it, and the caller ends
@@ -808,6 +810,13 @@ static int64_t time_left(int64_t deadline)
     return left > 0 ? left : 0;
 }
 
+/* Puts the lead down: once in each round, before any code of Python's runs, for from then on
+ * another thread may have taken it up. */
+static void put_down(struct plait_pool *pool)
+{
+    pool->led = pool->helper_leads = pool->kick = false;
+}
+
 /* One round of the leader: collects, and waits if there was nothing. 1 when it is worth
  * looking at futures again, 0 when time is up, -1 with an exception set. The lead is down
  * while the user's code runs. */
@@ -818,8 +827,10 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
     for (;;) {
         collect(pool);
         if (PyList_GET_SIZE(pool->notify) > 0 || pool->suspects != 0 ||
-            (f != NULL ? plait_future_done(f) : pool->outstanding == 0))
+            (f != NULL ? plait_future_done(f) : pool->outstanding == 0)) {
+            put_down(pool);
             return 1;
+        }
         pl_pool_flush(&pool->core);
         if (spun == 0) {
             spun = 1;
@@ -829,8 +840,10 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
                 continue;
         }
         int64_t left = time_left(deadline);
-        if (left == 0)
+        if (left == 0) {
+            put_down(pool);
             return 0;
+        }
         pl_pool_arm(&pool->core, arm_for(pool, f));
         if (pl_pool_ready(&pool->core))
             continue;
@@ -841,21 +854,25 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
         Py_END_ALLOW_THREADS pool->asleep = false;
         pool->asleep_for = NULL;
         if (n == -EINTR) {
-            pool->led = false;
+            put_down(pool);
             hand_over(pool);
             return PyErr_CheckSignals() < 0 ? -1 : 1;
         }
         if (n < 0) {
+            put_down(pool);
             (void)plait_raise(pool->state, n, "waiting for a worker");
             return -1;
         }
         if ((tags & 1) != 0) {
-            pool->led = false;
+            put_down(pool);
             collect(pool);
+            hand_over(pool);
             return tend(pool, tags) < 0 ? -1 : 1;
         }
-        if (pool->kick)
+        if (pool->kick) {
+            put_down(pool);
             return 1;
+        }
         if (n == 0)
             spun = 1;
     }
@@ -904,7 +921,6 @@ int plait_pool_wait_for(struct plait_pool *pool, struct plait_future *f, int64_t
         if (!pool->led) {
             pool->led = true;
             int round = lead_round(pool, f, deadline);
-            pool->led = false;
             PyObject *type, *value, *traceback;
             PyErr_Fetch(&type, &value, &traceback);
             if (tend(pool, 0) < 0 || PyErr_Occurred() != NULL)
@@ -1039,7 +1055,6 @@ static PyObject *pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (!pool->led && callbacks) {
         pool->led = pool->helper_leads = true;
         int round = lead_round(pool, NULL, -1);
-        pool->led = pool->helper_leads = pool->kick = false;
         hand_over(pool);
         if (round < 0)
             return NULL;
@@ -1092,7 +1107,6 @@ static PyObject *pool_wait_idle(PyObject *self, PyObject *arg)
     if (pool->outstanding > 0) {
         pool->led = true;
         round = lead_round(pool, NULL, deadline);
-        pool->led = false;
         hand_over(pool);
     } else {
         /* Only control can have news: workers that end. */

@@ -47,8 +47,14 @@ static PyObject *make_socket(ListenerObject *l, int fd)
     if (sock == NULL)
         return NULL;
     PyObject *result = PyObject_CallMethod(sock, "setblocking", "i", 0);
-    if (result == NULL)
+    if (result == NULL) {
+        PyObject *type, *exc, *tb;
+        PyErr_Fetch(&type, &exc, &tb);
+        /* The caller closes the descriptor, so the object must not. */
+        Py_XDECREF(PyObject_CallMethod(sock, "detach", NULL));
+        PyErr_Restore(type, exc, tb);
         Py_CLEAR(sock);
+    }
     Py_XDECREF(result);
     return sock;
 }

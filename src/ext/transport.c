@@ -368,6 +368,8 @@ static void detach_server(TransportObject *t)
         return;
     t->server = NULL;
     struct plait_state *state = t->loop->state;
+    PyObject *type, *exc, *tb;
+    PyErr_Fetch(&type, &exc, &tb); /* a transport that could not be made has one set */
     PyObject *result = state->loop.server_takes_transport
                            ? PyObject_CallMethodOneArg(server, state->str_detach, (PyObject *)t)
                            : PyObject_CallMethodNoArgs(server, state->str_detach);
@@ -375,6 +377,7 @@ static void detach_server(TransportObject *t)
         PyErr_WriteUnraisable(server);
     Py_XDECREF(result);
     Py_DECREF(server);
+    PyErr_Restore(type, exc, tb);
 }
 
 static void remember_names(TransportObject *t);
@@ -906,8 +909,12 @@ static PyObject *socket_object(TransportObject *t)
         t->sock = PyObject_Call(t->loop->state->socket_type, args, kwargs);
     Py_XDECREF(args);
     Py_XDECREF(kwargs);
-    if (t->sock != NULL)
-        Py_XDECREF(PyObject_CallMethod(t->sock, "setblocking", "i", 0));
+    if (t->sock != NULL) {
+        PyObject *result = PyObject_CallMethod(t->sock, "setblocking", "i", 0);
+        if (result == NULL)
+            PyErr_Clear(); /* the descriptor is non-blocking already */
+        Py_XDECREF(result);
+    }
     return t->sock;
 }
 

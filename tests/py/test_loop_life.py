@@ -605,3 +605,29 @@ def test_a_loop_made_in_one_thread_runs_in_another() -> None:
     thread.start()
     thread.join()
     assert got == ["x"]
+
+
+def test_a_descriptor_left_behind_in_the_loop_does_not_stop_it(loop: plait.Loop) -> None:
+    # A reader whose socket was closed without remove_reader keeps its place in the table, and
+    # the next accepted connection gets the same number.
+    heard: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _loop, context: heard.append(context))
+
+    async def main() -> None:
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        left, right = socket.socketpair()
+        with right, socket.create_connection(address) as client:
+            left.setblocking(False)
+            loop.add_reader(left, lambda: None)
+            number = left.fileno()
+            left.close()
+            while not heard and loop._owner_of_fd(number) is None:
+                await asyncio.sleep(0)
+            client.close()
+        loop._remove_reader(number)
+        server.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), 10))
+    for context in heard:
+        assert isinstance(context["exception"], OSError), context
