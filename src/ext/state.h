@@ -12,11 +12,13 @@
 #include "pl.h"
 #include "state_loop.h"
 #include "state_pool.h"
+#include "state_scope.h"
 
 struct plait_state {
 #define X(type, name) type *name;
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
+    PLAIT_SCOPE_OBJECTS(X)
 #undef X
     struct plait_loop_state loop;
     struct plait_pool_state pool;
@@ -41,6 +43,7 @@ static inline struct plait_state *plait_state_of_type(PyTypeObject *type)
 /* Fill in their part of the state and of the module; -1 with an exception set. */
 int plait_loop_exec(PyObject *module, struct plait_state *state);
 int plait_pool_exec(PyObject *module, struct plait_state *state);
+int plait_scope_exec(PyObject *module, struct plait_state *state);
 
 /* Drop what is in the state but is no object (free lists). */
 void plait_loop_clear(struct plait_state *state);

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 from ._core import __version__ as __version__
+from ._exceptions import ChannelClosed as ChannelClosed
+from ._exceptions import DeadlineExceeded as DeadlineExceeded
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
 from ._exceptions import RemoteError as RemoteError
+from ._exceptions import ScopeClosed as ScopeClosed
+from ._exceptions import TaskStopped as TaskStopped
+from ._exceptions import TaskTimeout as TaskTimeout
+from ._exceptions import Unstopped as Unstopped
 from ._exceptions import WorkerDied as WorkerDied
+from ._handle import Handle as Handle
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
 from ._loop import install as install
 from ._loop import new_event_loop as new_event_loop
 from ._loop import run as run
 from ._pool import ProcessPool as ProcessPool
+from ._report import ScopeReport as ScopeReport
+from ._scope import Scope as Scope
+from ._scope import current_scope as current_scope
+from ._scope import scope as scope
 
 __all__ = [
+    "ChannelClosed",
+    "DeadlineExceeded",
     "EventLoopPolicy",
+    "Handle",
     "Loop",
     "PlaitError",
     "PoolBroken",
     "ProcessPool",
     "RemoteError",
+    "Scope",
+    "ScopeClosed",
+    "ScopeReport",
+    "TaskStopped",
+    "TaskTimeout",
+    "Unstopped",
     "WorkerDied",
     "__version__",
+    "current_scope",
     "install",
     "new_event_loop",
     "run",
+    "scope",
 ]
 
 for _name in __all__:
