@@ -5,7 +5,7 @@ static PyObject *build_config(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
     (void)module;
     return Py_BuildValue("{s:s, s:s, s:O, s:O}", "version", pl_version(), "compiler", __VERSION__,
-                         "liburing", PL_HAVE_LIBURING ? Py_True : Py_False, "assertions",
+                         "io_uring", PL_HAVE_IO_URING ? Py_True : Py_False, "assertions",
 #ifdef NDEBUG
                          Py_False
 #else
@@ -17,7 +17,7 @@ static PyObject *build_config(PyObject *module, PyObject *Py_UNUSED(ignored))
 PyDoc_STRVAR(build_config_doc, "build_config($module, /)\n--\n\n"
                                "Tell how this extension was built.\n\n"
                                "Returns:\n"
-                               "    dict: version, compiler, whether liburing was found, and\n"
+                               "    dict: version, compiler, whether io_uring is built in, and\n"
                                "    whether assertions are compiled in.");
 
 static PyMethodDef methods[] = {
