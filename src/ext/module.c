@@ -32,7 +32,9 @@ static int module_exec(PyObject *module)
         return -1;
     if (plait_loop_exec(module, state) < 0)
         return -1;
-    return plait_pool_exec(module, state);
+    if (plait_pool_exec(module, state) < 0)
+        return -1;
+    return plait_file_exec(module, state);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)

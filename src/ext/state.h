@@ -41,6 +41,7 @@ static inline struct plait_state *plait_state_of_type(PyTypeObject *type)
 /* Fill in their part of the state and of the module; -1 with an exception set. */
 int plait_loop_exec(PyObject *module, struct plait_state *state);
 int plait_pool_exec(PyObject *module, struct plait_state *state);
+int plait_file_exec(PyObject *module, struct plait_state *state);
 
 /* Drop what is in the state but is no object (free lists). */
 void plait_loop_clear(struct plait_state *state);

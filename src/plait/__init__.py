@@ -7,6 +7,9 @@ from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
 from ._exceptions import RemoteError as RemoteError
 from ._exceptions import WorkerDied as WorkerDied
+from ._files import BinaryFile as BinaryFile
+from ._files import TextFile as TextFile
+from ._files import open_file as open_file
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
 from ._loop import install as install
@@ -15,16 +18,19 @@ from ._loop import run as run
 from ._pool import ProcessPool as ProcessPool
 
 __all__ = [
+    "BinaryFile",
     "EventLoopPolicy",
     "Loop",
     "PlaitError",
     "PoolBroken",
     "ProcessPool",
     "RemoteError",
+    "TextFile",
     "WorkerDied",
     "__version__",
     "install",
     "new_event_loop",
+    "open_file",
     "run",
 ]
 
