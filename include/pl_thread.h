@@ -132,6 +132,9 @@ uint32_t pl_crew_unstart(struct pl_crew *crew);
 /* Takes a job out of the line: true when it was still there. */
 bool pl_crew_withdraw(struct pl_crew *crew, struct pl_job *job);
 
+/* Takes the first job out of the line, not in order to do it. NULL when it is empty. */
+struct pl_job *pl_crew_revoke(struct pl_crew *crew);
+
 /* Sleeps until the line has room, is closed (PL_ECLOSED) or timeout_ns is over
  * (-ETIMEDOUT); -EINTR. Another one may have taken the room when this returns. */
 int pl_crew_wait_room(struct pl_crew *crew, int64_t timeout_ns) PL_MUST_CHECK;

@@ -308,6 +308,21 @@ bool pl_crew_withdraw(struct pl_crew *crew, struct pl_job *job)
     return there;
 }
 
+struct pl_job *pl_crew_revoke(struct pl_crew *crew)
+{
+    struct pl_berth *berth = NULL;
+    lock(crew);
+    struct pl_job *job = first_job(crew);
+    if (job != NULL) {
+        unlink_job(crew, job);
+        berth = next_for_room(crew);
+    }
+    unlock(crew);
+    if (berth != NULL)
+        pl_berth_call(crew->sys, berth);
+    return job;
+}
+
 int pl_crew_wait_room(struct pl_crew *crew, int64_t timeout_ns)
 {
     struct pl_berth me;
