@@ -30,6 +30,14 @@
 #define KICK_NS 5000
 #define CREDIT_MAX 16
 
+/* Spinning keeps the other side from running when it was woken on this very core, which the
+ * kernel likes to do. So each side leaves the number of its core, and spins only for one that
+ * was on another one. */
+static uint32_t this_cpu(void)
+{
+    return (uint32_t)sched_getcpu();
+}
+
 /* ---- the lock ---- */
 
 enum { FREE, HELD, CONTENDED };
@@ -243,6 +251,7 @@ static int summon(struct pl_crew *crew, struct pl_berth **berth)
 
 int pl_crew_post(struct pl_crew *crew, struct pl_job *job, int32_t priority, bool push)
 {
+    atomic_store_explicit(&crew->posts_on, this_cpu(), memory_order_relaxed); /* a hint */
     lock(crew);
     int result = 0;
     struct pl_band *band = NULL;
@@ -433,6 +442,7 @@ int pl_crew_await(struct pl_crew *crew, struct pl_berth *berth, int64_t timeout_
     uint32_t none = 0;
     /* Relaxed: it orders nothing. */
     if (busy <= 1 && crew->cpus >= 2 &&
+        atomic_load_explicit(&crew->rests_on, memory_order_relaxed) != this_cpu() &&
         atomic_compare_exchange_strong_explicit(&crew->watchers, &none, 1, memory_order_relaxed,
                                                 memory_order_relaxed)) {
         int64_t until = crew->sys->now() + SPIN_NS;
@@ -477,18 +487,36 @@ struct pl_job *pl_crew_take(struct pl_crew *crew)
     return job;
 }
 
+/* What a look at the line brought, or would have: where it brings nothing time and again, so
+ * many rests do without it. Threads race for the count; it only has to move. */
+static void settle_credit(struct pl_crew *crew, int32_t credit, bool found)
+{
+    if (credit <= 0)
+        credit = credit < 0 ? credit + 1 : 2;
+    else if (found)
+        credit = credit < CREDIT_MAX - 2 ? credit + 2 : CREDIT_MAX;
+    else
+        credit = credit > 1 ? credit - 1 : -CREDIT_MAX;
+    atomic_store_explicit(&crew->credit, credit, memory_order_relaxed);
+}
+
 /* Looks at the line for a while, if a core is to spare and that has been worth it. */
-static bool spin(struct pl_crew *crew)
+static void spin(struct pl_crew *crew)
 {
     /* Relaxed, all of these: guesses, and what they lead to is checked under the lock. One
      * core is for who posts. */
-    if (atomic_load_explicit(&crew->busy, memory_order_relaxed) + 2 > crew->cpus)
-        return false;
+    if (atomic_load_explicit(&crew->busy, memory_order_relaxed) + 2 > crew->cpus ||
+        atomic_load_explicit(&crew->posts_on, memory_order_relaxed) == this_cpu())
+        return;
+    int32_t credit = atomic_load_explicit(&crew->credit, memory_order_relaxed);
+    if (credit <= 0) {
+        settle_credit(crew, credit, false);
+        return;
+    }
     uint32_t none = 0;
-    if (atomic_load_explicit(&crew->credit, memory_order_relaxed) <= 0 ||
-        !atomic_compare_exchange_strong_explicit(&crew->spinners, &none, 1, memory_order_relaxed,
+    if (!atomic_compare_exchange_strong_explicit(&crew->spinners, &none, 1, memory_order_relaxed,
                                                  memory_order_relaxed))
-        return false; /* one is enough */
+        return; /* one is enough */
     uint32_t kicks = atomic_load_explicit(&crew->kicks, memory_order_relaxed);
     int64_t until = crew->sys->now() + SPIN_NS;
     int64_t seen = -1;
@@ -511,30 +539,18 @@ static bool spin(struct pl_crew *crew)
             break;
     }
     atomic_store_explicit(&crew->spinners, 0, memory_order_relaxed);
-    return found;
-}
-
-/* With the lock held: what a look at the line brought. Where it brings nothing time and again,
- * so many rests do without it. */
-static void settle_credit(struct pl_crew *crew, bool found)
-{
-    int32_t credit = atomic_load_explicit(&crew->credit, memory_order_relaxed);
-    if (found)
-        credit = credit < CREDIT_MAX - 2 ? credit + 2 : CREDIT_MAX;
-    else if (credit > 0)
-        credit = credit > 1 ? credit - 1 : -CREDIT_MAX;
-    else
-        credit = credit < -1 ? credit + 1 : 2;
-    atomic_store_explicit(&crew->credit, credit, memory_order_relaxed);
+    settle_credit(crew, credit, found);
 }
 
 int pl_crew_rest(struct pl_crew *crew, int64_t timeout_ns)
 {
-    bool spun = load_queued(crew) == 0 && spin(crew);
+    /* Relaxed, as all about spinning. */
+    atomic_store_explicit(&crew->rests_on, this_cpu(), memory_order_relaxed);
+    if (load_queued(crew) == 0)
+        spin(crew);
     struct pl_berth me;
     pl_berth_prepare(&me);
     lock(crew);
-    settle_credit(crew, spun);
     if (load_queued(crew) != 0 || crew->closed || crew->threads > crew->max) {
         unlock(crew);
         return 0;
