@@ -441,6 +441,14 @@ fail:
 
 /* ---- running ---- */
 
+static void call_watcher(struct plait_crew *crew)
+{
+    struct pl_berth *berth = crew->watcher;
+    crew->watcher = NULL;
+    if (berth != NULL)
+        pl_berth_call(pl_sys_default(), berth);
+}
+
 /* A deadline has been set: sees to it that someone watches it. */
 static void watch_deadline(struct plait_crew *crew, int64_t deadline)
 {
@@ -454,12 +462,8 @@ static void watch_deadline(struct plait_crew *crew, int64_t deadline)
         Py_XDECREF(told);
         return;
     }
-    if (deadline >= crew->watch_until)
-        return;
-    struct pl_berth *berth = crew->watcher;
-    crew->watcher = NULL;
-    if (berth != NULL)
-        pl_berth_call(pl_sys_default(), berth);
+    if (deadline < crew->watch_until)
+        call_watcher(crew);
 }
 
 static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, struct plait_task *task)
@@ -605,6 +609,8 @@ PyObject *plait_crew_run(PyObject *self, PyObject *Py_UNUSED(ignored))
         *me.at = me.next;
         if (me.next != NULL)
             me.next->at = me.at;
+        if (crew->closed && crew->workers == NULL)
+            call_watcher(crew);
     }
     (void)PyThread_tss_set(&state->thread.worker_key, NULL); /* setting nothing needs no memory */
     Py_RETURN_NONE;
@@ -634,9 +640,7 @@ PyObject *plait_crew_watch(PyObject *self, PyObject *Py_UNUSED(ignored))
         pl_berth_prepare(&me);
         crew->watcher = &me;
         crew->watch_until = first;
-        /* A closed crew is looked at again when its threads have most likely ended. */
-        int64_t most = crew->closed ? WATCH_IDLE_NS / 100 : WATCH_IDLE_NS;
-        int64_t left = first == INT64_MAX || first - now > most ? most : first - now;
+        int64_t left = first - now < WATCH_IDLE_NS ? first - now : WATCH_IDLE_NS;
         Py_BEGIN_ALLOW_THREADS(void) !pl_berth_sleep(pl_sys_default(), &me, left);
         Py_END_ALLOW_THREADS
             /* Calls are made with the interpreter's lock held: there is none under way. */

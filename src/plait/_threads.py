@@ -39,11 +39,15 @@ class _Crew(_core.Crew):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs, start=_start_thread, watch=_start_watch, fail=_fail)
         self.threads: dict[int, threading.Thread] = {}
+        self.watcher: threading.Thread | None = None
 
     def ended(self, end: float | None) -> bool:
         """Wait until `end` (time.monotonic) for the threads, other than this one, to end."""
         me = threading.current_thread()
-        for thread in list(self.threads.values()):
+        threads = list(self.threads.values())
+        if self.watcher is not None and me not in threads:
+            threads.append(self.watcher)  # it ends when they have
+        for thread in threads:
             if thread is me:
                 continue
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
@@ -99,12 +103,20 @@ def _start_watch(crew: _Crew) -> None:
     """Start the thread that ends tasks whose time is over."""
     thread = _Thread(_watch, crew)
     thread.name = f"{crew.prefix}_deadlines"
-    thread.start()
+    crew.watcher = thread
+    try:
+        thread.start()
+    except BaseException:
+        crew.watcher = None
+        raise
 
 
 def _watch(thread: _Thread) -> None:
-    assert thread.crew is not None
-    thread.crew._watch()
+    crew = thread.crew
+    assert crew is not None
+    crew._watch()
+    if crew.watcher is thread:
+        crew.watcher = None
 
 
 def _fail(crew: _Crew, error: BaseException) -> BaseException:
