@@ -21,5 +21,6 @@
 #include "pl_loop.h"
 #include "pl_pool.h"
 #include "pl_sys.h"
+#include "pl_thread.h"
 
 #endif /* PL_H */

@@ -30,11 +30,16 @@ static int module_exec(PyObject *module)
     struct plait_state *state = plait_state_of_module(module);
     if (PyModule_AddStringConstant(module, "__version__", pl_version()) < 0)
         return -1;
-    if (plait_loop_exec(module, state) < 0)
-        return -1;
-    if (plait_pool_exec(module, state) < 0)
-        return -1;
-    return plait_file_exec(module, state);
+    static int (*const parts[])(PyObject *, struct plait_state *) = {
+        plait_loop_exec,
+        plait_pool_exec,
+        plait_thread_exec,
+        plait_file_exec,
+    };
+    for (size_t i = 0; i < PL_ARRAY_LEN(parts); i++)
+        if (parts[i](module, state) < 0)
+            return -1;
+    return 0;
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
@@ -43,6 +48,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 #define X(type, name) Py_VISIT(state->name);
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
+    PLAIT_THREAD_OBJECTS(X)
 #undef X
     return 0;
 }
@@ -52,9 +58,11 @@ static int module_clear(PyObject *module)
     struct plait_state *state = plait_state_of_module(module);
     plait_loop_clear(state);
     plait_pool_clear(state);
+    plait_thread_clear(state);
 #define X(type, name) Py_CLEAR(state->name);
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
+    PLAIT_THREAD_OBJECTS(X)
 #undef X
     return 0;
 }

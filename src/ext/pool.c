@@ -74,7 +74,7 @@ static void kick_waiters(struct plait_pool *pool)
     (void)pool->core.sys->write(pool->core.eventfd, &one, sizeof(one));
 }
 
-void plait_pool_wake_for(struct plait_pool *pool, struct plait_future *f)
+static void wake_for(struct plait_pool *pool, struct plait_future *f)
 {
     for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
         if (w->future == f)
@@ -410,13 +410,13 @@ static struct plait_future *submit(struct plait_pool *pool, PyObject *fn, PyObje
             goto unsendable;
         copy(data, parcel.head.data, parcel.head.len);
     }
-    f = plait_future_new(pool->state);
+    f = plait_future_new(pool->state, &plait_pool_keeper);
     if (f == NULL)
         goto fail;
     /* Pickling and copying may have let other threads close the pool. */
     if (!accepts(pool))
         goto fail;
-    f->pool = (struct plait_pool *)Py_NewRef((PyObject *)pool);
+    f->pool = Py_NewRef((PyObject *)pool);
     f->fn = Py_NewRef(fn);
     f->task_kind = parcel.kind;
 
@@ -469,7 +469,7 @@ unsendable:
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
         PyErr_NormalizeException(&type, &value, &traceback);
-        f = plait_future_new(pool->state);
+        f = plait_future_new(pool->state, &plait_pool_keeper);
         if (f != NULL) {
             f->exception = Py_XNewRef(value);
             plait_future_end(f, false);
@@ -491,7 +491,7 @@ fail:
 
 /* ---- collecting ---- */
 
-void plait_pool_defer(struct plait_pool *pool, struct plait_future *f)
+static void defer(struct plait_pool *pool, struct plait_future *f)
 {
     if (PyList_Append(pool->notify, (PyObject *)f) < 0)
         PyErr_WriteUnraisable((PyObject *)f);
@@ -505,9 +505,9 @@ void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool canc
         f->watched = false;
         pool->watched--;
     }
-    plait_pool_wake_for(pool, f);
+    wake_for(pool, f);
     if (plait_future_has_audience(f))
-        plait_pool_defer(pool, f);
+        defer(pool, f);
     else
         Py_CLEAR(f->pool);
 }
@@ -692,9 +692,10 @@ static int tend(struct plait_pool *pool, uint32_t tags)
     return 0;
 }
 
-void plait_pool_peek(struct plait_pool *pool)
+static void keeper_peek(PyObject *self)
 {
-    if (!pool->open || pl_pool_forked(&pool->core))
+    struct plait_pool *pool = POOL(self);
+    if (pool->led || !pool->open || pl_pool_forked(&pool->core))
         return;
     Py_INCREF(pool); /* what ends here may have held the last reference */
     if (pl_pool_ready(&pool->core))
@@ -737,20 +738,30 @@ static bool withdraw(struct plait_pool *pool, struct plait_future *f)
     return true;
 }
 
-bool plait_pool_cancel(struct plait_pool *pool, struct plait_future *f)
+static int keeper_cancel(PyObject *self, struct plait_future *f)
 {
+    struct plait_pool *pool = POOL(self);
     if (!withdraw(pool, f))
-        return false;
+        return 0;
     Py_INCREF(pool);
+    f->stopped = PLAIT_STOPPED_QUEUED;
     plait_pool_ended(pool, f, true);
     plait_pool_notify(pool);
     Py_DECREF(f);
     Py_DECREF(pool);
-    return true;
+    return 1;
 }
 
-int plait_pool_watch_future(struct plait_pool *pool, struct plait_future *f)
+static bool keeper_running(PyObject *self, const struct plait_future *f)
 {
+    const struct plait_pool *pool = POOL(self);
+    return f->state == PLAIT_POSTED && !pl_pool_forked(&pool->core) &&
+           pl_pool_claimed(&pool->core, f->cell);
+}
+
+static int keeper_watch(PyObject *self, struct plait_future *f)
+{
+    struct plait_pool *pool = POOL(self);
     if (f->watched || plait_future_done(f) || f->state == PLAIT_SETTLING || !usable(pool))
         return PyErr_Occurred() != NULL ? -1 : 0;
     /* With a loop in this thread, or one that is attached already for this future, results
@@ -775,8 +786,9 @@ int plait_pool_watch_future(struct plait_pool *pool, struct plait_future *f)
     return 0;
 }
 
-int plait_pool_attach(struct plait_pool *pool, PyObject *loop)
+static int keeper_attach(PyObject *self, PyObject *loop)
 {
+    struct plait_pool *pool = POOL(self);
     if (pool->last_loop == loop)
         return 0;
     PyObject *told = PyObject_CallMethod((PyObject *)pool, "_attach", "O", loop);
@@ -905,8 +917,9 @@ static int follow(struct plait_pool *pool, struct plait_future *f, int64_t timeo
     return error;
 }
 
-int plait_pool_wait_for(struct plait_pool *pool, struct plait_future *f, int64_t deadline)
+static int keeper_wait(PyObject *self, struct plait_future *f, int64_t deadline)
 {
+    struct plait_pool *pool = POOL(self);
     if (!usable(pool))
         return -1;
     Py_INCREF(pool);
@@ -956,6 +969,31 @@ int plait_pool_wait_for(struct plait_pool *pool, struct plait_future *f, int64_t
     Py_DECREF(pool);
     return result;
 }
+
+static void keeper_wake(PyObject *self, struct plait_future *f)
+{
+    wake_for(POOL(self), f);
+}
+
+static void keeper_failed(PyObject *self, struct plait_future *f)
+{
+    struct plait_pool *pool = POOL(self);
+    Py_INCREF(pool);
+    plait_pool_ended(pool, f, false);
+    plait_pool_notify(pool);
+    Py_DECREF(pool);
+}
+
+const struct plait_keeper plait_pool_keeper = {
+    .wait = keeper_wait,
+    .cancel = keeper_cancel,
+    .running = keeper_running,
+    .watch = keeper_watch,
+    .attach = keeper_attach,
+    .wake = keeper_wake,
+    .peek = keeper_peek,
+    .failed = keeper_failed,
+};
 
 /* ---- methods ---- */
 
@@ -1203,7 +1241,7 @@ fail:
 static PyObject *pool_withdraw(PyObject *self, PyObject *arg)
 {
     struct plait_pool *pool = POOL(self);
-    if (!PyObject_TypeCheck(arg, pool->state->future_base_type) || FUTURE(arg)->pool != pool ||
+    if (!PyObject_TypeCheck(arg, pool->state->future_base_type) || FUTURE(arg)->pool != self ||
         !withdraw(pool, FUTURE(arg)))
         Py_RETURN_FALSE;
     FUTURE(arg)->state = PLAIT_SETTLING;

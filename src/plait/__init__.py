@@ -5,7 +5,10 @@ from __future__ import annotations
 from ._core import __version__ as __version__
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
+from ._exceptions import PoolFull as PoolFull
 from ._exceptions import RemoteError as RemoteError
+from ._exceptions import TaskStopped as TaskStopped
+from ._exceptions import TaskTimeout as TaskTimeout
 from ._exceptions import WorkerDied as WorkerDied
 from ._files import BinaryFile as BinaryFile
 from ._files import TextFile as TextFile
@@ -16,6 +19,8 @@ from ._loop import install as install
 from ._loop import new_event_loop as new_event_loop
 from ._loop import run as run
 from ._pool import ProcessPool as ProcessPool
+from ._threads import ThreadPool as ThreadPool
+from ._threads import stop_requested as stop_requested
 
 __all__ = [
     "BinaryFile",
@@ -23,15 +28,20 @@ __all__ = [
     "Loop",
     "PlaitError",
     "PoolBroken",
+    "PoolFull",
     "ProcessPool",
     "RemoteError",
     "TextFile",
+    "TaskStopped",
+    "TaskTimeout",
+    "ThreadPool",
     "WorkerDied",
     "__version__",
     "install",
     "new_event_loop",
     "open_file",
     "run",
+    "stop_requested",
 ]
 
 for _name in __all__:
