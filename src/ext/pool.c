@@ -69,20 +69,30 @@ bool plait_pool_withdraw(struct plait_pool *pool, struct plait_future *f)
     return true;
 }
 
-bool plait_pool_cancel(struct plait_pool *pool, struct plait_future *f)
+static int keeper_cancel(PyObject *self, struct plait_future *f)
 {
+    struct plait_pool *pool = POOL(self);
     if (!plait_pool_withdraw(pool, f))
-        return false;
+        return 0;
     Py_INCREF(pool);
+    f->stopped = PLAIT_STOPPED_QUEUED;
     plait_pool_ended(pool, f, true);
     plait_pool_notify(pool);
     Py_DECREF(f);
     Py_DECREF(pool);
-    return true;
+    return 1;
 }
 
-int plait_pool_watch_future(struct plait_pool *pool, struct plait_future *f)
+static bool keeper_running(PyObject *self, const struct plait_future *f)
 {
+    const struct plait_pool *pool = POOL(self);
+    return f->state == PLAIT_POSTED && !pl_pool_forked(&pool->core) &&
+           pl_pool_claimed(&pool->core, f->cell);
+}
+
+static int keeper_watch(PyObject *self, struct plait_future *f)
+{
+    struct plait_pool *pool = POOL(self);
     if (f->watched || plait_future_done(f) || f->state == PLAIT_SETTLING ||
         !plait_pool_usable(pool))
         return PyErr_Occurred() != NULL ? -1 : 0;
@@ -108,8 +118,9 @@ int plait_pool_watch_future(struct plait_pool *pool, struct plait_future *f)
     return 0;
 }
 
-int plait_pool_attach(struct plait_pool *pool, PyObject *loop)
+static int keeper_attach(PyObject *self, PyObject *loop)
 {
+    struct plait_pool *pool = POOL(self);
     if (pool->last_loop == loop)
         return 0;
     PyObject *told = PyObject_CallMethod((PyObject *)pool, "_attach", "O", loop);
@@ -119,6 +130,31 @@ int plait_pool_attach(struct plait_pool *pool, PyObject *loop)
     pool->last_loop = loop;
     return 0;
 }
+
+static void keeper_wake(PyObject *self, struct plait_future *f)
+{
+    plait_pool_wake_for(POOL(self), f);
+}
+
+static void keeper_failed(PyObject *self, struct plait_future *f)
+{
+    struct plait_pool *pool = POOL(self);
+    Py_INCREF(pool);
+    plait_pool_ended(pool, f, false);
+    plait_pool_notify(pool);
+    Py_DECREF(pool);
+}
+
+const struct plait_keeper plait_pool_keeper = {
+    .wait = plait_pool_wait_for,
+    .cancel = keeper_cancel,
+    .running = keeper_running,
+    .watch = keeper_watch,
+    .attach = keeper_attach,
+    .wake = keeper_wake,
+    .peek = plait_pool_peek,
+    .failed = keeper_failed,
+};
 
 /* ---- methods ---- */
 
@@ -263,7 +299,7 @@ fail:
 static PyObject *pool_withdraw(PyObject *self, PyObject *arg)
 {
     struct plait_pool *pool = POOL(self);
-    if (!PyObject_TypeCheck(arg, pool->state->future_base_type) || FUTURE(arg)->pool != pool ||
+    if (!PyObject_TypeCheck(arg, pool->state->future_base_type) || FUTURE(arg)->pool != self ||
         !plait_pool_withdraw(pool, FUTURE(arg)))
         Py_RETURN_FALSE;
     FUTURE(arg)->state = PLAIT_SETTLING;

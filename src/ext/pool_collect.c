@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-void plait_pool_defer(struct plait_pool *pool, struct plait_future *f)
+static void defer(struct plait_pool *pool, struct plait_future *f)
 {
     if (PyList_Append(pool->notify, (PyObject *)f) < 0)
         PyErr_WriteUnraisable((PyObject *)f);
@@ -23,7 +23,7 @@ void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool canc
     }
     plait_pool_wake_for(pool, f);
     if (plait_future_has_audience(f))
-        plait_pool_defer(pool, f);
+        defer(pool, f);
     else
         Py_CLEAR(f->pool);
 }
@@ -208,9 +208,10 @@ int plait_pool_tend(struct plait_pool *pool, uint32_t tags)
     return 0;
 }
 
-void plait_pool_peek(struct plait_pool *pool)
+void plait_pool_peek(PyObject *self)
 {
-    if (!pool->open || pl_pool_forked(&pool->core))
+    struct plait_pool *pool = POOL(self);
+    if (pool->led || !pool->open || pl_pool_forked(&pool->core))
         return;
     Py_INCREF(pool); /* what ends here may have held the last reference */
     if (pl_pool_ready(&pool->core))

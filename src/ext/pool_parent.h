@@ -33,6 +33,8 @@ void plait_pool_collect(struct plait_pool *pool);
 void plait_pool_finish(struct plait_pool *pool, uint32_t cell, uint32_t seat);
 /* Deaths, and workers that broke the rules: policy, so Python's. -1 with an exception set. */
 int plait_pool_tend(struct plait_pool *pool, uint32_t tags);
+/* Collects what is there, without waiting, and notifies. */
+void plait_pool_peek(PyObject *self);
 
 /* ---- pool_wait.c ---- */
 
@@ -41,6 +43,9 @@ void plait_pool_wake_waiter(struct plait_waiter *waiter);
 void plait_pool_kick(struct plait_pool *pool);
 /* The lead is free: the first real waiter gets it, or the helper when it is needed. */
 void plait_pool_hand_over(struct plait_pool *pool);
+/* Wakes the threads that wait for a future that is done now. */
+void plait_pool_wake_for(struct plait_pool *pool, struct plait_future *f);
+int plait_pool_wait_for(PyObject *self, struct plait_future *f, int64_t deadline);
 /* Methods of the type. */
 PyObject *plait_pool_on_ready(PyObject *self, PyObject *ignored);
 PyObject *plait_pool_help(PyObject *self, PyObject *ignored);

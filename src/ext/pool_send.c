@@ -308,13 +308,13 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, Py
             goto unsendable;
         copy(data, parcel.head.data, parcel.head.len);
     }
-    f = plait_future_new(pool->state);
+    f = plait_future_new(pool->state, &plait_pool_keeper);
     if (f == NULL)
         goto fail;
     /* Pickling and copying may have let other threads close the pool. */
     if (!plait_pool_accepts(pool))
         goto fail;
-    f->pool = (struct plait_pool *)Py_NewRef((PyObject *)pool);
+    f->pool = Py_NewRef((PyObject *)pool);
     f->fn = Py_NewRef(fn);
     f->task_kind = parcel.kind;
 
@@ -367,7 +367,7 @@ unsendable:
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
         PyErr_NormalizeException(&type, &value, &traceback);
-        f = plait_future_new(pool->state);
+        f = plait_future_new(pool->state, &plait_pool_keeper);
         if (f != NULL) {
             f->exception = Py_XNewRef(value);
             plait_future_end(f, false);

@@ -177,8 +177,9 @@ static int follow(struct plait_pool *pool, struct plait_future *f, int64_t timeo
     return error;
 }
 
-int plait_pool_wait_for(struct plait_pool *pool, struct plait_future *f, int64_t deadline)
+int plait_pool_wait_for(PyObject *self, struct plait_future *f, int64_t deadline)
 {
+    struct plait_pool *pool = POOL(self);
     if (!plait_pool_usable(pool))
         return -1;
     Py_INCREF(pool);
