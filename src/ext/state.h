@@ -10,6 +10,7 @@
 #include <Python.h>
 
 #include "pl.h"
+#include "state_generators.h"
 #include "state_loop.h"
 #include "state_pool.h"
 
@@ -17,9 +18,11 @@ struct plait_state {
 #define X(type, name) type *name;
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
+    PLAIT_GENERATORS_OBJECTS(X)
 #undef X
     struct plait_loop_state loop;
     struct plait_pool_state pool;
+    struct plait_generators_state generators;
 };
 
 extern struct PyModuleDef plait_module;
@@ -41,10 +44,12 @@ static inline struct plait_state *plait_state_of_type(PyTypeObject *type)
 /* Fill in their part of the state and of the module; -1 with an exception set. */
 int plait_loop_exec(PyObject *module, struct plait_state *state);
 int plait_pool_exec(PyObject *module, struct plait_state *state);
+int plait_generators_exec(PyObject *module, struct plait_state *state);
 
 /* Drop what is in the state but is no object (free lists). */
 void plait_loop_clear(struct plait_state *state);
 void plait_pool_clear(struct plait_state *state);
+void plait_generators_clear(struct plait_state *state);
 
 /* Raises the exception for a negative code of the core: an OSError subclass for an
  * errno (with `what` as its context), MemoryError for -ENOMEM, plait's own for the
