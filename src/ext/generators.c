@@ -236,6 +236,7 @@ void plait_gen_take_error(TaskObject *t)
     Py_XDECREF(type);
     Py_XDECREF(tb);
     Py_CLEAR(t->value);
+    Py_CLEAR(t->source);
     Py_XSETREF(t->exc, exc);
 }
 
@@ -290,6 +291,10 @@ static PySendResult resume(TaskObject *t, PyObject **out)
         r = PyIter_Send(t->gen, value != NULL ? value : Py_None, out);
         Py_XDECREF(value);
         return r;
+    }
+    if (t->source != NULL) {
+        ((TaskObject *)t->source)->retrieved = true;
+        Py_CLEAR(t->source);
     }
     *out = PyObject_CallMethodOneArg(t->gen, t->loop->state->gen_str_throw, exc);
     r = PYGEN_NEXT;

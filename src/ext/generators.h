@@ -65,6 +65,7 @@ typedef struct task_object {
     PyObject *name;         /* owns */
     PyObject *value;        /* owns; what the next step sends, or the result */
     PyObject *exc;          /* owns; what the next step throws, or the exception it ended with */
+    PyObject *source;       /* owns; the task that `exc` is from: seen when thrown in; or NULL */
     RequestObject *request; /* owns; what it waits for */
     /* How it waits: at most one of these three is set. */
     struct gen_fd *fd;          /* borrows */

@@ -125,6 +125,7 @@ static PyObject *task_throw(PyObject *self, PyObject *exc)
         Py_XDECREF(owned);
     }
     Py_CLEAR(t->value);
+    Py_CLEAR(t->source);
     Py_XSETREF(t->exc, Py_NewRef(exc));
     plait_gen_enqueue(t);
     Py_RETURN_TRUE;
@@ -447,6 +448,7 @@ static int task_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(t->name);
     Py_VISIT(t->value);
     Py_VISIT(t->exc);
+    Py_VISIT(t->source);
     Py_VISIT(t->request);
     Py_VISIT(t->waiter);
     Py_VISIT(t->future);
@@ -472,6 +474,7 @@ static int task_clear(PyObject *self)
     Py_CLEAR(t->context);
     Py_CLEAR(t->value);
     Py_CLEAR(t->exc);
+    Py_CLEAR(t->source);
     Py_CLEAR(t->callbacks);
     return 0;
 }

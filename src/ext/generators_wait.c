@@ -203,13 +203,15 @@ void plait_gen_tell_joiners(TaskObject *t)
         bool seen = t->retrieved;
         Py_INCREF(t);
         enum gen_outcome outcome = outcome_of_task(t, &value);
-        /* One that is about to be closed will not look at the error. */
-        if (joiner->closing)
-            t->retrieved = seen;
-        if (outcome == GEN_FAILED)
+        /* Seen is the error when it is thrown in; a joiner that is closed before that does not
+         * see it. */
+        t->retrieved = seen;
+        if (outcome == GEN_FAILED) {
             plait_gen_take_error(joiner);
-        else
+            joiner->source = Py_NewRef(t);
+        } else {
             Py_XSETREF(joiner->value, value);
+        }
         plait_gen_unhook(joiner, false);
         plait_gen_enqueue(joiner);
         Py_DECREF(t);
