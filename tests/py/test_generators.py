@@ -716,6 +716,44 @@ def test_cancelling_reaches_what_a_timeout_runs() -> None:
     run(main())
 
 
+def test_an_error_is_not_lost_with_its_joiner(caplog: pytest.LogCaptureFixture) -> None:
+    def failing() -> Strand[None]:
+        try:
+            yield sleep(1e9)
+        finally:
+            raise KeyError("while closing")
+
+    def owner() -> Strand[None]:
+        yield timeout(100, failing())
+
+    def joiner(task: Task[None]) -> Strand[None]:
+        yield join(task)
+
+    def main() -> Strand[None]:
+        task = yield spawn(owner())
+        for _ in range(3):
+            yield sleep(0)
+        task.cancel()
+        with pytest.raises(Cancelled):
+            yield join(task)
+        assert caplog.text.count("while closing") > 0
+        caplog.clear()
+        # The error is on its way to the joiner, and the joiner is closed before it arrives.
+        bad = yield spawn(raising(KeyError("on its way")))
+        late = yield spawn(joiner(bad))
+        while not bad.done():
+            yield sleep(0)
+        late.cancel()
+        with pytest.raises(Cancelled):
+            yield join(late)
+        del bad, late
+        yield sleep(0)
+        gc.collect()
+        assert "on its way" in caplog.text
+
+    run(main())
+
+
 def test_a_deep_chain_of_timeouts_is_closed_without_recursion() -> None:
     depth = 20_000
     closed = []

@@ -64,7 +64,7 @@ def boom(world: World, node: Node) -> Boom:
     return Boom(node.number)
 
 
-def strand(world: World, node: Node) -> Strand[int]:
+def strand(world: World, node: Node, inline: bool = False) -> Strand[int]:
     world.begun.append(node.number)
     try:
         for name, what in node.actions:
@@ -78,7 +78,8 @@ def strand(world: World, node: Node) -> Strand[int]:
                 pass
         return node.number
     except GeneratorExit:
-        if node.stubborn:
+        # Through `yield from` the caller would take it for an ordinary error, and go on.
+        if node.stubborn and not inline:
             raise boom(world, node) from None
         raise
     finally:
@@ -101,7 +102,7 @@ def act(world: World, node: Node, name: str, what: Any) -> Strand[None]:
         if name == "call":
             assert (yield join(task)) == what.number
     elif name == "inline":
-        assert (yield from strand(world, what)) == what.number
+        assert (yield from strand(world, what, True)) == what.number
     elif name == "timeout":
         assert (yield timeout(0.0005, strand(world, what))) == what.number
     elif name == "future":
