@@ -31,10 +31,7 @@ static int module_exec(PyObject *module)
     if (PyModule_AddStringConstant(module, "__version__", pl_version()) < 0)
         return -1;
     static int (*const parts[])(PyObject *, struct plait_state *) = {
-        plait_loop_exec,
-        plait_pool_exec,
-        plait_thread_exec,
-        plait_file_exec,
+        plait_loop_exec, plait_pool_exec, plait_thread_exec, plait_file_exec, plait_generators_exec,
     };
     for (size_t i = 0; i < PL_ARRAY_LEN(parts); i++)
         if (parts[i](module, state) < 0)
@@ -46,9 +43,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     struct plait_state *state = plait_state_of_module(module);
 #define X(type, name) Py_VISIT(state->name);
-    PLAIT_LOOP_OBJECTS(X)
-    PLAIT_POOL_OBJECTS(X)
-    PLAIT_THREAD_OBJECTS(X)
+    PLAIT_OBJECTS(X)
 #undef X
     return 0;
 }
@@ -59,10 +54,9 @@ static int module_clear(PyObject *module)
     plait_loop_clear(state);
     plait_pool_clear(state);
     plait_thread_clear(state);
+    plait_generators_clear(state);
 #define X(type, name) Py_CLEAR(state->name);
-    PLAIT_LOOP_OBJECTS(X)
-    PLAIT_POOL_OBJECTS(X)
-    PLAIT_THREAD_OBJECTS(X)
+    PLAIT_OBJECTS(X)
 #undef X
     return 0;
 }
