@@ -7,12 +7,16 @@ from ._exceptions import ChannelClosed as ChannelClosed
 from ._exceptions import DeadlineExceeded as DeadlineExceeded
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
+from ._exceptions import PoolFull as PoolFull
 from ._exceptions import RemoteError as RemoteError
 from ._exceptions import ScopeClosed as ScopeClosed
 from ._exceptions import TaskStopped as TaskStopped
 from ._exceptions import TaskTimeout as TaskTimeout
 from ._exceptions import Unstopped as Unstopped
 from ._exceptions import WorkerDied as WorkerDied
+from ._files import BinaryFile as BinaryFile
+from ._files import TextFile as TextFile
+from ._files import open_file as open_file
 from ._handle import Handle as Handle
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
@@ -24,8 +28,11 @@ from ._report import ScopeReport as ScopeReport
 from ._scope import Scope as Scope
 from ._scope import current_scope as current_scope
 from ._scope import scope as scope
+from ._threads import ThreadPool as ThreadPool
+from ._threads import stop_requested as stop_requested
 
 __all__ = [
+    "BinaryFile",
     "ChannelClosed",
     "DeadlineExceeded",
     "EventLoopPolicy",
@@ -33,6 +40,7 @@ __all__ = [
     "Loop",
     "PlaitError",
     "PoolBroken",
+    "PoolFull",
     "ProcessPool",
     "RemoteError",
     "Scope",
@@ -40,14 +48,18 @@ __all__ = [
     "ScopeReport",
     "TaskStopped",
     "TaskTimeout",
+    "TextFile",
+    "ThreadPool",
     "Unstopped",
     "WorkerDied",
     "__version__",
     "current_scope",
     "install",
     "new_event_loop",
+    "open_file",
     "run",
     "scope",
+    "stop_requested",
 ]
 
 for _name in __all__:

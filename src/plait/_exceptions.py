@@ -3,15 +3,16 @@
 Exception
  └── PlaitError
       ├── WorkerDied       a worker process ended while it ran a task
+      ├── TaskTimeout      a task's time was over, and it was stopped
       ├── PoolBroken       a pool cannot start workers any more
+      ├── PoolFull         as many tasks wait as a pool was told to take
       ├── RemoteError      a task raised what cannot be sent between processes
-      ├── TaskTimeout      a task took longer than it may; a TimeoutError, too
-      ├── DeadlineExceeded a scope was not over by its deadline; a TimeoutError, too
+      ├── DeadlineExceeded a scope was not over by its deadline
       ├── Unstopped        a scope ended while something that it had cancelled went on
       ├── ScopeClosed      something was to be started in a scope that is not open
       └── ChannelClosed    a channel has ended
 BaseException
- └── TaskStopped           raised inside a task that is cancelled while it runs
+ └── TaskStopped           raised in a task that is to stop
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "DeadlineExceeded",
     "PlaitError",
     "PoolBroken",
+    "PoolFull",
     "RemoteError",
     "RemoteTraceback",
     "ScopeClosed",
@@ -87,6 +89,35 @@ class PoolBroken(PlaitError, BrokenExecutor):
     """A pool cannot start workers any more; all that it had to do has failed with this."""
 
 
+class PoolFull(PlaitError):
+    """As many tasks wait as the pool was told to take (max_pending)."""
+
+
+class TaskStopped(BaseException):
+    """Raised in a task that is to stop: it was cancelled, or its time is over.
+
+    It is no Exception, so that what handles errors lets it pass. A task may clean up and
+    should then let it go on.
+    """
+
+
+class TaskTimeout(PlaitError, TimeoutError):
+    """A task ran for longer than its timeout, and was stopped.
+
+    Attributes:
+        task: name of the function that it ran, or None.
+        timeout: seconds that it had, or None.
+    """
+
+    def __init__(self, task: str | None = None, timeout: float | None = None) -> None:
+        super().__init__(task, timeout)
+        self.task = task
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.task or 'the task'} ran for longer than its timeout of {self.timeout:g} s"
+
+
 class RemoteError(PlaitError):
     """A task raised an exception that cannot be sent between processes.
 
@@ -113,14 +144,6 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'
-
-
-class TaskTimeout(PlaitError, TimeoutError):
-    """A task took longer than it may, and was stopped."""
-
-
-class TaskStopped(BaseException):
-    """Raised inside a task that is cancelled while it runs in a thread or a process."""
 
 
 class DeadlineExceeded(PlaitError, TimeoutError):

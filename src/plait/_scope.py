@@ -478,9 +478,7 @@ class Scope(_core.ScopeBase):
         if extra is not None:
             self._disarm(extra)
             if stopped and extra.expired:
-                error = TaskTimeout(
-                    f"{handle.name} took longer than its timeout of {extra.timeout:g} s"
-                )
+                error = TaskTimeout(handle.name, extra.timeout)
                 stopped = False
             if (
                 isinstance(error, Exception)
@@ -746,10 +744,7 @@ class Scope(_core.ScopeBase):
         self._unstopped.append(what)
         error = Unstopped(self._name, self._grace, (what,))
         if extra.expired:
-            late = TaskTimeout(
-                f"{handle.name} took longer than its timeout of {extra.timeout:g} s, and could "
-                "not be stopped"
-            )
+            late = TaskTimeout(handle.name, extra.timeout)
             late.__cause__ = error
             self._end(handle, UNSTOPPED, None, late)
             self._fail(late)

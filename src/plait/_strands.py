@@ -6,95 +6,21 @@ Each is made when it is first wanted, once per process. A forked child makes its
 from __future__ import annotations
 
 import atexit
-import concurrent.futures as cf
-import ctypes
 import heapq
 import itertools
 import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
-from ._exceptions import TaskStopped
 from ._pool import ProcessPool, default_workers
+from ._threads import ThreadPool
 
 __all__ = ["Timer", "later", "processes", "threads"]
 
-MAX_THREADS = 64
-
-
-class _Stoppable(cf.Future[Any]):
-    """A thread's future whose cancel() also reaches a function that runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ident: int | None = None
-        self._guard = threading.Lock()
-        self._stopping = False
-
-    def cancel(self) -> bool:
-        if super().cancel():
-            return True
-        with self._guard:
-            if self._ident is None:
-                return False
-            if not self._stopping:
-                self._stopping = True
-                _raise_in(self._ident, TaskStopped)
-            return True
-
-    def run(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Call fn in this thread and keep what comes of it."""
-        if not self.set_running_or_notify_cancel():
-            return
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            try:
-                with self._guard:
-                    self._ident = threading.get_ident()
-                result = fn(*args, **kwargs)
-            finally:
-                with self._guard:
-                    ident, self._ident = self._ident, None
-                    if self._stopping and ident is not None:
-                        _raise_in(ident, None)
-        except BaseException as caught:
-            error = caught
-        if isinstance(error, TaskStopped) and self._stopping:
-            with self._condition:
-                self._state = "CANCELLED_AND_NOTIFIED"
-                for waiter in self._waiters:
-                    waiter.add_cancelled(self)
-                self._condition.notify_all()
-            self._invoke_callbacks()
-        elif error is not None:
-            self.set_exception(error)
-        else:
-            self.set_result(result)
-
-
-def _raise_in(ident: int, error: type[BaseException] | None) -> None:
-    what = ctypes.py_object(error) if error is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), what)
-
-
-class _Threads:
-    """A thread pool whose futures can be stopped."""
-
-    def __init__(self) -> None:
-        self._pool = cf.ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="plait-thread")
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
-        """Run fn(*args, **kwargs) in a thread."""
-        future = _Stoppable()
-        self._pool.submit(future.run, fn, args, kwargs)
-        return future
-
-    def shutdown(self, wait: bool = True) -> None:
-        """End the threads once they are idle."""
-        self._pool.shutdown(wait)
+MAX_THREADS = 256
+"""Threads are made as they are wanted. Scopes in threads wait for other threads: few would do
+for speed, but tasks that wait for each other must all have one."""
 
 
 class Timer:
@@ -156,7 +82,7 @@ class _Strands:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.threads: _Threads | None = None
+        self.threads: ThreadPool | None = None
         self.processes: ProcessPool | None = None
         self.clock = _Clock()
 
@@ -164,14 +90,16 @@ class _Strands:
 _strands = _Strands()
 
 
-def threads() -> _Threads:
+def threads() -> ThreadPool:
     """The default thread pool, made on first use. Any thread may ask."""
     pool = _strands.threads
     if pool is None:
         with _strands.lock:
             pool = _strands.threads
             if pool is None:
-                pool = _strands.threads = _Threads()
+                pool = _strands.threads = ThreadPool(
+                    MAX_THREADS, thread_name_prefix="plait", daemon=True
+                )
     return pool
 
 
@@ -192,9 +120,9 @@ def later(seconds: float, call: Callable[[], object]) -> Timer:
 
 
 def _at_exit() -> None:
-    for pool in (_strands.threads, _strands.processes):
-        if pool is not None:
-            pool.shutdown(wait=False)
+    # Scopes have waited for what they started: what still runs was given up.
+    if _strands.processes is not None:
+        _strands.processes._terminate()
 
 
 def _after_fork_in_child() -> None:
