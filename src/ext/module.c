@@ -33,6 +33,7 @@ static int module_exec(PyObject *module)
     static int (*const parts[])(PyObject *, struct plait_state *) = {
         plait_loop_exec, plait_pool_exec, plait_thread_exec, plait_file_exec, plait_generators_exec,
         plait_scope_exec,
+        plait_channel_exec,
     };
     for (size_t i = 0; i < PL_ARRAY_LEN(parts); i++)
         if (parts[i](module, state) < 0)

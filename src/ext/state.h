@@ -55,6 +55,7 @@ int plait_loop_exec(PyObject *module, struct plait_state *state);
 int plait_pool_exec(PyObject *module, struct plait_state *state);
 int plait_file_exec(PyObject *module, struct plait_state *state);
 int plait_generators_exec(PyObject *module, struct plait_state *state);
+int plait_channel_exec(PyObject *module, struct plait_state *state);
 int plait_scope_exec(PyObject *module, struct plait_state *state);
 int plait_thread_exec(PyObject *module, struct plait_state *state);
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from ._bridges import from_thread as from_thread
+from ._bridges import to_process as to_process
+from ._bridges import to_thread as to_thread
+from ._channel import Channel as Channel
+from ._channel import SharedChannel as SharedChannel
+from ._channel import channel as channel
 from ._core import __version__ as __version__
 from ._exceptions import ChannelClosed as ChannelClosed
 from ._exceptions import DeadlineExceeded as DeadlineExceeded
@@ -18,6 +24,9 @@ from ._files import BinaryFile as BinaryFile
 from ._files import TextFile as TextFile
 from ._files import open_file as open_file
 from ._handle import Handle as Handle
+from ._locks import Event as Event
+from ._locks import Limiter as Limiter
+from ._locks import Lock as Lock
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
 from ._loop import install as install
@@ -33,10 +42,14 @@ from ._threads import stop_requested as stop_requested
 
 __all__ = [
     "BinaryFile",
+    "Channel",
     "ChannelClosed",
     "DeadlineExceeded",
+    "Event",
     "EventLoopPolicy",
     "Handle",
+    "Limiter",
+    "Lock",
     "Loop",
     "PlaitError",
     "PoolBroken",
@@ -46,6 +59,7 @@ __all__ = [
     "Scope",
     "ScopeClosed",
     "ScopeReport",
+    "SharedChannel",
     "TaskStopped",
     "TaskTimeout",
     "TextFile",
@@ -53,13 +67,17 @@ __all__ = [
     "Unstopped",
     "WorkerDied",
     "__version__",
+    "channel",
     "current_scope",
+    "from_thread",
     "install",
     "new_event_loop",
     "open_file",
     "run",
     "scope",
     "stop_requested",
+    "to_process",
+    "to_thread",
 ]
 
 for _name in __all__:

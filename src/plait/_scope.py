@@ -140,6 +140,7 @@ class Scope(_core.ScopeBase):
         self._errors: list[BaseException] = []
         self._unstopped: list[str] = []
         self._watchers: list[asyncio.Future[None]] = []
+        self._calls: set[asyncio.Task[Any]] = set()  # of from_thread
         self._taken = 0  # finished handles that completed() has given out
         self._iterated = False
         self._sums = Sums()
@@ -709,6 +710,10 @@ class Scope(_core.ScopeBase):
             if self._cancelled or (extra is not None and (extra.cancelled or extra.expired)):
                 again = True
                 _poke(handle._task, None)
+        if self._cancelled:
+            for task in list(self._calls):
+                again = True
+                _poke(task, None)
         if self._cancelled and not self._body_done and self._host is not None:
             again = True
             if _poke(self._host, self):
