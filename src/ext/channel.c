@@ -56,8 +56,23 @@ static int channel_grow(struct channel *c)
     return 0;
 }
 
-/* _push(item, waiter): 0 when there is no room (a waiter that is not None is then on the
- * list), 1 when the item is in, 2 when it is and someone waits for it, -1 when closed. */
+/* Wakes the first of a list of waiters, by Python's `_wake`. 0, or -1 with an exception. */
+static int channel_wake(PyObject *self, PyObject *waiters)
+{
+    if (PyList_GET_SIZE(waiters) == 0)
+        return 0;
+    struct plait_state *state = plait_state_of_type(Py_TYPE(self));
+    if (state == NULL)
+        return -1;
+    Py_INCREF(waiters);
+    PyObject *told = PyObject_CallMethodOneArg(self, state->str_wake, waiters);
+    Py_DECREF(waiters);
+    Py_XDECREF(told);
+    return told == NULL ? -1 : 0;
+}
+
+/* _push(item, waiter): whether there was room; if not, a waiter that is not None is on the
+ * list. None when closed. */
 static PyObject *channel_push(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     struct channel *c = CHANNEL(self);
@@ -65,25 +80,24 @@ static PyObject *channel_push(PyObject *self, PyObject *const *args, Py_ssize_t 
         PyErr_SetString(PyExc_TypeError, "_push() takes an item and a waiter");
         return NULL;
     }
-    long told;
-    if (c->closed) {
-        told = -1;
-    } else if (c->len >= c->capacity) {
+    if (c->closed)
+        Py_RETURN_NONE;
+    if (c->len >= c->capacity) {
         if (args[1] != Py_None && PyList_Append(c->senders, args[1]) < 0)
             return NULL;
-        told = 0;
-    } else {
-        if (c->len == c->size && channel_grow(c) < 0)
-            return NULL;
-        Py_ssize_t at = c->head + c->len;
-        if (at >= c->size)
-            at -= c->size;
-        c->ring[at] = Py_NewRef(args[0]);
-        c->len++;
-        c->sent++;
-        told = PyList_GET_SIZE(c->receivers) > 0 ? 2 : 1;
+        Py_RETURN_FALSE;
     }
-    return PyLong_FromLong(told);
+    if (c->len == c->size && channel_grow(c) < 0)
+        return NULL;
+    Py_ssize_t at = c->head + c->len;
+    if (at >= c->size)
+        at -= c->size;
+    c->ring[at] = Py_NewRef(args[0]);
+    c->len++;
+    c->sent++;
+    if (channel_wake(self, c->receivers) < 0)
+        return NULL;
+    Py_RETURN_TRUE;
 }
 
 /* _pop(waiter, nothing): the next item, or `nothing` (a waiter that is not None is then on
@@ -105,6 +119,10 @@ static PyObject *channel_pop(PyObject *self, PyObject *const *args, Py_ssize_t n
         c->head = 0;
     c->len--;
     c->received++;
+    if (channel_wake(self, c->senders) < 0) {
+        Py_DECREF(item);
+        return NULL;
+    }
     return item;
 }
 
@@ -527,6 +545,8 @@ int plait_channel_exec(PyObject *module, struct plait_state *state)
 {
     state->channel_base_type =
         (PyTypeObject *)PyType_FromModuleAndSpec(module, &channel_spec, NULL);
+    if ((state->str_wake = PyUnicode_InternFromString("_wake")) == NULL)
+        return -1;
     if (state->channel_base_type == NULL || PyModule_AddType(module, state->channel_base_type) < 0)
         return -1;
     state->shared_ring_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ring_spec, NULL);

@@ -15,7 +15,8 @@
     X(PyObject, str_ended)                         \
     X(PyObject, str_idle)                          \
     X(PyObject, str_result)                        \
-    X(PyObject, str_start)
+    X(PyObject, str_start)                         \
+    X(PyObject, str_wake)
 // clang-format on
 
 #endif /* PLAIT_STATE_SCOPE_H */

@@ -115,19 +115,15 @@ class Channel(_core.ChannelBase, Generic[_T]):
 
     def _put(self, item: _T, waiter: LoopWaiter | ThreadWaiter | None) -> bool:
         told = self._push(item, waiter)
-        if told == 2:
-            self._wake(self._receivers)
-        elif told < 0:
+        if told is None:
             raise ChannelClosed("the channel is closed: nothing can be sent")
-        return told > 0
+        return told
 
     def _take(self, waiter: LoopWaiter | ThreadWaiter | None) -> Any:
         item = self._pop(waiter, _NOTHING)
         if item is _NOTHING:
             if self._closed:
                 raise ChannelClosed("the channel is closed and empty")
-        elif self._senders:
-            self._wake(self._senders)
         return item
 
     @staticmethod
@@ -156,11 +152,7 @@ class Channel(_core.ChannelBase, Generic[_T]):
         Raises:
             ChannelClosed: the channel is closed, or was while this waited.
         """
-        told = self._push(item, None)
-        if told == 1:
-            return
-        if told == 2:
-            self._wake(self._receivers)
+        if self._push(item, None):
             return
         while True:
             waiter = LoopWaiter()
@@ -180,8 +172,6 @@ class Channel(_core.ChannelBase, Generic[_T]):
         """
         item = self._pop(None, _NOTHING)
         if item is not _NOTHING:
-            if self._senders:
-                self._wake(self._senders)
             return item  # type: ignore[no-any-return]
         while True:
             waiter = LoopWaiter()
@@ -200,8 +190,6 @@ class Channel(_core.ChannelBase, Generic[_T]):
     async def __anext__(self) -> _T:
         item = self._pop(None, _NOTHING)
         if item is not _NOTHING:
-            if self._senders:
-                self._wake(self._senders)
             return item  # type: ignore[no-any-return]
         try:
             return await self.receive()
