@@ -251,7 +251,7 @@ static PyType_Spec handle_spec = {
 
 /* ---- a scope ---- */
 
-/* A new live handle. */
+/* A new live handle: one reference is the list's, the other the caller's. */
 static struct handle *new_handle(struct scope *s, PyObject *fn)
 {
     if (s->handle_type == NULL) {
@@ -309,13 +309,14 @@ static PyObject *start_coroutine(struct scope *s, PyObject *fn, PyObject *const 
     if (added == NULL)
         goto fail;
     Py_DECREF(added);
-    return Py_NewRef((PyObject *)h);
+    return (PyObject *)h;
 
 fail:
     if (h->linked) {
         handle_unlink(s, h);
         Py_DECREF(h);
     }
+    Py_DECREF(h);
     return NULL;
 }
 
@@ -412,9 +413,7 @@ static PyObject *scope_open(PyObject *self, PyObject *args)
 
 static PyObject *scope_add(PyObject *self, PyObject *fn)
 {
-    return (PyObject *)new_handle(SCOPE(self), fn) == NULL
-               ? NULL
-               : Py_NewRef((PyObject *)SCOPE(self)->last);
+    return (PyObject *)new_handle(SCOPE(self), fn);
 }
 
 static PyObject *scope_settle(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
