@@ -35,6 +35,7 @@ class Extra:
         "expired",
         "generator",
         "kwargs",
+        "outcome",
         "place",
         "retries",
         "timeout",
@@ -52,6 +53,7 @@ class Extra:
         self.generator = False
         self.cancelled = False  # by Handle.cancel
         self.expired = False  # its timeout has passed
+        self.outcome: tuple[Any, BaseException | None] | None = None  # a thread's own account
         self.place = ""  # the thread's name
         self.timer: Any = None  # of its timeout, later of its grace
         self.waiters: list[Future[None]] | None = None

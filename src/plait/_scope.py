@@ -436,8 +436,20 @@ class Scope(_core.ScopeBase):
         extra.place = threading.current_thread().name
         context = extra.context
         assert context is not None
-        # An attempt that was given up may still be in the context: the next gets a copy.
-        return context.copy().run(_thread_main, self._loop, fn, args, kwargs)
+        # A pool's task that was cancelled ends as cancelled whatever it did last. Nothing must
+        # be lost here, so it leaves its own account.
+        extra.outcome = None
+        result: Any = None
+        try:
+            # An attempt that was given up may still be in the context: the next gets a copy.
+            result = context.copy().run(_thread_main, self._loop, fn, args, kwargs)
+            extra.outcome = result, None
+        except TaskStopped:
+            raise
+        except BaseException as error:
+            extra.outcome = None, error
+            raise
+        return result
 
     # ---- ends ------------------------------------------------------------------------
 
@@ -456,14 +468,17 @@ class Scope(_core.ScopeBase):
     def _future_ended(self, handle: Handle[Any], future: Any) -> None:
         error: BaseException | None
         result: Any = None
+        extra = handle._extra
         if future.cancelled():
             error = CancelledError()
+            if extra is not None and extra.outcome is not None:
+                result, error = extra.outcome
         else:
             error = future.exception()
             if error is None:
                 result = future.result()
-        if handle._live and handle._task is not future:
-            return  # an attempt that was given up before
+        if extra is not None:
+            extra.outcome = None
         self._ended(handle, result, error)
 
     def _ended(self, handle: Handle[Any], result: Any, error: BaseException | None) -> None:
