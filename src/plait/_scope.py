@@ -618,7 +618,9 @@ class Scope(_core.ScopeBase):
             if handle._live:
                 self._end(handle, CANCELLED, None, None)
         for handle in self._living():
-            if handle._where in (THREAD, PROCESS) and handle._task is not None:
+            extra = handle._extra
+            if handle._where in (THREAD, PROCESS) and not (extra.cancelled or extra.expired):
+                # Once only: each call raises TaskStopped again, where a task may be cleaning up.
                 handle._task.cancel()
         with self._lock:
             inner = list(self._inner)
@@ -665,7 +667,8 @@ class Scope(_core.ScopeBase):
         if extra.cancelled:
             return
         extra.cancelled = True
-        self._stop_one(handle, extra)
+        if not extra.expired:  # then it has been asked to stop already
+            self._stop_one(handle, extra)
 
     def _expire_one(self, handle: Handle[Any]) -> None:
         """A task's timeout has passed."""
