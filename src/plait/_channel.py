@@ -75,7 +75,8 @@ class Channel(_core.ChannelBase, Generic[_T]):
 
     def close(self) -> None:
         """Take no more items. What is in the channel can still be received; then receivers get
-        ChannelClosed, and iterations end. Closing again does nothing."""
+        ChannelClosed, and iterations end. Closing again does nothing.
+        """
         self._shut()
         for waiters in (self._receivers, self._senders):
             while waiters:
@@ -105,9 +106,7 @@ class Channel(_core.ChannelBase, Generic[_T]):
 
     def statistics(self) -> ChannelStatistics:
         """What it holds and has done."""
-        return ChannelStatistics(
-            self.capacity, len(self), self._sent, self._received, self._closed
-        )
+        return ChannelStatistics(self.capacity, len(self), self._sent, self._received, self._closed)
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
@@ -360,7 +359,8 @@ class SharedChannel(Generic[_T]):
 
     def release(self) -> None:
         """Let this end's memory and descriptors go; other ends stay. It is unusable then. Nobody
-        may be using this end."""
+        may be using this end.
+        """
         for bell in self._bells.values():
             if not bell.loop.is_closed() and bell.waiters:
                 raise RuntimeError("a task waits for this channel")

@@ -88,7 +88,8 @@ class Handle(_core.HandleBase, Generic[_T]):
     @property
     def state(self) -> str:
         """One of "waiting" (for the scope's limit), "running", "done", "failed", "cancelled"
-        and "unstopped" (the scope has given up; it goes on)."""
+        and "unstopped" (the scope has given up; it goes on).
+        """
         return STATES[self._state]
 
     @property
@@ -195,4 +196,3 @@ def _seconds(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
-

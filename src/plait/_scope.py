@@ -352,9 +352,7 @@ class Scope(_core.ScopeBase):
             if where == "loop" and not waits and self._loop is None:
                 where = "thread"
         elif where not in ("loop", "thread", "process"):
-            raise ValueError(
-                f"where must be 'loop', 'thread', 'process' or 'auto', not {where!r}"
-            )
+            raise ValueError(f"where must be 'loop', 'thread', 'process' or 'auto', not {where!r}")
         if waits and where != "loop":
             raise ValueError(f"where={where!r}: {fn!r} can run on the loop only")
         if where == "loop" and self._loop is None:
@@ -806,8 +804,8 @@ class Scope(_core.ScopeBase):
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
-            except CancelledError as error:
-                outer = error
+            except CancelledError as cut:
+                outer = cut
                 self._cancel_now()
                 self._limit_grace()
             finally:
@@ -867,12 +865,12 @@ class Scope(_core.ScopeBase):
                     while self._count:
                         self._ends.wait()
                     self._close()
-                except (TaskStopped, CancelledError) as error:
-                    outer = error
+                except (TaskStopped, CancelledError) as cut:
+                    outer = cut
                     self._cancel_now()
                     self._limit_grace()
-                except BaseException as error:
-                    self._fail(error)
+                except BaseException as cut:
+                    self._fail(cut)
         if self._parent is not None:
             with self._parent._lock:
                 self._parent._inner.discard(self)

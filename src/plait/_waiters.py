@@ -77,4 +77,3 @@ def check_may_block(what: str, instead: str) -> None:
     """
     if events._get_running_loop() is not None:
         raise RuntimeError(f"{what} would block the loop that runs in this thread: {instead}")
-

@@ -1,5 +1,7 @@
 """Scopes without a loop, and the bridges between threads, processes and the loop."""
 
+# ruff: noqa: PT012
+# What a scope raises comes from its whole block, and a scope is a block of its own.
 from __future__ import annotations
 
 import asyncio
