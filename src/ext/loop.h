@@ -82,6 +82,10 @@ PyObject *plait_transport_of_op(struct pl_op *op);
 void plait_transport_drop(PyObject *transport);
 int plait_transport_type(PyObject *module, struct plait_state *state);
 
+/* transport_info.c. A socket object for a descriptor, which it owns from now on; on failure
+ * the descriptor stays open and the caller's. */
+PyObject *plait_socket_new(struct plait_state *state, int fd);
+
 /* server.c */
 /* The listener that a queued op or a descriptor belongs to, borrowed; else NULL. */
 PyObject *plait_listener_of_op(struct pl_op *op);
