@@ -86,6 +86,17 @@ int plait_transport_type(PyObject *module, struct plait_state *state);
  * the descriptor stays open and the caller's. */
 PyObject *plait_socket_new(struct plait_state *state, int fd);
 
+/* stream_reader.c: asyncio's stream readers, fed without the Python layer. */
+typedef struct reader_state ReaderState;
+/* Adopts the reader of an exact StreamReaderProtocol, and keeps the way to it in *link until
+ * plait_reader_unlink, another connection, or the reader's end. *link stays NULL for all other
+ * protocols. */
+void plait_reader_link(LoopObject *loop, PyObject *protocol, ReaderState **link);
+void plait_reader_unlink(ReaderState **link);
+/* Gives it what has arrived. 0, or -1 with an exception set. */
+int plait_reader_feed(ReaderState *reader, PyObject *bytes);
+int plait_stream_exec(PyObject *module, struct plait_state *state);
+
 /* server.c */
 /* The listener that a queued op or a descriptor belongs to, borrowed; else NULL. */
 PyObject *plait_listener_of_op(struct pl_op *op);

@@ -1,5 +1,5 @@
 /* module.c - plait._core: initialisation only (PEP 489, multi-phase). */
-#include "state.h"
+#include "loop.h"
 
 static PyObject *build_config(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
@@ -32,6 +32,8 @@ static int module_exec(PyObject *module)
         return -1;
     if (plait_loop_exec(module, state) < 0)
         return -1;
+    if (plait_stream_exec(module, state) < 0)
+        return -1;
     return plait_pool_exec(module, state);
 }
 
@@ -41,6 +43,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 #define X(type, name) Py_VISIT(state->name);
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
+    PLAIT_STREAM_OBJECTS(X)
 #undef X
     return 0;
 }
@@ -53,6 +56,7 @@ static int module_clear(PyObject *module)
 #define X(type, name) Py_CLEAR(state->name);
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
+    PLAIT_STREAM_OBJECTS(X)
 #undef X
     return 0;
 }

@@ -1,6 +1,6 @@
 /* state.h - the state of one instance of the module, and the way to it.
  *
- * The two lists of objects (the loop's and the pool's) are X-macros: they declare the
+ * The lists of objects (the loop's, the pool's, the streams') are X-macros: they declare the
  * fields and write traverse and clear, so none can be forgotten. After clear every
  * field is NULL: code that runs during finalisation copes.
  */
@@ -12,11 +12,13 @@
 #include "pl.h"
 #include "state_loop.h"
 #include "state_pool.h"
+#include "state_stream.h"
 
 struct plait_state {
 #define X(type, name) type *name;
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
+    PLAIT_STREAM_OBJECTS(X)
 #undef X
     struct plait_loop_state loop;
     struct plait_pool_state pool;

@@ -21,6 +21,7 @@ static void start_run(struct pl_loop *core, struct pl_op *op)
     TransportObject *t = PL_CONTAINER_OF(op, TransportObject, start);
     t->started = true;
     Py_INCREF(t);
+    plait_reader_link(t->loop, t->protocol, &t->feed);
     PyObject *result = plait_transport_call(t, t->loop->state->str_connection_made, (PyObject *)t);
     if (result == NULL)
         plait_transport_tell(t, "Exception in callback protocol.connection_made()");
@@ -63,6 +64,8 @@ static int set_protocol(TransportObject *t, PyObject *protocol)
         return -1;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));
     t->buffered = buffered;
+    if (t->started)
+        plait_reader_link(t->loop, protocol, &t->feed);
     return 0;
 }
 
@@ -283,6 +286,7 @@ static int transport_clear(PyObject *self)
 {
     TransportObject *t = (TransportObject *)self;
     Py_CLEAR(t->extra);
+    plait_reader_unlink(&t->feed);
 #define X(name) Py_CLEAR(t->name);
     PLAIT_TRANSPORT_OBJECTS(X)
 #undef X

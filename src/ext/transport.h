@@ -31,6 +31,7 @@ typedef struct {
 #define X(name) PyObject *name;
     PLAIT_TRANSPORT_OBJECTS(X)
 #undef X
+    ReaderState *feed;  /* borrows: the stream reader that takes what arrives, or NULL */
     PyObject *incoming; /* the bytes that a read is filling */
     Py_buffer *view;    /* the BufferedProtocol's buffer that a read is filling */
     size_t high;

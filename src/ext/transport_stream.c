@@ -130,6 +130,13 @@ static void on_read(struct pl_stream *stream, void *buf, ssize_t n)
         data = PyBytes_FromStringAndSize(buf, n);
     else if (n != PyBytes_GET_SIZE(data))
         (void)_PyBytes_Resize(&data, n); /* NULL on failure */
+    if (t->feed != NULL && data != NULL) {
+        /* What it calls brings its own context: futures, and methods of ours. */
+        if (plait_reader_feed(t->feed, data) < 0)
+            plait_transport_fatal(t, "Fatal error: protocol.data_received() call failed.");
+        Py_DECREF(data);
+        return;
+    }
     result = data == NULL ? NULL : plait_transport_call(t, state->str_data_received, data);
     Py_XDECREF(data);
     if (PL_UNLIKELY(result == NULL))
@@ -217,6 +224,7 @@ static void on_closed(struct pl_stream *stream)
     plait_transport_remember_names(t);
     plait_transport_close_fd(t);
     plait_transport_detach_server(t);
+    plait_reader_unlink(&t->feed);
     Py_CLEAR(t->protocol);
     Py_CLEAR(t->lost);
     t->registered = false;
