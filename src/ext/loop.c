@@ -923,6 +923,8 @@ static int loop_clear(PyObject *self)
     Py_CLEAR(loop->task_factory);
     Py_CLEAR(loop->thread_id);
     Py_CLEAR(loop->raised);
+    Py_CLEAR(loop->window_args);
+    Py_CLEAR(loop->window);
     PyMem_Free(loop->read_buffer);
     loop->read_buffer = NULL;
     return 0;

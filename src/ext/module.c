@@ -32,7 +32,7 @@ static int module_exec(PyObject *module)
         return -1;
     if (plait_loop_exec(module, state) < 0)
         return -1;
-    if (plait_stream_exec(module, state) < 0)
+    if (plait_stream_exec(module, state) < 0 || plait_tls_exec(module, state) < 0)
         return -1;
     return plait_pool_exec(module, state);
 }
@@ -44,6 +44,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
     PLAIT_STREAM_OBJECTS(X)
+    PLAIT_TLS_OBJECTS(X)
 #undef X
     return 0;
 }
@@ -57,6 +58,7 @@ static int module_clear(PyObject *module)
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
     PLAIT_STREAM_OBJECTS(X)
+    PLAIT_TLS_OBJECTS(X)
 #undef X
     return 0;
 }

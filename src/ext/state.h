@@ -13,12 +13,14 @@
 #include "state_loop.h"
 #include "state_pool.h"
 #include "state_stream.h"
+#include "state_tls.h"
 
 struct plait_state {
 #define X(type, name) type *name;
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
     PLAIT_STREAM_OBJECTS(X)
+    PLAIT_TLS_OBJECTS(X)
 #undef X
     struct plait_loop_state loop;
     struct plait_pool_state pool;

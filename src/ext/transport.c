@@ -64,6 +64,7 @@ static int set_protocol(TransportObject *t, PyObject *protocol)
         return -1;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));
     t->buffered = buffered;
+    t->tls = Py_IS_TYPE(protocol, t->loop->state->tls_type);
     if (t->started)
         plait_reader_link(t->loop, protocol, &t->feed);
     return 0;

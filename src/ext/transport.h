@@ -41,6 +41,7 @@ typedef struct {
     bool fd_open;
     bool registered; /* the core's reference is held */
     bool buffered;   /* the protocol is a BufferedProtocol */
+    bool tls;        /* the protocol is an SSLTransport */
     bool protocol_paused;
     bool paused;
     bool closing;

@@ -62,7 +62,7 @@ static void *on_room(struct pl_stream *stream, size_t hint, size_t *len)
     TransportObject *t = plait_transport_of(stream);
     if (t->buffered)
         return room_of_protocol(t, hint, len);
-    if (hint < DIRECT_READ) {
+    if (hint < DIRECT_READ || t->tls) {
         *len = PLAIT_READ_BUFFER;
         return t->loop->read_buffer;
     }
@@ -100,6 +100,21 @@ static void on_eof(TransportObject *t)
     }
 }
 
+/* The buffer is the loop's: the engine has taken all of it before anything else is read. */
+static void give_tls(TransportObject *t, const char *buf, size_t n)
+{
+    PyObject *protocol = Py_NewRef(t->protocol);
+    int r = PyContext_Enter(t->context);
+    if (r == 0) {
+        r = plait_tls_feed(protocol, buf, n);
+        if (PyContext_Exit(t->context) < 0)
+            r = -1;
+    }
+    if (r < 0)
+        plait_transport_fatal(t, "Fatal error: protocol.buffer_updated() call failed.");
+    Py_DECREF(protocol);
+}
+
 static void on_read(struct pl_stream *stream, void *buf, ssize_t n)
 {
     TransportObject *t = plait_transport_of(stream);
@@ -124,6 +139,10 @@ static void on_read(struct pl_stream *stream, void *buf, ssize_t n)
         if (result == NULL)
             plait_transport_fatal(t, "Fatal error: protocol.buffer_updated() call failed.");
         Py_XDECREF(result);
+        return;
+    }
+    if (t->tls) {
+        give_tls(t, buf, (size_t)n);
         return;
     }
     if (data == NULL)
