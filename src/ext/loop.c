@@ -932,6 +932,8 @@ static int loop_clear(PyObject *self)
     Py_CLEAR(loop->task_factory);
     Py_CLEAR(loop->thread_id);
     Py_CLEAR(loop->raised);
+    Py_CLEAR(loop->window_args);
+    Py_CLEAR(loop->window);
     PyMem_Free(loop->read_buffer);
     loop->read_buffer = NULL;
     return 0;
@@ -1090,7 +1092,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
             return -1;
     }
     state->kwnames_loop = Py_BuildValue("(N)", PyUnicode_InternFromString("loop"));
-    if (state->kwnames_loop == NULL)
+    state->kwnames_fileno = Py_BuildValue("(N)", PyUnicode_InternFromString("fileno"));
+    if (state->kwnames_loop == NULL || state->kwnames_fileno == NULL)
         return -1;
     if (import_from("asyncio", "Future", &state->asyncio_future) < 0 ||
         import_from("asyncio", "Task", &state->asyncio_task) < 0 ||

@@ -21,6 +21,7 @@
     X(PyObject, asyncio_sendfile_mode)             \
     X(PyObject, socket_type)                       \
     X(PyObject, logger)                            \
+    X(PyObject, kwnames_fileno)                    \
     X(PyObject, kwnames_loop)                      \
     X(PyObject, str_buffer_updated)                \
     X(PyObject, str_call_exception_handler)        \
