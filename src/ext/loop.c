@@ -196,7 +196,7 @@ static PyObject *loop_call_soon_threadsafe(PyObject *self, PyObject *const *args
         return NULL;
     if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_soon_threadsafe", args[0], false) < 0)
         return NULL;
-    HandleObject *h = plait_handle_new(loop, args[0], args + 1, nargs - 1, context);
+    HandleObject *h = plait_handle_new_threadsafe(loop, args[0], args + 1, nargs - 1, context);
     if (h == NULL)
         return NULL;
     Py_INCREF(h); /* the list's */
@@ -214,19 +214,6 @@ static int64_t deadline_of(double when)
     if (ns >= 9.2e18)
         return INT64_MAX;
     return ns <= 0 ? 0 : (int64_t)ns;
-}
-
-static PyObject *schedule_at(LoopObject *loop, double when, PyObject *callback,
-                             PyObject *const *args, Py_ssize_t nargs, PyObject *context)
-{
-    TimerHandleObject *t = plait_timer_handle_new(loop, when, callback, args, nargs, context);
-    if (t == NULL)
-        return NULL;
-    if (pl_timer_start(&loop->core, &t->timer, deadline_of(when)) < 0) {
-        Py_DECREF(t);
-        return PyErr_NoMemory();
-    }
-    return Py_NewRef(t); /* one reference for the heap, one for the caller */
 }
 
 static int parse_time(const char *method, const char *name, PyObject *number, double *out)
@@ -261,6 +248,39 @@ static double time_now(LoopObject *loop)
     return (double)loop->core.sys->now() * 1e-9;
 }
 
+/* What loop.time() answers: the clock, unless a subclass or a test has put a method of its
+ * own in the place of ours. 0, or -1 with an exception set. */
+static int time_of(LoopObject *loop, double *out)
+{
+    if (PL_LIKELY(!loop->own_time)) {
+        *out = time_now(loop);
+        return 0;
+    }
+    PyObject *number = PyObject_CallMethodNoArgs((PyObject *)loop, loop->state->str_time);
+    if (number == NULL)
+        return -1;
+    *out = PyFloat_AsDouble(number);
+    Py_DECREF(number);
+    return *out == -1.0 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* Starts a timer for `delay` after `now`, in seconds of loop.time(). Where that is a method of
+ * the program's own, the delay counts from this moment on the core's clock. */
+static PyObject *schedule_at(LoopObject *loop, double now, double delay, PyObject *callback,
+                             PyObject *const *args, Py_ssize_t nargs, PyObject *context)
+{
+    double when = now + delay;
+    TimerHandleObject *t = plait_timer_handle_new(loop, when, callback, args, nargs, context);
+    if (t == NULL)
+        return NULL;
+    double deadline = PL_LIKELY(!loop->own_time) ? when : time_now(loop) + delay;
+    if (pl_timer_start(&loop->core, &t->timer, deadline_of(deadline)) < 0) {
+        Py_DECREF(t);
+        return PyErr_NoMemory();
+    }
+    return Py_NewRef(t); /* one reference for the heap, one for the caller */
+}
+
 PyDoc_STRVAR(call_later_doc,
              "call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
              "Call callback(*args) after delay seconds.\n\n"
@@ -286,7 +306,10 @@ static PyObject *loop_call_later(PyObject *self, PyObject *const *args, Py_ssize
         return NULL;
     if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_later", args[1], true) < 0)
         return NULL;
-    return schedule_at(loop, time_now(loop) + delay, args[1], args + 2, nargs - 2, context);
+    double now;
+    if (time_of(loop, &now) < 0)
+        return NULL;
+    return schedule_at(loop, now, delay, args[1], args + 2, nargs - 2, context);
 }
 
 PyDoc_STRVAR(call_at_doc, "call_at($self, when, callback, /, *args, context=None)\n--\n\n"
@@ -304,7 +327,10 @@ static PyObject *loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t 
         return NULL;
     if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_at", args[1], true) < 0)
         return NULL;
-    return schedule_at(loop, when, args[1], args + 2, nargs - 2, context);
+    double now = 0;
+    if (PL_UNLIKELY(loop->own_time) && time_of(loop, &now) < 0)
+        return NULL;
+    return schedule_at(loop, now, when - now, args[1], args + 2, nargs - 2, context);
 }
 
 PyDoc_STRVAR(time_doc, "time($self, /)\n--\n\n"
@@ -315,6 +341,18 @@ static PyObject *loop_time(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyFloat_FromDouble(time_now((LoopObject *)self));
 }
 
+/* What a module of asyncio holds under a name at this moment: programs put their own Task or
+ * Future there. `names` is the module's dict. */
+static PyObject *class_of_asyncio(PyObject *names, PyObject *name)
+{
+    PyObject *type = PyDict_GetItemWithError(names, name); // borrowed
+    if (type != NULL)
+        return Py_NewRef(type);
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_AttributeError, "asyncio has no %U any more", name);
+    return NULL;
+}
+
 PyDoc_STRVAR(create_future_doc, "create_future($self, /)\n--\n\n"
                                 "Return a new asyncio.Future of this loop.");
 
@@ -322,8 +360,13 @@ static PyObject *loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored)
 {
     struct plait_state *state = ((LoopObject *)self)->state;
     PyObject *args[2] = {NULL, self};
-    return PyObject_Vectorcall(state->asyncio_future, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                               state->kwnames_loop);
+    PyObject *type = class_of_asyncio(state->asyncio_futures, state->str_future);
+    if (type == NULL)
+        return NULL;
+    PyObject *future = PyObject_Vectorcall(type, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                           state->kwnames_loop);
+    Py_DECREF(type);
+    return future;
 }
 
 PyDoc_STRVAR(create_task_doc,
@@ -354,20 +397,29 @@ static PyObject *loop_create_task(PyObject *self, PyObject *const *args, Py_ssiz
         return result;
     }
     PyObject *stack[8] = {NULL, args[0], self};
-    if (nkw == 0)
-        return PyObject_Vectorcall(state->asyncio_task, stack + 1,
-                                   1 | PY_VECTORCALL_ARGUMENTS_OFFSET, state->kwnames_loop);
-    PyObject *names = PyTuple_New(nkw + 1);
-    if (names == NULL)
+    PyObject *type = class_of_asyncio(state->asyncio_tasks, state->str_task);
+    if (type == NULL)
         return NULL;
+    if (nkw == 0) {
+        PyObject *made = PyObject_Vectorcall(type, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                             state->kwnames_loop);
+        Py_DECREF(type);
+        return made;
+    }
+    PyObject *names = PyTuple_New(nkw + 1);
+    if (names == NULL) {
+        Py_DECREF(type);
+        return NULL;
+    }
     PyTuple_SET_ITEM(names, 0, Py_NewRef(PyTuple_GET_ITEM(state->kwnames_loop, 0)));
     for (Py_ssize_t i = 0; i < nkw; i++) {
         PyTuple_SET_ITEM(names, i + 1, Py_NewRef(PyTuple_GET_ITEM(kwnames, i)));
         stack[3 + i] = args[1 + i];
     }
-    PyObject *task = PyObject_Vectorcall(state->asyncio_task, stack + 1,
-                                         1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+    PyObject *task =
+        PyObject_Vectorcall(type, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names);
     Py_DECREF(names);
+    Py_DECREF(type);
     return task;
 }
 
@@ -877,6 +929,32 @@ static PyObject *loop_statistics(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 /* ---- the type ----------------------------------------------------------- */
 
+/* Whether the class takes its time from a method of its own. -1 with an exception set. */
+static int class_has_own_time(PyTypeObject *type)
+{
+    PyObject *method = PyObject_GetAttrString((PyObject *)type, "time");
+    if (method == NULL)
+        return -1;
+    bool ours = Py_IS_TYPE(method, &PyMethodDescr_Type) &&
+                ((PyMethodDescrObject *)method)->d_method->ml_meth == loop_time;
+    Py_DECREF(method);
+    return !ours;
+}
+
+/* Only to see loop.time replaced on an instance: reading the clock then goes through it. */
+static int loop_setattr(PyObject *self, PyObject *name, PyObject *value)
+{
+    LoopObject *loop = (LoopObject *)self;
+    int r = PyObject_GenericSetAttr(self, name, value);
+    if (r == 0 && PyUnicode_Check(name) && PyUnicode_Compare(name, loop->state->str_time) == 0) {
+        int own = value != NULL ? 1 : class_has_own_time(Py_TYPE(self));
+        if (own < 0)
+            return -1;
+        loop->own_time = own;
+    }
+    return r;
+}
+
 static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     (void)args;
@@ -888,6 +966,12 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (loop == NULL)
         return NULL;
     loop->state = state;
+    int own_time = class_has_own_time(type);
+    if (own_time < 0) {
+        Py_DECREF(loop);
+        return NULL;
+    }
+    loop->own_time = own_time;
     loop->closed = 1; /* until it is whole: a half-made loop is dropped in silence */
     loop->task_factory = Py_NewRef(Py_None);
     loop->thread_id = Py_NewRef(Py_None);
@@ -979,6 +1063,7 @@ static PyType_Slot loop_slots[] = {
     {Py_tp_dealloc, loop_dealloc},
     {Py_tp_traverse, loop_traverse},
     {Py_tp_clear, loop_clear},
+    {Py_tp_setattro, loop_setattr},
     {Py_tp_members, loop_members},
     {Py_tp_methods, loop_methods},
     {0, NULL},
@@ -1071,6 +1156,9 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         NAME(str_set_result, "set_result"),
         NAME(str_done, "done"),
         NAME(str_attach, "_attach"),
+        NAME(str_future, "Future"),
+        NAME(str_task, "Task"),
+        NAME(str_time, "time"),
         NAME(str_detach, "_detach"),
 #undef NAME
     };
@@ -1083,8 +1171,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
     state->kwnames_loop = Py_BuildValue("(N)", PyUnicode_InternFromString("loop"));
     if (state->kwnames_loop == NULL)
         return -1;
-    if (import_from("asyncio", "Future", &state->asyncio_future) < 0 ||
-        import_from("asyncio", "Task", &state->asyncio_task) < 0 ||
+    if (import_from("asyncio.futures", "__dict__", &state->asyncio_futures) < 0 ||
+        import_from("asyncio.tasks", "__dict__", &state->asyncio_tasks) < 0 ||
         import_from("asyncio", "BufferedProtocol", &state->asyncio_buffered_protocol) < 0 ||
         import_from("asyncio.trsock", "TransportSocket", &state->asyncio_transport_socket) < 0 ||
         import_from("asyncio.format_helpers", "extract_stack", &state->asyncio_extract_stack) < 0 ||
