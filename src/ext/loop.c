@@ -1,7 +1,7 @@
 /* loop.c - plait._core.Loop: the hot methods of the event loop, and its run.
  *
- * Sections: checks and errors; scheduling; watching descriptors; the run; what a closed
- * loop drops; the type.
+ * Sections: checks and errors; scheduling; transports and forks; the run; what a closed loop
+ * drops; the type.
  *
  * The type is the C half of plait.Loop, which adds the rest of asyncio's interface by
  * inheriting, after this type, from the interpreter's own selector loop. The members
@@ -15,6 +15,7 @@
 #include "loop.h"
 
 #include "args.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <math.h>
@@ -24,15 +25,6 @@
  * kernel costs more than a short callback does. */
 #define MAX_SKIPPED_POLLS 16
 #define MAX_SKIPPED_NS 50000
-
-/* A descriptor watched by add_reader and add_writer. Owned by the loop's table. */
-struct watch {
-    struct pl_io io;
-    HandleObject *reader; /* owns; NULL without one */
-    HandleObject *writer; /* owns; NULL without one */
-    PyObject *file;       /* owns; what was watched: a closed file has only this name left */
-    bool running;
-};
 
 /* ---- checks and errors -------------------------------------------------- */
 
@@ -423,244 +415,7 @@ static PyObject *loop_create_task(PyObject *self, PyObject *const *args, Py_ssiz
     return task;
 }
 
-/* ---- watching descriptors ----------------------------------------------- */
-
-static void watch_run(struct pl_loop *core, struct pl_op *op);
-
-static struct watch *watch_of(struct pl_io *io)
-{
-    return io != NULL && io->op.run == watch_run ? PL_CONTAINER_OF(io, struct watch, io) : NULL;
-}
-
-/* Leaves the table; freed when its op is not queued and it does not run. */
-static void watch_close(LoopObject *loop, struct watch *w)
-{
-    PyObject *file = w->file;
-    w->file = NULL;
-    pl_io_close(&loop->core, &w->io);
-    if (!w->io.queued && !w->running)
-        PyMem_Free(w);
-    Py_XDECREF(file);
-}
-
-static void watch_run(struct pl_loop *core, struct pl_op *op)
-{
-    (void)core;
-    struct watch *w = PL_CONTAINER_OF(op, struct watch, io.op);
-    unsigned ready = w->io.ready;
-    w->io.queued = false;
-    w->io.ready = 0;
-    w->running = true;
-    /* The callbacks may remove or replace their handles. What the first takes away the
-     * second does not see; both belong to one event of the poller, as in asyncio. */
-    HandleObject *reader = ready & PL_READABLE ? (HandleObject *)Py_XNewRef(w->reader) : NULL;
-    HandleObject *writer = ready & PL_WRITABLE ? (HandleObject *)Py_XNewRef(w->writer) : NULL;
-    if (reader != NULL) {
-        plait_handle_call(reader);
-        Py_DECREF(reader);
-    }
-    if (writer != NULL) {
-        plait_handle_call(writer);
-        Py_DECREF(writer);
-    }
-    w->running = false;
-    if (w->reader == NULL && w->writer == NULL && !w->io.queued)
-        PyMem_Free(w); /* closed by the callbacks */
-}
-
-static int watch_fd(PyObject *obj)
-{
-    int fd = PyObject_AsFileDescriptor(obj);
-    if (fd >= 0)
-        return fd;
-    /* selectors' error for what is no file. */
-    if (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "Invalid file object: %R", obj);
-    }
-    return -1;
-}
-
-/* The watch that arg names. A program may close a file before it stops watching it, and asyncio
- * then still knows it by the object; -1 with an exception when nothing goes by that name. */
-static int watch_find(LoopObject *loop, PyObject *arg, struct watch **out)
-{
-    *out = NULL;
-    int fd = watch_fd(arg);
-    if (fd >= 0) {
-        *out = watch_of(pl_io_find(&loop->core, fd));
-        return 0;
-    }
-    if (PyLong_Check(arg) || !PyErr_ExceptionMatches(PyExc_ValueError))
-        return -1;
-    for (uint32_t i = 0; i < loop->core.nfds; i++) {
-        struct watch *w = watch_of(loop->core.fds[i].io);
-        if (w != NULL && w->file == arg) {
-            PyErr_Clear();
-            *out = w;
-            return 0;
-        }
-    }
-    return -1;
-}
-
-static unsigned watch_wants(const struct watch *w)
-{
-    return (w->reader != NULL ? PL_READABLE : 0u) | (w->writer != NULL ? PL_WRITABLE : 0u);
-}
-
-static PyObject *watch_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                           PyObject *kwnames, const char *method, unsigned event)
-{
-    LoopObject *loop = (LoopObject *)self;
-    PyObject *context;
-    if (plait_args_keyword(method, args, nargs, kwnames, 2, "context", &context) < 0 ||
-        plait_loop_check(loop) < 0)
-        return NULL;
-    int fd = watch_fd(args[0]);
-    if (fd < 0)
-        return NULL;
-    /* Making the handle may run code of the user's, so the watch is looked up afterwards. */
-    HandleObject *h = plait_handle_new(loop, args[1], args + 2, nargs - 2, context);
-    if (h == NULL)
-        return NULL;
-    if (plait_loop_check(loop) < 0) {
-        Py_DECREF(h);
-        return NULL;
-    }
-    struct pl_io *io = pl_io_find(&loop->core, fd);
-    struct watch *w = watch_of(io);
-    if (io != NULL && w == NULL) {
-        PyErr_Format(PyExc_RuntimeError, "File descriptor %d is used by a transport or server", fd);
-        Py_DECREF(h);
-        return NULL;
-    }
-    int r;
-    if (w == NULL) {
-        w = PyMem_Calloc(1, sizeof(*w));
-        if (w == NULL) {
-            Py_DECREF(h);
-            return PyErr_NoMemory();
-        }
-        r = pl_io_open(&loop->core, &w->io, fd, PL_IO_LEVEL, watch_run);
-        if (r < 0) {
-            PyMem_Free(w);
-            Py_DECREF(h);
-            return plait_raise(loop->state, r, NULL);
-        }
-        w->file = Py_NewRef(args[0]);
-    }
-    HandleObject **place = event == PL_READABLE ? &w->reader : &w->writer;
-    r = pl_io_watch(&loop->core, &w->io, watch_wants(w) | event);
-    if (r < 0) {
-        if (watch_wants(w) == 0)
-            watch_close(loop, w);
-        Py_DECREF(h);
-        return plait_raise(loop->state, r, NULL);
-    }
-    HandleObject *old = *place;
-    *place = (HandleObject *)Py_NewRef(h);
-    if (old != NULL) {
-        Py_XDECREF(PyObject_CallMethod((PyObject *)old, "cancel", NULL));
-        Py_DECREF(old);
-    }
-    return (PyObject *)h;
-}
-
-static PyObject *watch_remove(PyObject *self, PyObject *arg, unsigned event)
-{
-    LoopObject *loop = (LoopObject *)self;
-    if (loop->closed || !loop->core_ready)
-        Py_RETURN_FALSE;
-    struct watch *w;
-    if (watch_find(loop, arg, &w) < 0)
-        return NULL;
-    HandleObject **place = w == NULL ? NULL : event == PL_READABLE ? &w->reader : &w->writer;
-    if (w == NULL || *place == NULL)
-        Py_RETURN_FALSE;
-    HandleObject *old = *place;
-    *place = NULL;
-    unsigned wants = watch_wants(w);
-    if (wants == 0)
-        watch_close(loop, w);
-    else if (pl_io_watch(&loop->core, &w->io, wants) < 0)
-        PyErr_Clear(); /* the descriptor is closed: no events, as wanted */
-    Py_XDECREF(PyObject_CallMethod((PyObject *)old, "cancel", NULL));
-    Py_DECREF(old);
-    Py_RETURN_TRUE;
-}
-
-PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, /, *args)\n--\n\n"
-                             "Call callback(*args) whenever fd can be read.");
-
-static PyObject *loop_add_reader(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                 PyObject *kwnames)
-{
-    return watch_add(self, args, nargs, kwnames, "add_reader", PL_READABLE);
-}
-
-PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, /, *args)\n--\n\n"
-                             "Call callback(*args) whenever fd can be written.");
-
-static PyObject *loop_add_writer(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                 PyObject *kwnames)
-{
-    return watch_add(self, args, nargs, kwnames, "add_writer", PL_WRITABLE);
-}
-
-PyDoc_STRVAR(remove_reader_doc, "_remove_reader($self, fd, /)\n--\n\n"
-                                "Stop watching fd for reading; tell whether it was watched.");
-
-static PyObject *loop_remove_reader(PyObject *self, PyObject *arg)
-{
-    return watch_remove(self, arg, PL_READABLE);
-}
-
-PyDoc_STRVAR(remove_writer_doc, "_remove_writer($self, fd, /)\n--\n\n"
-                                "Stop watching fd for writing; tell whether it was watched.");
-
-static PyObject *loop_remove_writer(PyObject *self, PyObject *arg)
-{
-    return watch_remove(self, arg, PL_WRITABLE);
-}
-
-PyDoc_STRVAR(watched_doc, "_watched($self, fd, /)\n--\n\n"
-                          "Return (reader, writer), the handles that watch fd, or None.");
-
-static PyObject *loop_watched(PyObject *self, PyObject *arg)
-{
-    LoopObject *loop = (LoopObject *)self;
-    int fd = watch_fd(arg);
-    if (fd < 0)
-        return NULL;
-    struct watch *w = loop->core_ready ? watch_of(pl_io_find(&loop->core, fd)) : NULL;
-    if (w == NULL)
-        Py_RETURN_NONE;
-    return PyTuple_Pack(2, w->reader != NULL ? (PyObject *)w->reader : Py_None,
-                        w->writer != NULL ? (PyObject *)w->writer : Py_None);
-}
-
-PyDoc_STRVAR(owner_of_fd_doc, "_owner_of_fd($self, fd, /)\n--\n\n"
-                              "Return the transport or listener that uses fd, or None.");
-
-static PyObject *loop_owner_of_fd(PyObject *self, PyObject *arg)
-{
-    LoopObject *loop = (LoopObject *)self;
-    int fd = watch_fd(arg);
-    if (fd < 0) {
-        if (!PyErr_ExceptionMatches(PyExc_ValueError))
-            return NULL;
-        PyErr_Clear(); /* closed: nobody's */
-        Py_RETURN_NONE;
-    }
-    struct pl_io *io = loop->core_ready ? pl_io_find(&loop->core, fd) : NULL;
-    PyObject *owner = NULL;
-    if (io != NULL)
-        owner = plait_transport_of_op(&io->op);
-    if (io != NULL && owner == NULL)
-        owner = plait_listener_of_op(&io->op);
-    return Py_NewRef(owner != NULL ? owner : Py_None);
-}
+/* ---- transports and forks ------------------------------------------------ */
 
 PyDoc_STRVAR(new_transport_doc,
              "_new_transport($self, sock, protocol, waiter, extra, server, context, /)\n--\n\n"
@@ -673,9 +428,10 @@ static PyObject *loop_new_transport(PyObject *self, PyObject *const *args, Py_ss
         return PyErr_Format(PyExc_TypeError, "_new_transport() takes 6 arguments, got %zd", nargs);
     if (plait_loop_check(loop) < 0)
         return NULL;
-    int fd = watch_fd(args[0]);
+    int fd = plait_watch_fd(args[0]);
     if (fd < 0)
         return NULL;
+    plait_watch_evict(loop, fd);
     return plait_transport_new(loop, fd, args[0], args[1], args[2], args[3], args[4], args[5], NULL,
                                0);
 }
@@ -798,11 +554,11 @@ static int visit_core(LoopObject *loop, visitproc visit, void *arg)
         struct pl_io *io = core->fds[i].io;
         if (io == NULL)
             continue;
-        struct watch *w = watch_of(io);
+        struct plait_watch *w = plait_watch_of_io(io);
         if (w != NULL) {
-            Py_VISIT(w->reader);
-            Py_VISIT(w->writer);
-            Py_VISIT(w->file);
+            int r = plait_watch_visit(w, visit, arg);
+            if (r != 0)
+                return r;
         } else {
             Py_VISIT(plait_transport_of_op(&io->op));
             Py_VISIT(plait_listener_of_op(&io->op));
@@ -820,11 +576,9 @@ static void drop_op(LoopObject *loop, struct pl_op *op)
         Py_DECREF(owner);
         return;
     }
-    if (op->run == watch_run) {
-        struct watch *w = PL_CONTAINER_OF(op, struct watch, io.op);
-        w->io.queued = false;
-        if (pl_io_find(&loop->core, w->io.fd) != &w->io)
-            PyMem_Free(w);
+    struct plait_watch *watch = plait_watch_of_op(op);
+    if (watch != NULL) {
+        plait_watch_drop_op(loop, watch);
         return;
     }
     struct pl_stream *stream = pl_stream_of_op(op);
@@ -879,14 +633,10 @@ static void drop_core(LoopObject *loop)
         struct pl_io *io = core->fds[i].io;
         if (io == NULL || io == &core->wake_io)
             continue;
-        struct watch *w = watch_of(io);
+        struct plait_watch *w = plait_watch_of_io(io);
         PyObject *transport = plait_transport_of_op(&io->op);
         if (w != NULL) {
-            HandleObject *reader = w->reader, *writer = w->writer;
-            w->reader = w->writer = NULL;
-            watch_close(loop, w);
-            Py_XDECREF(reader);
-            Py_XDECREF(writer);
+            plait_watch_drop(loop, w);
         } else if (transport != NULL) {
             plait_transport_drop(transport);
         } else {
@@ -1043,12 +793,45 @@ static PyMethodDef loop_methods[] = {
     {"time", loop_time, METH_NOARGS, time_doc},
     {"create_future", loop_create_future, METH_NOARGS, create_future_doc},
     {"create_task", FAST(loop_create_task), METH_FASTCALL | METH_KEYWORDS, create_task_doc},
-    {"_add_reader", FAST(loop_add_reader), METH_FASTCALL | METH_KEYWORDS, add_reader_doc},
-    {"_add_writer", FAST(loop_add_writer), METH_FASTCALL | METH_KEYWORDS, add_writer_doc},
-    {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
-    {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
-    {"_watched", loop_watched, METH_O, watched_doc},
-    {"_owner_of_fd", loop_owner_of_fd, METH_O, owner_of_fd_doc},
+    {"_add_reader", FAST(plait_loop_add_reader), METH_FASTCALL | METH_KEYWORDS,
+     "_add_reader($self, fd, callback, /, *args)\n--\n\n"
+     "Call callback(*args) whenever fd can be read."},
+    {"_add_writer", FAST(plait_loop_add_writer), METH_FASTCALL | METH_KEYWORDS,
+     "_add_writer($self, fd, callback, /, *args)\n--\n\n"
+     "Call callback(*args) whenever fd can be written."},
+    {"_remove_reader", plait_loop_remove_reader, METH_O,
+     "_remove_reader($self, fd, /)\n--\n\n"
+     "Stop watching fd for reading; tell whether it was watched."},
+    {"_remove_writer", plait_loop_remove_writer, METH_O,
+     "_remove_writer($self, fd, /)\n--\n\n"
+     "Stop watching fd for writing; tell whether it was watched."},
+    {"_watched", plait_loop_watched, METH_O,
+     "_watched($self, fd, /)\n--\n\n"
+     "Return (reader, writer), the handles that watch fd, or None."},
+    {"_owner_of_fd", plait_loop_owner_of_fd, METH_O,
+     "_owner_of_fd($self, fd, /)\n--\n\n"
+     "Return the transport or listener that uses fd, or None."},
+    {"sock_recv", FAST(plait_loop_sock_recv), METH_FASTCALL | METH_KEYWORDS,
+     "sock_recv($self, sock, n, /)\n--\n\n"
+     "Receive up to n bytes; an empty result is the end of the stream."},
+    {"sock_recv_into", FAST(plait_loop_sock_recv_into), METH_FASTCALL | METH_KEYWORDS,
+     "sock_recv_into($self, sock, buf, /)\n--\n\n"
+     "Receive into a writable buffer; return how many bytes."},
+    {"sock_sendall", FAST(plait_loop_sock_sendall), METH_FASTCALL | METH_KEYWORDS,
+     "sock_sendall($self, sock, data, /)\n--\n\n"
+     "Send all of data, which must not change meanwhile."},
+    {"sock_accept", FAST(plait_loop_sock_accept), METH_FASTCALL | METH_KEYWORDS,
+     "sock_accept($self, sock, /)\n--\n\n"
+     "Accept a connection; return (non-blocking socket, address)."},
+    {"sock_recvfrom", FAST(plait_loop_sock_recvfrom), METH_FASTCALL | METH_KEYWORDS,
+     "sock_recvfrom($self, sock, bufsize, /)\n--\n\n"
+     "Receive a datagram of up to bufsize bytes; return (data, address)."},
+    {"sock_recvfrom_into", FAST(plait_loop_sock_recvfrom_into), METH_FASTCALL | METH_KEYWORDS,
+     "sock_recvfrom_into($self, sock, buf, nbytes=0, /)\n--\n\n"
+     "Receive a datagram into a writable buffer; return (bytes received, address)."},
+    {"sock_sendto", FAST(plait_loop_sock_sendto), METH_FASTCALL | METH_KEYWORDS,
+     "sock_sendto($self, sock, data, address, /)\n--\n\n"
+     "Send a datagram; return how many bytes."},
     {"_new_transport", FAST(loop_new_transport), METH_FASTCALL, new_transport_doc},
     {"_after_fork", loop_after_fork, METH_NOARGS, after_fork_doc},
     {"_run", loop_run, METH_NOARGS, run_doc},
@@ -1159,6 +942,13 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         NAME(str_future, "Future"),
         NAME(str_task, "Task"),
         NAME(str_time, "time"),
+        NAME(str_accept, "accept"),
+        NAME(str_create_future, "create_future"),
+        NAME(str_fileno, "fileno"),
+        NAME(str_gettimeout, "gettimeout"),
+        NAME(str_recvfrom, "recvfrom"),
+        NAME(str_recvfrom_into, "recvfrom_into"),
+        NAME(str_sendto, "sendto"),
         NAME(str_detach, "_detach"),
 #undef NAME
     };
@@ -1188,7 +978,7 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         return -1;
 
     if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
-        plait_listener_type(module, state) < 0)
+        plait_listener_type(module, state) < 0 || plait_sock_type(module, state) < 0)
         return -1;
     state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
     if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)

@@ -14,6 +14,7 @@
     X(PyTypeObject, threadsafe_handle_type)        \
     X(PyTypeObject, transport_type)                \
     X(PyTypeObject, listener_type)                 \
+    X(PyTypeObject, sock_call_type)                \
     X(PyObject, asyncio_futures)                   \
     X(PyObject, asyncio_tasks)                     \
     X(PyObject, asyncio_buffered_protocol)         \
@@ -43,6 +44,13 @@
     X(PyObject, str_future)                        \
     X(PyObject, str_task)                          \
     X(PyObject, str_time)                          \
+    X(PyObject, str_accept)                        \
+    X(PyObject, str_create_future)                 \
+    X(PyObject, str_fileno)                        \
+    X(PyObject, str_gettimeout)                    \
+    X(PyObject, str_recvfrom)                      \
+    X(PyObject, str_recvfrom_into)                 \
+    X(PyObject, str_sendto)                        \
     X(PyObject, str_detach)
 // clang-format on
 
