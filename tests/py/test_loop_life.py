@@ -18,6 +18,7 @@ import textwrap
 import threading
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -249,6 +250,16 @@ def test_twenty_thousand_idle_connections() -> None:
         assert fds() == open_before
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.isolated
+def test_threads_storm_the_loop() -> None:
+    script = Path(__file__).parent.parent / "isolated" / "loop_storm.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["executor 2", "pools 4"]
 
 
 # ---- garbage ----
