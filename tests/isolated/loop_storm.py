@@ -63,9 +63,7 @@ def executor() -> int:
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
-        return sum(
-            await asyncio.gather(*(loop.run_in_executor(None, int, n) for n in range(500)))
-        )
+        return sum(await asyncio.gather(*(loop.run_in_executor(None, int, n) for n in range(500))))
 
     threads = [threading.Thread(target=lambda: got.append(plait.run(main()))) for _ in range(2)]
     for thread in threads:
