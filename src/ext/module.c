@@ -32,7 +32,9 @@ static int module_exec(PyObject *module)
         return -1;
     if (plait_loop_exec(module, state) < 0)
         return -1;
-    return plait_pool_exec(module, state);
+    if (plait_pool_exec(module, state) < 0 || plait_budget_exec(module, state) < 0)
+        return -1;
+    return plait_task_exec(module, state);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
@@ -41,6 +43,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 #define X(type, name) Py_VISIT(state->name);
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
+    PLAIT_AUTO_OBJECTS(X)
 #undef X
     return 0;
 }
@@ -50,9 +53,11 @@ static int module_clear(PyObject *module)
     struct plait_state *state = plait_state_of_module(module);
     plait_loop_clear(state);
     plait_pool_clear(state);
+    plait_budget_clear(state);
 #define X(type, name) Py_CLEAR(state->name);
     PLAIT_LOOP_OBJECTS(X)
     PLAIT_POOL_OBJECTS(X)
+    PLAIT_AUTO_OBJECTS(X)
 #undef X
     return 0;
 }

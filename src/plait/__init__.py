@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from . import auto as auto
+from ._auto import Call as Call
+from ._auto import OverBudget as OverBudget
+from ._auto import Task as Task
+from ._auto import call as call
+from ._auto import explain as explain
+from ._auto import task as task
 from ._core import __version__ as __version__
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
@@ -15,21 +22,28 @@ from ._loop import run as run
 from ._pool import ProcessPool as ProcessPool
 
 __all__ = [
+    "Call",
     "EventLoopPolicy",
     "Loop",
+    "OverBudget",
     "PlaitError",
     "PoolBroken",
     "ProcessPool",
     "RemoteError",
+    "Task",
     "WorkerDied",
     "__version__",
+    "auto",
+    "call",
+    "explain",
     "install",
     "new_event_loop",
     "run",
+    "task",
 ]
 
 for _name in __all__:
     _object = globals()[_name]
-    if hasattr(_object, "__module__"):
+    if hasattr(_object, "__module__") and _object.__module__ != __name__:
         _object.__module__ = __name__
 del _name, _object
