@@ -151,6 +151,9 @@ static void drop_slot(PyObject *capsule)
         m->last_tstate = NULL;
     }
     slot->tstate = NULL;
+    /* Idle already, unless the thread was lost in a fork; tickets go on counting. */
+    uint64_t word = atomic_load_explicit(&slot->word, memory_order_relaxed);
+    atomic_store_explicit(&slot->word, word & ~(uint64_t)STATE, memory_order_relaxed);
     monitor_release(m);
 }
 
@@ -326,6 +329,8 @@ static void monitor_stop(struct plait_monitor *m)
     Py_END_ALLOW_THREADS
 }
 
+static int monitor_start(struct plait_state *state, struct plait_monitor *m);
+
 /* atexit: before the interpreter takes away what the thread uses. */
 static PyObject *budget_stop(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
@@ -335,24 +340,36 @@ static PyObject *budget_stop(PyObject *module, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-/* In a forked child there is no monitor thread, and its lock may be held for ever. The old
- * one is left alone, with the slots in it: a budget that runs right now still ends in its
- * slot, only without an interrupt. */
-static PyObject *budget_forked(PyObject *module, PyObject *Py_UNUSED(ignored))
+/* A fork copies one thread only. The monitor ends before it, and begins anew behind it, so
+ * that the child finds no lock that is held for ever. */
+static PyObject *budget_before_fork(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
     struct plait_state *state = plait_state_of_module(module);
-    PyObject *dict = PyThreadState_GetDict(); // borrowed
-    if (state->budget.monitor == NULL || dict == NULL)
+    struct plait_monitor *m = state->budget.monitor;
+    if (m == NULL || !m->running)
         Py_RETURN_NONE;
-    struct plait_monitor *old = state->budget.monitor;
-    monitor_share(old); /* for ever: its lock and its thread's reference cannot be given back */
-    atomic_store_explicit(&old->parked, false, memory_order_relaxed); /* nobody to wake */
-    state->budget.monitor = NULL;
-    if (PyDict_DelItem(dict, state->slot_key) < 0) {
-        if (!PyErr_ExceptionMatches(PyExc_KeyError))
-            return NULL;
-        PyErr_Clear();
-    }
+    monitor_stop(m);
+    m->stop = false;
+    state->budget.forking = true;
+    Py_RETURN_NONE;
+}
+
+/* The next call with a budget starts it; but one may be running now, perhaps the very one that
+ * forks. The slots of threads that the child does not have were given up before this. */
+static PyObject *budget_after_fork(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    struct plait_state *state = plait_state_of_module(module);
+    struct plait_monitor *m = state->budget.monitor;
+    if (m == NULL || !state->budget.forking)
+        Py_RETURN_NONE;
+    state->budget.forking = false;
+    /* Relaxed: the interpreter's lock is held, and no monitor is there to race with. */
+    struct plait_slot *slot = atomic_load_explicit(&m->slots, memory_order_relaxed);
+    for (; slot != NULL; slot = slot->next)
+        if ((atomic_load_explicit(&slot->word, memory_order_relaxed) & STATE) != IDLE)
+            break;
+    if (slot != NULL && monitor_start(state, m) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -372,7 +389,10 @@ static int register_hooks(struct plait_state *state)
     PyObject *hook = os == NULL ? NULL : PyObject_GetAttrString(os, "register_at_fork");
     PyObject *none = hook == NULL ? NULL : PyTuple_New(0);
     PyObject *kwargs =
-        none == NULL ? NULL : Py_BuildValue("{s:O}", "after_in_child", state->budget_forked);
+        none == NULL ? NULL
+                     : Py_BuildValue("{s:O,s:O,s:O}", "before", state->budget_before_fork,
+                                     "after_in_parent", state->budget_after_fork,
+                                     "after_in_child", state->budget_after_fork);
     told = kwargs == NULL ? NULL : PyObject_Call(hook, none, kwargs);
     Py_XDECREF(os);
     Py_XDECREF(hook);
@@ -395,6 +415,7 @@ static int monitor_start(struct plait_state *state, struct plait_monitor *m)
         return -1;
     if (m->running) /* importing may have let another thread in */
         return 0;
+    atomic_store_explicit(&m->parked, false, memory_order_relaxed); /* no thread reads it yet */
     sigset_t all, before;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the others */
@@ -655,6 +676,10 @@ int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObje
     if (length < atomic_load_explicit(&m->look, memory_order_relaxed))
         atomic_store_explicit(&m->look, length < LOOK_MIN ? LOOK_MIN : length,
                               memory_order_relaxed);
+    /* Before the time is taken: waking somebody is no work of the function's. Relaxed: `arm`
+     * looks again. */
+    if (atomic_load_explicit(&m->parked, memory_order_relaxed))
+        wake(m);
     int64_t start = plait_budget_now();
     struct plait_budget b = {
         .outer = slot->top,
@@ -699,7 +724,8 @@ int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObje
 
 static PyMethodDef budget_methods[] = {
     {"_budget_stop", budget_stop, METH_NOARGS, NULL},
-    {"_budget_forked", budget_forked, METH_NOARGS, NULL},
+    {"_budget_before_fork", budget_before_fork, METH_NOARGS, NULL},
+    {"_budget_after_fork", budget_after_fork, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -719,8 +745,11 @@ int plait_budget_exec(PyObject *module, struct plait_state *state)
     if (state->slot_key == NULL || PyModule_AddFunctions(module, budget_methods) < 0)
         return -1;
     state->budget_stop = PyObject_GetAttrString(module, "_budget_stop");
-    state->budget_forked = PyObject_GetAttrString(module, "_budget_forked");
-    return state->budget_stop == NULL || state->budget_forked == NULL ? -1 : 0;
+    state->budget_before_fork = PyObject_GetAttrString(module, "_budget_before_fork");
+    state->budget_after_fork = PyObject_GetAttrString(module, "_budget_after_fork");
+    if (state->budget_stop == NULL || state->budget_before_fork == NULL)
+        return -1;
+    return state->budget_after_fork == NULL ? -1 : 0;
 }
 
 void plait_budget_clear(struct plait_state *state)

@@ -14,13 +14,15 @@ struct plait_monitor;
     X(PyObject, over_budget)         \
     X(PyObject, slot_key)            \
     X(PyObject, budget_stop)         \
-    X(PyObject, budget_forked)       \
+    X(PyObject, budget_before_fork)  \
+    X(PyObject, budget_after_fork)   \
     X(PyObject, str_dunder_await)
 // clang-format on
 
 struct plait_budget_state {
     struct plait_monitor *monitor; /* shares; NULL before the first budget */
     bool hooked;                   /* atexit and fork know about it */
+    bool forking;                  /* the monitor was stopped for a fork */
 };
 
 #endif /* PLAIT_STATE_AUTO_H */
