@@ -58,11 +58,11 @@ enum {
     STATE = 3,
 };
 
-#define LOOK_MIN INT64_C(250000)   /* ns between two looks, at least */
-#define LOOK_MAX INT64_C(5000000)  /* and at most */
-#define LOOKS_IDLE 16              /* so many looks without a call, and the monitor parks */
-#define RETRY INT64_C(100000)      /* ns until the next try when one was put off */
-#define FRAMES_MAX 100000          /* stack frames that are looked at */
+#define LOOK_MIN INT64_C(250000)  /* ns between two looks, at least */
+#define LOOK_MAX INT64_C(5000000) /* and at most */
+#define LOOKS_IDLE 16             /* so many looks without a call, and the monitor parks */
+#define RETRY INT64_C(100000)     /* ns until the next try when one was put off */
+#define FRAMES_MAX 100000         /* stack frames that are looked at */
 
 struct plait_monitor {
     /* The module's state, each slot in use, the thread and each pending call share it. */
@@ -179,8 +179,7 @@ static struct plait_slot *take_slot(struct plait_monitor *m, PyThreadState *tsta
      * `on_pending` corrects it where an embedding program does otherwise. */
     /* Relaxed: whichever way the monitor takes, it checks again. */
     atomic_store_explicit(&slot->in_main,
-                          m->interp == PyInterpreterState_Main() &&
-                              syscall(SYS_gettid) == getpid(),
+                          m->interp == PyInterpreterState_Main() && syscall(SYS_gettid) == getpid(),
                           memory_order_relaxed);
     return slot;
 }
@@ -325,7 +324,7 @@ static void monitor_stop(struct plait_monitor *m)
     if (!running)
         return;
     /* It may be waiting for the interpreter's lock. */
-    Py_BEGIN_ALLOW_THREADS (void)pthread_join(m->thread, NULL);
+    Py_BEGIN_ALLOW_THREADS(void) pthread_join(m->thread, NULL);
     Py_END_ALLOW_THREADS
 }
 
@@ -389,10 +388,10 @@ static int register_hooks(struct plait_state *state)
     PyObject *hook = os == NULL ? NULL : PyObject_GetAttrString(os, "register_at_fork");
     PyObject *none = hook == NULL ? NULL : PyTuple_New(0);
     PyObject *kwargs =
-        none == NULL ? NULL
-                     : Py_BuildValue("{s:O,s:O,s:O}", "before", state->budget_before_fork,
-                                     "after_in_parent", state->budget_after_fork,
-                                     "after_in_child", state->budget_after_fork);
+        none == NULL
+            ? NULL
+            : Py_BuildValue("{s:O,s:O,s:O}", "before", state->budget_before_fork, "after_in_parent",
+                            state->budget_after_fork, "after_in_child", state->budget_after_fork);
     told = kwargs == NULL ? NULL : PyObject_Call(hook, none, kwargs);
     Py_XDECREF(os);
     Py_XDECREF(hook);
@@ -583,8 +582,7 @@ static void fire_async(struct plait_monitor *m, struct plait_slot *slot, uint64_
             atomic_store_explicit(&slot->deadline, now + (allowed ? LOOK_MAX : RETRY),
                                   memory_order_relaxed);
         /* Release: partner of the exchange in `disarm`. */
-        atomic_store_explicit(&slot->word, allowed ? (ticket | FIRED) : word,
-                              memory_order_release);
+        atomic_store_explicit(&slot->word, allowed ? (ticket | FIRED) : word, memory_order_release);
     }
     (void)PyEval_SaveThread();
 }
@@ -623,8 +621,7 @@ static void arm(struct plait_slot *slot, struct plait_budget *b)
     atomic_store_explicit(&slot->deadline, b->deadline, memory_order_relaxed);
     /* seq_cst: releases the deadline, and comes before the load of `parked`: partner of the
      * monitor's store there. Tickets never come twice in the life of a slot. */
-    (void)atomic_exchange_explicit(&slot->word, ++slot->tickets << 2 | ARMED,
-                                   memory_order_seq_cst);
+    (void)atomic_exchange_explicit(&slot->word, ++slot->tickets << 2 | ARMED, memory_order_seq_cst);
     if (atomic_load_explicit(&m->parked, memory_order_seq_cst))
         wake(m);
 }
@@ -638,9 +635,8 @@ static bool disarm(struct plait_slot *slot)
         if ((word & STATE) == CLAIMED) {
             /* Only where threads run Python at the same time, or let others in on the way:
              * the monitor needs the interpreter to go on. */
-            Py_BEGIN_ALLOW_THREADS (void)sched_yield();
-            Py_END_ALLOW_THREADS
-            continue;
+            Py_BEGIN_ALLOW_THREADS(void) sched_yield();
+            Py_END_ALLOW_THREADS continue;
         }
         /* acq_rel: partner of the monitor's compare-and-swap and of its store of FIRED. */
         if (!atomic_compare_exchange_weak_explicit(&slot->word, &word, word & ~(uint64_t)STATE,
@@ -657,8 +653,7 @@ static bool disarm(struct plait_slot *slot)
 static bool must_pass(PyObject *over_budget)
 {
     return PyErr_Occurred() && !PyErr_ExceptionMatches(over_budget) &&
-           !PyErr_ExceptionMatches(PyExc_Exception) &&
-           !PyErr_ExceptionMatches(PyExc_GeneratorExit);
+           !PyErr_ExceptionMatches(PyExc_Exception) && !PyErr_ExceptionMatches(PyExc_GeneratorExit);
 }
 
 int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObject *fn,

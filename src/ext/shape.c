@@ -10,7 +10,7 @@
 #include <math.h>
 #include <stdbool.h>
 
-#define ARGS_MAX 8     /* further arguments are not looked at */
+#define ARGS_MAX 8      /* further arguments are not looked at */
 #define EXACT_MIN (-16) /* whole numbers from here */
 #define EXACT_MAX 256   /* to here, exclusive, are classes of their own */
 
@@ -155,8 +155,8 @@ static PyObject *label_of(PyObject *o)
         return type;
     case WHOLE:
     case LENGTH:
-        label = PyUnicode_FromFormat("%U %s%s%lld", type, s.exact ? "" : "~", sign,
-                                     (long long)s.size);
+        label =
+            PyUnicode_FromFormat("%U %s%s%lld", type, s.exact ? "" : "~", sign, (long long)s.size);
         break;
     case FLOATING:
         label = PyUnicode_FromFormat("%U %s2^%lld", type, sign, (long long)s.size);
@@ -185,8 +185,8 @@ PyObject *plait_shape_label(PyObject *const *args, Py_ssize_t nargs, PyObject *k
             continue;
         PyObject *part = label_of(args[i]);
         if (part != NULL && i >= nargs)
-            Py_SETREF(part, PyUnicode_FromFormat("%U=%U", PyTuple_GET_ITEM(kwnames, i - nargs),
-                                                 part));
+            Py_SETREF(part,
+                      PyUnicode_FromFormat("%U=%U", PyTuple_GET_ITEM(kwnames, i - nargs), part));
         if (part == NULL || PyList_Append(parts, part) < 0) {
             Py_XDECREF(part);
             goto out;
@@ -194,8 +194,9 @@ PyObject *plait_shape_label(PyObject *const *args, Py_ssize_t nargs, PyObject *k
         Py_DECREF(part);
     }
     if (nargs > ARGS_MAX || named > ARGS_MAX) {
-        PyObject *more = PyUnicode_FromFormat("%zd more", (nargs > ARGS_MAX ? nargs - ARGS_MAX : 0) +
-                                                  (named > ARGS_MAX ? named - ARGS_MAX : 0));
+        PyObject *more =
+            PyUnicode_FromFormat("%zd more", (nargs > ARGS_MAX ? nargs - ARGS_MAX : 0) +
+                                                 (named > ARGS_MAX ? named - ARGS_MAX : 0));
         if (more == NULL || PyList_Append(parts, more) < 0) {
             Py_XDECREF(more);
             goto out;

@@ -16,6 +16,7 @@ struct plait_monitor;
     X(PyObject, budget_stop)         \
     X(PyObject, budget_before_fork)  \
     X(PyObject, budget_after_fork)   \
+    X(PyObject, stop)                \
     X(PyObject, str_dunder_await)
 // clang-format on
 

@@ -1,4 +1,4 @@
-/* task.c - functions that are placed by measurement, and the awaitable of one call.
+/* task.c - functions that are placed by measurement.
  *
  * A Task calls its function at once, in the caller's thread, where that is known or hoped to
  * be short, and hands it to `elsewhere` (plait._auto, which has the pools) where it is not.
@@ -9,247 +9,13 @@
  * it. `need` doubles each time that it leaves, and falls slowly while it stays: so a cost that
  * lies near the budget or changes to and fro does not make calls flap.
  *
- * Sections: the awaitable, records, the call, the type.
+ * Sections: records, the call, the type.
  */
 #include "budget.h"
+#include "call.h"
 #include "shape.h"
 
 #include <structmember.h>
-
-/* ---- the awaitable ---- */
-
-struct call {
-    PyObject_HEAD
-    PyObject *value; /* owns; NULL before the end, and when there is an error */
-    PyObject *error; /* owns; an exception instance */
-    PyObject *inner; /* owns; what to await when it was placed elsewhere */
-    PyObject *fn;    /* owns; for messages */
-    bool seen;       /* the error has been looked at */
-};
-
-#define CALL(o) ((struct call *)(o))
-
-/* Takes over the exception that is set. */
-static PyObject *take_error(void)
-{
-#if PY_VERSION_HEX >= 0x030c0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback != NULL && value != NULL)
-        (void)PyException_SetTraceback(value, traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return value;
-#endif
-}
-
-static void raise_error(PyObject *error)
-{
-    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-}
-
-static PyObject *call_next(PyObject *self)
-{
-    struct call *call = CALL(self);
-    if (call->error != NULL) {
-        call->seen = true;
-        raise_error(call->error);
-        return NULL;
-    }
-    if (call->value == Py_None)
-        return NULL; /* the end, with None */
-    if (!PyTuple_Check(call->value) && !PyExceptionInstance_Check(call->value)) {
-        PyErr_SetObject(PyExc_StopIteration, call->value);
-        return NULL;
-    }
-    /* These would be taken for the arguments, or for the exception itself. */
-    PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, call->value);
-    if (stop != NULL) {
-        PyErr_SetObject(PyExc_StopIteration, stop);
-        Py_DECREF(stop);
-    }
-    return NULL;
-}
-
-static PySendResult call_send(PyObject *self, PyObject *Py_UNUSED(sent), PyObject **result)
-{
-    struct call *call = CALL(self);
-    *result = NULL;
-    if (call->error != NULL) {
-        call->seen = true;
-        raise_error(call->error);
-        return PYGEN_ERROR;
-    }
-    *result = Py_NewRef(call->value);
-    return PYGEN_RETURN;
-}
-
-static PyObject *call_await(PyObject *self)
-{
-    struct call *call = CALL(self);
-    if (call->inner == NULL)
-        return Py_NewRef(self);
-    struct plait_state *state = plait_state_of_type(Py_TYPE(self));
-    return state == NULL ? NULL : PyObject_CallMethodNoArgs(call->inner, state->str_dunder_await);
-}
-
-static PyObject *call_done(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct call *call = CALL(self);
-    return call->inner == NULL ? Py_NewRef(Py_True)
-                               : PyObject_CallMethod(call->inner, "done", NULL);
-}
-
-static PyObject *call_cancel(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct call *call = CALL(self);
-    return call->inner == NULL ? Py_NewRef(Py_False)
-                               : PyObject_CallMethod(call->inner, "cancel", NULL);
-}
-
-static PyObject *call_result(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    struct call *call = CALL(self);
-    if (nargs > 1)
-        return PyErr_Format(PyExc_TypeError, "result() takes at most 1 argument (%zd given)",
-                            nargs);
-    if (call->inner != NULL)
-        return PyObject_CallMethod(call->inner, "result", "O", nargs == 1 ? args[0] : Py_None);
-    if (call->error != NULL) {
-        call->seen = true;
-        raise_error(call->error);
-        return NULL;
-    }
-    return Py_NewRef(call->value);
-}
-
-static PyObject *call_where(PyObject *self, void *Py_UNUSED(closure))
-{
-    struct call *call = CALL(self);
-    return call->inner == NULL ? PyUnicode_FromString("inline")
-                               : PyObject_GetAttrString(call->inner, "where");
-}
-
-static PyObject *call_repr(PyObject *self)
-{
-    struct call *call = CALL(self);
-    if (call->inner != NULL)
-        return PyUnicode_FromFormat("<plait.Call of %R: %R>", call->fn, call->inner);
-    if (call->error != NULL)
-        return PyUnicode_FromFormat("<plait.Call of %R: inline, raised %s>", call->fn,
-                                    Py_TYPE(call->error)->tp_name);
-    return PyUnicode_FromFormat("<plait.Call of %R: inline, returned %s>", call->fn,
-                                call->value == NULL ? "nothing" : Py_TYPE(call->value)->tp_name);
-}
-
-static int call_traverse(PyObject *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(CALL(self)->value);
-    Py_VISIT(CALL(self)->error);
-    Py_VISIT(CALL(self)->inner);
-    Py_VISIT(CALL(self)->fn);
-    return 0;
-}
-
-static int call_clear(PyObject *self)
-{
-    Py_CLEAR(CALL(self)->value);
-    Py_CLEAR(CALL(self)->error);
-    Py_CLEAR(CALL(self)->inner);
-    Py_CLEAR(CALL(self)->fn);
-    return 0;
-}
-
-/* An error that nobody has looked at is told, not lost. */
-static void call_finalize(PyObject *self)
-{
-    struct call *call = CALL(self);
-    if (call->error == NULL || call->seen)
-        return;
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    call->seen = true;
-    raise_error(call->error);
-    PyErr_WriteUnraisable(call->fn);
-    PyErr_Restore(type, value, traceback);
-}
-
-static void call_dealloc(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    if (CALL(self)->error != NULL && PyObject_CallFinalizerFromDealloc(self) < 0)
-        return;
-    PyObject_GC_UnTrack(self);
-    (void)call_clear(self);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-static PyMethodDef call_methods[] = {
-    {"done", call_done, METH_NOARGS, "done($self, /)\n--\n\nWhether the call has ended."},
-    {"cancel", call_cancel, METH_NOARGS,
-     "cancel($self, /)\n--\n\nCancel the call where its strand can.\n\n"
-     "Returns:\n    bool: whether it will not give a result; False for one that ran inline."},
-    {"result", (PyCFunction)(void (*)(void))call_result, METH_FASTCALL,
-     "result($self, timeout=None, /)\n--\n\nWait for the end in this thread; return the value.\n\n"
-     "Args:\n    timeout: seconds to wait at most; None waits for ever.\n\n"
-     "Raises:\n    TimeoutError: it was not done in time.\n"
-     "    BaseException: what the function raised."},
-    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyGetSetDef call_getset[] = {
-    {"where", call_where, NULL, "Where it was placed: \"inline\", \"thread\" or \"process\".", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-
-static PyType_Slot call_slots[] = {
-    {Py_tp_dealloc, call_dealloc},
-    {Py_tp_finalize, call_finalize},
-    {Py_tp_traverse, call_traverse},
-    {Py_tp_clear, call_clear},
-    {Py_tp_methods, call_methods},
-    {Py_tp_getset, call_getset},
-    {Py_tp_repr, call_repr},
-    {Py_tp_iternext, call_next},
-    {Py_am_await, call_await},
-    {Py_am_send, call_send},
-    {Py_tp_doc, "One call of a task: await it, as often as you like."},
-    {0, NULL},
-};
-
-static PyType_Spec call_spec = {
-    .name = "plait.Call",
-    .basicsize = sizeof(struct call),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION |
-             Py_TPFLAGS_IMMUTABLETYPE,
-    .slots = call_slots,
-};
-
-/* Moves value and error in. */
-static PyObject *call_new(struct plait_state *state, PyObject *fn, PyObject *value,
-                          PyObject *error, PyObject *inner)
-{
-    struct call *call = PyObject_GC_New(struct call, state->call_type);
-    if (call == NULL) {
-        Py_XDECREF(value);
-        Py_XDECREF(error);
-        Py_XDECREF(inner);
-        return NULL;
-    }
-    call->value = value;
-    call->error = error;
-    call->inner = inner;
-    call->fn = Py_NewRef(fn);
-    call->seen = false;
-    PyObject_GC_Track(call);
-    return (PyObject *)call;
-}
 
 /* ---- records ---- */
 
@@ -257,8 +23,8 @@ enum { HERE, AWAY };
 
 #define RECORDS_MAX 256 /* shapes that are told apart; the last record takes all others */
 #define NEED_MAX 1024
-#define CALM 4096       /* calls inline without a strike that halve `need` */
-#define NEWBORNS_BAD 8  /* so many new shapes in a row too long: the next ones start away */
+#define CALM 4096      /* calls inline without a strike that halve `need` */
+#define NEWBORNS_BAD 8 /* so many new shapes in a row too long: the next ones start away */
 
 struct record {
     uint64_t key;
@@ -272,7 +38,7 @@ struct record {
     uint64_t away;
     int64_t total_ns; /* of `calls` */
     int64_t max_ns;
-    int64_t recent_ns; /* a moving mean of `calls` */
+    int64_t recent_ns;   /* a moving mean of `calls` */
     int64_t away_cpu_ns; /* a moving mean of what was measured elsewhere */
     int64_t away_wall_ns;
 };
@@ -285,6 +51,7 @@ struct task {
     PyObject *seeds;     /* owns: {label: tuple}, what a file told; or NULL */
     PyObject *dict;
     PyObject *weakrefs;
+    struct plait_state *state; /* borrows: the type keeps the module */
     int64_t budget_ns;
     bool pure;
     uint32_t newborns_bad;
@@ -336,8 +103,8 @@ static void seed(struct task *t, struct record *r)
     unsigned int need;
     unsigned long long calls, strikes, away;
     long long total, max, recent, cpu, wall;
-    if (!PyArg_ParseTuple(known, "bIKKKLLLLL", &where, &need, &calls, &strikes, &away, &total,
-                          &max, &recent, &cpu, &wall)) {
+    if (!PyArg_ParseTuple(known, "bIKKKLLLLL", &where, &need, &calls, &strikes, &away, &total, &max,
+                          &recent, &cpu, &wall)) {
         PyErr_Clear();
         return;
     }
@@ -454,8 +221,8 @@ static void note_strike(struct task *t, struct record *r)
 /* ---- the call ---- */
 
 /* Hands the call over. A new reference to what `elsewhere` returns. */
-static PyObject *go_elsewhere(struct task *t, PyObject *fn, int index,
-                              PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, bool wait)
+static PyObject *go_elsewhere(struct task *t, PyObject *fn, int index, PyObject *const *args,
+                              Py_ssize_t nargs, PyObject *kwnames, bool wait)
 {
     PyObject *tuple = PyTuple_New(nargs);
     PyObject *kwargs = PyDict_New();
@@ -478,8 +245,8 @@ out:
 /* Runs fn in this thread if that is where it belongs. Whether it has ended, with *result or an
  * exception; else it is to run elsewhere. */
 static bool try_here(struct plait_state *state, struct plait_slot *slot, struct task *t,
-                    PyObject *fn, int index, PyObject *const *args, size_t nargsf, PyObject *kwnames,
-                    PyObject **result)
+                     PyObject *fn, int index, PyObject *const *args, size_t nargsf,
+                     PyObject *kwnames, PyObject **result)
 {
     if (t->records[index].where == AWAY)
         return false;
@@ -487,7 +254,7 @@ static bool try_here(struct plait_state *state, struct plait_slot *slot, struct 
     bool interrupted = false;
     if (t->pure) {
         interrupted = plait_budget_call(state, slot, fn, args, nargsf, kwnames, t->budget_ns,
-                                         result, &took) != 0;
+                                        result, &took) != 0;
     } else {
         int64_t start = plait_budget_now();
         *result = plait_slot_call(slot, fn, args, nargsf, kwnames);
@@ -520,49 +287,45 @@ static PyObject *call_placed(struct plait_state *state, struct task *t, PyObject
     PyObject *result = NULL;
     if (!try_here(state, slot, t, fn, index, args, nargsf, kwnames, &result)) {
         PyObject *inner = go_elsewhere(t, fn, index, args, nargs, kwnames, false);
-        return inner == NULL ? NULL : call_new(state, fn, NULL, NULL, inner);
+        return inner == NULL ? NULL : plait_call_new(state, fn, NULL, NULL, inner);
     }
     if (result != NULL)
-        return call_new(state, fn, result, NULL, NULL);
+        return plait_call_new(state, fn, result, NULL, NULL);
     if (!PyErr_ExceptionMatches(PyExc_Exception))
         return NULL; /* Ctrl+C and the like are for whoever runs now */
-    PyObject *error = take_error();
-    return error == NULL ? NULL : call_new(state, fn, NULL, error, NULL);
+    PyObject *error = plait_take_error();
+    return error == NULL ? NULL : plait_call_new(state, fn, NULL, error, NULL);
 }
 
 static PyObject *task_vectorcall(PyObject *self, PyObject *const *args, size_t nargsf,
                                  PyObject *kwnames)
 {
-    struct plait_state *state = plait_state_of_type(Py_TYPE(self));
-    return state == NULL ? NULL
-                         : call_placed(state, TASK(self), TASK(self)->fn, args, nargsf, kwnames);
+    struct task *t = TASK(self);
+    return call_placed(t->state, t, t->fn, args, nargsf, kwnames);
 }
 
 /* _call(fn, *args, **kwargs): for functions that are no tasks, but whose figures this keeps. */
 static PyObject *task_call_other(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                  PyObject *kwnames)
 {
-    struct plait_state *state = plait_state_of_type(Py_TYPE(self));
-    if (state == NULL)
-        return NULL;
     if (nargs < 1)
         return PyErr_Format(PyExc_TypeError, "_call() needs a function");
-    return call_placed(state, TASK(self), args[0], args + 1, (size_t)(nargs - 1), kwnames);
+    return call_placed(TASK(self)->state, TASK(self), args[0], args + 1, (size_t)(nargs - 1),
+                       kwnames);
 }
 
 static PyObject *task_sync(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                            PyObject *kwnames)
 {
     struct task *t = TASK(self);
-    struct plait_state *state = plait_state_of_type(Py_TYPE(self));
-    struct plait_slot *slot = state == NULL ? NULL : plait_slot_get(state);
+    struct plait_slot *slot = plait_slot_get(t->state);
     if (slot == NULL)
         return NULL;
     int index = record_of(t, args, nargs, kwnames);
     if (index < 0)
         return NULL;
     PyObject *result = NULL;
-    if (try_here(state, slot, t, t->fn, index, args, (size_t)nargs, kwnames, &result))
+    if (try_here(t->state, slot, t, t->fn, index, args, (size_t)nargs, kwnames, &result))
         return result;
     return go_elsewhere(t, t->fn, index, args, nargs, kwnames, true);
 }
@@ -705,6 +468,11 @@ static PyObject *task_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (t == NULL)
         return NULL;
     t->vectorcall = task_vectorcall;
+    t->state = plait_state_of_type(type);
+    if (t->state == NULL) {
+        Py_DECREF(t);
+        return NULL;
+    }
     t->fn = Py_NewRef(fn);
     t->elsewhere = Py_NewRef(elsewhere);
     t->budget_ns = (int64_t)(budget * 1e9);
@@ -834,16 +602,11 @@ static PyMethodDef functions[] = {
 
 int plait_task_exec(PyObject *module, struct plait_state *state)
 {
-    state->call_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &call_spec, NULL);
-    if (state->call_type == NULL ||
-        PyModule_AddObjectRef(module, "Call", (PyObject *)state->call_type) < 0)
+    if (plait_call_exec(module, state) < 0)
         return -1;
     state->task_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &task_spec, NULL);
     if (state->task_type == NULL ||
         PyModule_AddObjectRef(module, "Task", (PyObject *)state->task_type) < 0)
         return -1;
-    if (PyModule_AddFunctions(module, functions) < 0)
-        return -1;
-    state->str_dunder_await = PyUnicode_InternFromString("__await__");
-    return state->str_dunder_await == NULL ? -1 : 0;
+    return PyModule_AddFunctions(module, functions);
 }

@@ -7,13 +7,13 @@ from ._auto import Call as Call
 from ._auto import OverBudget as OverBudget
 from ._auto import Task as Task
 from ._auto import call as call
-from ._auto import explain as explain
 from ._auto import task as task
 from ._core import __version__ as __version__
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
 from ._exceptions import RemoteError as RemoteError
 from ._exceptions import WorkerDied as WorkerDied
+from ._figures import explain as explain
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
 from ._loop import install as install

@@ -16,29 +16,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import json
 import os
 import pickle
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures import Future as ThreadFuture
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
-from . import _core
 from ._core import Call as Call
 from ._core import OverBudget as OverBudget
 from ._core import Task as Task
 from ._measure import SAMPLE, Measured, measured, size_of
 
-__all__ = ["Explanation", "ShapeFigures", "call", "explain", "load", "place", "save", "task"]
+__all__ = ["call", "place", "task", "use_pool"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+AnyTask: TypeAlias = "Task[..., Any]"
 
 BUDGET = 0.001
 """Seconds that a call may hold up its thread, where nothing else was said."""
@@ -46,14 +45,13 @@ BUDGET = 0.001
 _COMPUTES = 0.3  # a share of CPU in the time that a call could run: above, it computes
 _WAITS = 0.15  # below, it waits; between the two it stays where it is
 _TURNS_MAX = 64
-_FILE_VERSION = 1
 
 
 # ---- what is known -------------------------------------------------------------------
 
 
 @dataclass
-class _Strand:
+class Strand:
     """Figures of one shape on one strand: moving means, nanoseconds."""
 
     calls: int = 0
@@ -74,15 +72,15 @@ class _Strand:
 
 
 @dataclass
-class _Away:
+class Away:
     """Where calls of one shape go when they do not run inline."""
 
     strand: str
     turns: int = 0  # changes of mind
     votes: int = 0  # measurements in a row that speak for the other strand
     refused: str = ""  # why calls of this shape cannot be sent to a process
-    strands: dict[str, _Strand] = field(
-        default_factory=lambda: {"thread": _Strand(), "process": _Strand()}
+    strands: dict[str, Strand] = field(
+        default_factory=lambda: {"thread": Strand(), "process": Strand()}
     )
 
     def vote(self, m: Measured, budget: float) -> None:
@@ -100,14 +98,14 @@ class _Away:
             self.votes = 0
 
 
-class _State:
+class State:
     """What Python knows of a task; C keeps the rest."""
 
-    def __init__(self, task: Task, fn: Callable[..., Any], pool: Executor | None) -> None:
+    def __init__(self, task: AnyTask, fn: Callable[..., Any], pool: Executor | None) -> None:
         self.task = weakref.ref(task)
         self.name = _name(fn)
         self.pool = pool
-        self.away: dict[int, _Away] = {}
+        self.away: dict[int, Away] = {}
         self.strands: dict[str, str] = {}  # by label, as a file told
         self.refused: str | None = None  # why the function cannot be sent; "" it can
         self.sent = -1  # bytes of the arguments when they were last looked at
@@ -134,7 +132,7 @@ class _State:
             owner = getattr(owner, part, None)
         return task if task is not None and owner is task else fn
 
-    def away_of(self, task: Task, fn: Callable[..., Any], index: int) -> _Away:
+    def away_of(self, task: AnyTask, fn: Callable[..., Any], index: int) -> Away:
         known = self.away.get(index)
         if known is None:
             # Pure functions that are away have proved to compute; of others nothing is known,
@@ -142,10 +140,10 @@ class _State:
             strand = "process" if task.pure and self.sendable(fn) else "thread"
             if self.strands:
                 strand = self.strands.get(task._records()[index][0], strand)
-            known = self.away[index] = _Away(strand)
+            known = self.away[index] = Away(strand)
         return known
 
-    def choose(self, task: Task, fn: Callable[..., Any], index: int) -> str:
+    def choose(self, task: AnyTask, fn: Callable[..., Any], index: int) -> str:
         known = self.away_of(task, fn, index)
         if known.strand == "process" and (known.refused or not self.sendable(fn)):
             return "thread"
@@ -172,8 +170,8 @@ def _say(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _state(task: Task) -> _State:
-    state: _State = task.__dict__["_plait"]
+def state_of(task: AnyTask) -> State:
+    state: State = task.__dict__["_plait"]
     return state
 
 
@@ -183,7 +181,7 @@ _pools: dict[str, Executor] = {}
 _pools_lock = threading.Lock()
 
 
-def _pool(strand: str, state: _State) -> Executor:
+def _pool(strand: str, state: State) -> Executor:
     """The pool of a strand; the first call that needs one starts it."""
     if strand == "process" and state.pool is not None:
         return state.pool
@@ -199,6 +197,25 @@ def _pool(strand: str, state: _State) -> Executor:
                 pool = ThreadPoolExecutor(workers, thread_name_prefix="plait-auto")
             _pools[strand] = pool
     return pool
+
+
+def use_pool(pool: Executor | None) -> None:
+    """Give the process pool that calls go to from now on, where a task has none of its own.
+
+    Args:
+        pool: A process pool, which its owner shuts down; None for one of plait's own, made on
+            first use.
+
+    Raises:
+        TypeError: `pool` is no executor.
+    """
+    if pool is not None and not isinstance(pool, Executor):
+        raise TypeError(f"pool must be an Executor or None, not {pool!r}")
+    with _pools_lock:
+        if pool is None:
+            _pools.pop("process", None)
+        else:
+            _pools["process"] = pool
 
 
 def _after_fork_in_child() -> None:
@@ -217,7 +234,7 @@ class _Elsewhere:
 
     def __init__(
         self,
-        state: _State,
+        state: State,
         fn: Callable[..., Any],
         index: int,
         args: tuple[Any, ...],
@@ -232,7 +249,7 @@ class _Elsewhere:
         self.where = ""
         self.future: Any = None
 
-    def start(self, task: Task, strand: str) -> None:
+    def start(self, task: AnyTask, strand: str) -> None:
         """Hand it to a pool; to a thread when it turns out that it cannot be sent."""
         state = self._state
         if strand == "process":
@@ -313,13 +330,16 @@ class _Elsewhere:
 
 
 def _is_pickling(error: BaseException) -> bool:
-    return isinstance(error, pickle.PicklingError) or (
-        isinstance(error, TypeError | AttributeError) and "pickle" in str(error)
+    """Whether it tells that something cannot be sent; pickle has no one type for that."""
+    if isinstance(error, pickle.PicklingError):
+        return True
+    return isinstance(error, TypeError | AttributeError) and any(
+        words in str(error) for words in ("pickle", "Can't get local object", "Can't get attribute")
     )
 
 
 def _elsewhere(
-    task: Task,
+    task: AnyTask,
     fn: Callable[..., Any],
     index: int,
     args: tuple[Any, ...],
@@ -327,7 +347,7 @@ def _elsewhere(
     wait: bool,
 ) -> Any:
     """Run a call that does not belong into the caller's thread; called by C."""
-    state = _state(task)
+    state = state_of(task)
     strand = state.choose(task, fn, index)
     if wait and strand == "thread":
         # The caller waits in any case, so its own thread will do.
@@ -341,20 +361,20 @@ def _elsewhere(
 
 # ---- making tasks --------------------------------------------------------------------
 
-_registry: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
-_seeds: dict[str, dict[str, Any]] = {}
-_known: dict[Any, Task] = {}  # of functions that are no tasks, the one used last at the end
+registry: weakref.WeakValueDictionary[str, AnyTask] = weakref.WeakValueDictionary()
+seeds: dict[str, dict[str, Any]] = {}
+_known: dict[Any, AnyTask] = {}  # of functions that are no tasks, the one used last at the end
 _KNOWN_MAX = 1024
 
 
-def _make(fn: Callable[..., Any], pure: bool, budget: float, pool: Executor | None) -> Task:
+def _make(fn: Callable[..., Any], pure: bool, budget: float, pool: Executor | None) -> AnyTask:
     task = Task(fn, _elsewhere, budget, pure)
     functools.update_wrapper(task, fn)
-    state = _State(task, fn, pool)
+    state = State(task, fn, pool)
     task.__dict__["_plait"] = state
-    _registry[state.name] = task
-    if state.name in _seeds:
-        _sow(task, _seeds[state.name])
+    registry[state.name] = task
+    if state.name in seeds:
+        sow(task, seeds[state.name])
     return task
 
 
@@ -409,7 +429,7 @@ def task(
     if pool is not None and not isinstance(pool, Executor):
         raise TypeError(f"pool must be an Executor or None, not {pool!r}")
 
-    def decorate(fn: Callable[..., Any]) -> Task:
+    def decorate(fn: Callable[..., Any]) -> AnyTask:
         if isinstance(fn, Task):
             raise TypeError(f"{fn!r} is a task already")
         if not callable(fn):
@@ -423,7 +443,7 @@ def task(
     return decorate if fn is None else decorate(fn)
 
 
-def _figures_of(fn: Callable[..., Any]) -> Task:
+def figures_of(fn: Callable[..., Any]) -> AnyTask:
     """The task that keeps the figures of any callable: its own, or one made for it.
 
     All functions made by the same code share one, so that a lambda made anew for every call
@@ -469,11 +489,15 @@ def call(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Call[R]:
     Raises:
         TypeError: `fn` is not callable, or asynchronous.
     """
-    if isinstance(fn, Task):
-        return fn(*args, **kwargs)
-    if inspect.iscoroutinefunction(fn):
-        raise TypeError(f"{fn!r} is asynchronous: await it")
-    return _figures_of(fn)._call(fn, *args, **kwargs)
+    try:
+        known = _known[fn.__code__]
+    except (AttributeError, KeyError):
+        if isinstance(fn, Task):
+            return fn(*args, **kwargs)
+        if inspect.iscoroutinefunction(fn):
+            raise TypeError(f"{fn!r} is asynchronous: await it") from None
+        known = figures_of(fn)
+    return known._call(fn, *args, **kwargs)
 
 
 def place(
@@ -493,138 +517,14 @@ def place(
     """
     if inspect.iscoroutinefunction(fn):
         return "loop"
-    task = _figures_of(fn)
+    task = figures_of(fn)
     index, away = task._record(tuple(args), dict(kwargs or {}))
     if not away:
         return "inline"
-    return _state(task).choose(task, fn.fn if isinstance(fn, Task) else fn, index)
+    return state_of(task).choose(task, fn.fn if isinstance(fn, Task) else fn, index)
 
 
-# ---- explaining ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StrandFigures:
-    """What calls of one shape cost on one strand other than the caller's. Milliseconds.
-
-    Attributes:
-        calls: How many were measured.
-        wall: From start to end.
-        cpu: Computing.
-        queued: Ready to run, but without a processor.
-        waited: The rest: for I/O, for locks, and in threads for the interpreter's lock.
-    """
-
-    calls: int
-    wall: float
-    cpu: float
-    queued: float
-    waited: float
-
-
-@dataclass(frozen=True)
-class ShapeFigures:
-    """What is known about calls with arguments of one shape.
-
-    Attributes:
-        shape: The shape in words: types, and the class of their size.
-        where: Where the next such call runs: "inline", "thread" or "process".
-        why: The reason, in words and figures.
-        inline: Calls that ran inline to their end.
-        mean: Their mean time, in milliseconds; of all of them.
-        recent: The same of the last few.
-        longest: The longest of them.
-        over_budget: Calls that were interrupted, or for tasks that are not pure, that took
-            longer than the budget.
-        to_return: How many short calls in a row, measured elsewhere, bring it back inline.
-        thread: Figures of the calls in threads; None when there were none.
-        process: The same for processes.
-        gil_wait: Milliseconds of a call in a thread that went into waiting for the
-            interpreter's lock, as far as one can tell: what it waited longer than in a
-            process, where nobody holds that lock; None unless both were measured.
-    """
-
-    shape: str
-    where: str
-    why: str
-    inline: int
-    mean: float
-    recent: float
-    longest: float
-    over_budget: int
-    to_return: int
-    thread: StrandFigures | None
-    process: StrandFigures | None
-    gil_wait: float | None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Where a function runs, and why. ``str()`` of it is for reading.
-
-    Attributes:
-        name: The function.
-        pure: Whether its calls may be interrupted and started again.
-        budget: Seconds that a call may hold up its caller's thread.
-        picklable: Whether it can be sent to a process; None when that was never asked.
-        refused: Why it cannot.
-        sent: Bytes of the arguments of a call that were looked at last; None: never.
-        received: The same for a result.
-        shapes: What is known, by shape of the arguments; the most called come first.
-    """
-
-    name: str
-    pure: bool
-    budget: float
-    picklable: bool | None
-    refused: str
-    sent: int | None
-    received: int | None
-    shapes: tuple[ShapeFigures, ...]
-
-    def __str__(self) -> str:
-        kind = "pure, " if self.pure else ""
-        lines = [f"{self.name}: {kind}budget {_ms(self.budget * 1e3)}"]
-        if not self.shapes:
-            lines.append("  not called yet: " + _first(self.pure))
-        for shape in self.shapes:
-            lines.append(f"  ({shape.shape}): {shape.where}, {shape.why}")
-        if self.picklable is False:
-            lines.append(f"  cannot be sent to a process: {self.refused}")
-        if self.sent is not None or self.received is not None:
-            lines.append(f"  bytes sent {_bytes(self.sent)}, received {_bytes(self.received)}")
-        return "\n".join(lines)
-
-
-def explain(fn: Callable[..., Any]) -> Explanation:
-    """Tell where a function runs, how often it did, and why.
-
-    Args:
-        fn: A task, or a function that was given to `call` or placed by "auto".
-
-    Raises:
-        TypeError: `fn` is not callable.
-    """
-    task = _figures_of(fn)
-    state = _state(task)
-    found = [
-        _shape(task, state, index, _Record(*record))
-        for index, record in enumerate(task._records())
-    ]
-    found.sort(key=lambda shape: -(shape.inline + shape.over_budget + _count(shape)))
-    return Explanation(
-        name=state.name,
-        pure=task.pure,
-        budget=task.budget,
-        picklable=None if state.refused is None else not state.refused,
-        refused=state.refused or "",
-        sent=state.sent if state.sent >= 0 else None,
-        received=state.received if state.received >= 0 else None,
-        shapes=tuple(found),
-    )
-
-
-class _Record(NamedTuple):
+class Record(NamedTuple):
     """A record of C, as it gives it."""
 
     label: str
@@ -640,204 +540,12 @@ class _Record(NamedTuple):
     away_wall: int
 
 
-def _first(pure: bool) -> str:
-    if pure:
-        return "its first call starts inline, and moves to a process when the budget is used up"
-    return "its first calls run in a thread, where they hold up nobody"
-
-
-def _count(shape: ShapeFigures) -> int:
-    return sum(strand.calls for strand in (shape.thread, shape.process) if strand)
-
-
-def _strand(figures: _Strand) -> StrandFigures | None:
-    if not figures.calls:
-        return None
-    return StrandFigures(
-        figures.calls,
-        figures.wall / 1e6,
-        figures.cpu / 1e6,
-        figures.queued / 1e6,
-        figures.waited / 1e6,
-    )
-
-
-def _shape(task: Task, state: _State, index: int, r: _Record) -> ShapeFigures:
-    away = state.away.get(index)
-    thread = _strand(away.strands["thread"]) if away else None
-    process = _strand(away.strands["process"]) if away else None
-    where = "inline"
-    if r.where:
-        where = away.strand if away else ("process" if task.pure else "thread")
-        if where == "process" and (state.refused or (away and away.refused)):
-            where = "thread"
-    gil_wait = max(0.0, thread.waited - process.waited) if thread and process else None
-    shape = ShapeFigures(
-        shape=r.label,
-        where=where,
-        why="",
-        inline=r.calls,
-        mean=r.total / max(1, r.calls) / 1e6,
-        recent=r.recent / 1e6,
-        longest=r.longest / 1e6,
-        over_budget=r.strikes,
-        to_return=r.need,
-        thread=thread,
-        process=process,
-        gil_wait=gil_wait,
-    )
-    return replace(shape, why=_why(task, shape, away))
-
-
-def _why(task: Task, s: ShapeFigures, away: _Away | None) -> str:
-    told: list[str] = []
-    if s.where == "inline":
-        if s.inline:
-            told.append(
-                f"since it is short: {s.inline:,} calls took {_ms(s.mean)} each, "
-                f"the longest {_ms(s.longest)}"
-            )
-        else:
-            told.append("to find out what it costs" if task.pure else "as a file told")
-        if s.over_budget:
-            told.append(f"{s.over_budget:,} were longer than the budget")
-    else:
-        if s.over_budget:
-            what = "were stopped at the budget" if task.pure else "took longer than the budget"
-            told.append(f"since {s.over_budget:,} call(s) inline {what}")
-        elif task.pure:
-            told.append("like the other new shapes of this function")
-        else:
-            told.append("since it has not yet proved to be short")
-        for name, figures in (("in a process", s.process), ("in a thread", s.thread)):
-            if figures:
-                told.append(
-                    f"{figures.calls:,} {name} took {_ms(figures.wall)}: computing "
-                    f"{_ms(figures.cpu)}, waiting {_ms(figures.waited)}, "
-                    f"queued for a processor {_ms(figures.queued)}"
-                )
-        if s.gil_wait is not None:
-            told.append(f"about {_ms(s.gil_wait)} of a thread's waiting was for the GIL")
-        if away and away.refused:
-            told.append(f"not in a process, as {away.refused}")
-        told.append(f"{s.to_return:,} short call(s) in a row bring it back inline")
-    return "; ".join(told)
-
-
-def _ms(ms: float) -> str:
-    if ms < 0.001:
-        return f"{ms * 1e6:.0f} ns"
-    return f"{ms * 1e3:.3g} us" if ms < 1 else f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1e3:.3g} s"
-
-
-def _bytes(count: int | None) -> str:
-    return "unknown" if count is None else f"{count:,}"
-
-
-# ---- files ---------------------------------------------------------------------------
-
-def save(path: str | os.PathLike[str]) -> None:
-    """Write what is known about every task to a file, to be loaded by the next run.
-
-    The file is JSON, and is replaced at once or not at all.
-
-    Args:
-        path: The file.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    tasks = {}
-    for name, task in sorted(_registry.items()):
-        state = _state(task)
-        shapes = {}
-        for index, values in enumerate(task._records()):
-            record = _Record(*values)
-            shape: dict[str, Any] = record._asdict()
-            del shape["label"]
-            away = state.away.get(index)
-            if away is not None:
-                shape["strand"] = away.strand
-            shapes[record.label] = shape
-        if shapes:
-            tasks[name] = {"budget": task.budget, "shapes": shapes}
-    text = json.dumps({"plait": "figures", "version": _FILE_VERSION, "tasks": tasks}, indent=1)
-    temporary = f"{os.fspath(path)}.{os.getpid()}.new"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def load(path: str | os.PathLike[str]) -> int:
-    """Take over what another run has learnt.
-
-    Tasks that are not there yet get their figures when they are made. Figures that were taken
-    with another budget are left out.
-
-    Args:
-        path: A file that `save` has written.
-
-    Returns:
-        int: For how many functions it had figures.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is no such file, or was damaged; then nothing was taken over.
-    """
-    with open(path, encoding="utf-8") as file:
-        try:
-            data = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} is not JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("plait") != "figures":
-        raise ValueError(f"{os.fspath(path)} holds no figures of plait")
-    if data.get("version") != _FILE_VERSION:
-        raise ValueError(
-            f"{os.fspath(path)} has version {data.get('version')!r}, and {_FILE_VERSION} is known"
-        )
-    tasks = data.get("tasks")
-    if not isinstance(tasks, dict):
-        raise ValueError(f"{os.fspath(path)}: tasks must be an object, not {tasks!r}")
-    checked = {name: _checked(f"{os.fspath(path)}: {name}", value) for name, value in tasks.items()}
-    _seeds.update(checked)
-    for name, task in list(_registry.items()):
-        if name in checked:
-            _sow(task, checked[name])
-    return len(checked)
-
-
-def _checked(where: str, value: Any) -> dict[str, Any]:
-    """The figures of one function, or ValueError."""
-    if not isinstance(value, dict) or not isinstance(value.get("shapes"), dict):
-        raise ValueError(f"{where}: shapes must be an object")
-    budget = value.get("budget")
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
-        raise ValueError(f"{where}: budget must be a number above 0, not {budget!r}")
-    for label, shape in value["shapes"].items():
-        if not isinstance(shape, dict):
-            raise ValueError(f"{where}: the shape {label!r} must be an object")
-        for name in _Record._fields[1:]:
-            number = shape.get(name)
-            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 62:
-                raise ValueError(f"{where}: {label!r}: {name} must be a count, not {number!r}")
-        if shape["where"] > 1 or not 1 <= shape["need"] <= 1024:
-            raise ValueError(f"{where}: {label!r}: where or need is out of range")
-        if shape.get("strand", "thread") not in ("thread", "process"):
-            raise ValueError(f"{where}: {label!r}: strand must be thread or process")
-    return value
-
-
-def _sow(task: Task, known: dict[str, Any]) -> None:
+def sow(task: AnyTask, known: dict[str, Any]) -> None:
     if known["budget"] != task.budget:
         return
     shapes: dict[str, dict[str, Any]] = known["shapes"]
-    state = _state(task)
+    state = state_of(task)
     state.strands = {label: s["strand"] for label, s in shapes.items() if "strand" in s}
     task._seed(
-        {label: tuple(s[name] for name in _Record._fields[1:]) for label, s in shapes.items()}
+        {label: tuple(s[name] for name in Record._fields[1:]) for label, s in shapes.items()}
     )
