@@ -21,6 +21,7 @@ typedef struct {
     bool core_ready;
     PyObject *raised;  /* the exception behind halt */
     char *read_buffer; /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+    struct gen_loop *generators; /* owns; NULL until a generator is started */
 } LoopObject;
 
 /* plait._core.Handle. In the ready queue or the list of posts it owns a reference to
