@@ -164,6 +164,53 @@ class Listener:
     ) -> Listener: ...
     def close(self) -> None: ...
 
+# ---- scopes ----
+
+class HandleBase:
+    _scope: Any
+    _fn: Any
+    _task: Any
+    _result: Any
+    _error: BaseException | None
+    _name: str | None
+    _extra: Any
+    _began: int
+    _state: int
+    _where: int
+    _quiet: bool
+    @property
+    def _ended(self) -> int: ...
+    @property
+    def _live(self) -> bool: ...
+    def __call__(self, task: Any, /) -> None: ...
+
+class ScopeBase:
+    _waiter: asyncio.Future[None] | None
+    _fast: bool
+    _watched: bool
+    @property
+    def _count(self) -> int: ...
+    @property
+    def _finished(self) -> list[Any]: ...
+    def start(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        where: str | None = None,
+        timeout: float | None = None,
+        name: str | None = None,
+        retries: int = 0,
+        **kwargs: Any,
+    ) -> Any: ...
+    def _open(self, create_task: Any, handle_type: type, current: Any, fast: bool, /) -> None: ...
+    def _add(self, fn: Any, /) -> Any: ...
+    def _settle(
+        self, handle: Any, state: int, result: Any, error: BaseException | None, /
+    ) -> None: ...
+    def _drop(self, handle: Any, /) -> None: ...
+    def _living(self) -> list[Any]: ...
+
 # ---- pools -------------------------------------------------------------------------
 
 class FutureBase: ...

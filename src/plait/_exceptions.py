@@ -6,7 +6,11 @@ Exception
       ├── TaskTimeout      a task's time was over, and it was stopped
       ├── PoolBroken       a pool cannot start workers any more
       ├── PoolFull         as many tasks wait as a pool was told to take
-      └── RemoteError      a task raised what cannot be sent between processes
+      ├── RemoteError      a task raised what cannot be sent between processes
+      ├── DeadlineExceeded a scope was not over by its deadline
+      ├── Unstopped        a scope ended while something that it had cancelled went on
+      ├── ScopeClosed      something was to be started in a scope that is not open
+      └── ChannelClosed    a channel has ended
 BaseException
  └── TaskStopped           raised in a task that is to stop
 """
@@ -17,13 +21,17 @@ import signal as _signal
 from concurrent.futures import BrokenExecutor
 
 __all__ = [
+    "ChannelClosed",
+    "DeadlineExceeded",
     "PlaitError",
     "PoolBroken",
     "PoolFull",
     "RemoteError",
     "RemoteTraceback",
+    "ScopeClosed",
     "TaskStopped",
     "TaskTimeout",
+    "Unstopped",
     "WorkerDied",
 ]
 
@@ -136,3 +144,60 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'
+
+
+class DeadlineExceeded(PlaitError, TimeoutError):
+    """A scope was not over by its deadline: what was left of it has been cancelled.
+
+    Attributes:
+        scope: the scope's name.
+        seconds: its deadline, from entry.
+        unfinished: names of what still ran or waited then.
+    """
+
+    def __init__(self, scope: str, seconds: float, unfinished: tuple[str, ...]) -> None:
+        super().__init__(scope, seconds, unfinished)
+        self.scope = scope
+        self.seconds = seconds
+        self.unfinished = unfinished
+
+    def __str__(self) -> str:
+        text = f"{self.scope} was not over after {self.seconds:g} s"
+        if self.unfinished:
+            text += f"; unfinished: {_some(self.unfinished)}"
+        return text
+
+
+class Unstopped(PlaitError):
+    """A scope ended while something that it had cancelled went on.
+
+    Attributes:
+        scope: the scope's name.
+        grace: seconds that it had waited after the cancellation.
+        tasks: names of what goes on, with where.
+    """
+
+    def __init__(self, scope: str, grace: float, tasks: tuple[str, ...]) -> None:
+        super().__init__(scope, grace, tasks)
+        self.scope = scope
+        self.grace = grace
+        self.tasks = tasks
+
+    def __str__(self) -> str:
+        return (
+            f"{self.scope} could not stop {_some(self.tasks)} within {self.grace:g} s "
+            "of grace; what is named goes on"
+        )
+
+
+class ScopeClosed(PlaitError, RuntimeError):
+    """Something was to be started in a scope that has ended or was not entered."""
+
+
+class ChannelClosed(PlaitError):
+    """A channel has ended: nothing can be sent, or nothing more will come."""
+
+
+def _some(names: tuple[str, ...]) -> str:
+    text = ", ".join(names[:10])
+    return text if len(names) <= 10 else f"{text} and {len(names) - 10} more"
