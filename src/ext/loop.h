@@ -19,8 +19,8 @@ typedef struct {
     char closed;
     char stopping;
     bool core_ready;
-    PyObject *raised;  /* the exception behind halt */
-    char *read_buffer; /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+    PyObject *raised;            /* the exception behind halt */
+    char *read_buffer;           /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
     struct gen_loop *generators; /* owns; NULL until a generator is started */
 } LoopObject;
 
