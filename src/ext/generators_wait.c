@@ -307,8 +307,9 @@ static enum gen_outcome begin_future(TaskObject *t, PyObject *future, PyObject *
 }
 
 /* The wait for a future is given up: with it goes the future, as in asyncio, unless the
- * request says otherwise. */
-static void leave_future(TaskObject *t, PyObject *future, PyObject *waiter, bool shield)
+ * request says otherwise. `cancelled` is the one to cancel, or NULL; `future`, which has our
+ * callback, may be its stand-in on this loop. */
+static void leave_future(TaskObject *t, PyObject *future, PyObject *waiter, PyObject *cancelled)
 {
     struct plait_state *state = t->loop->state;
     Py_CLEAR(((WaiterObject *)waiter)->task);
@@ -321,10 +322,10 @@ static void leave_future(TaskObject *t, PyObject *future, PyObject *waiter, bool
             PyErr_WriteUnraisable(future);
         Py_XDECREF(told);
     }
-    if (!shield) {
-        told = PyObject_CallMethodNoArgs(future, state->gen_str_cancel);
+    if (cancelled != NULL) {
+        told = PyObject_CallMethodNoArgs(cancelled, state->gen_str_cancel);
         if (told == NULL)
-            PyErr_WriteUnraisable(future);
+            PyErr_WriteUnraisable(cancelled);
         Py_XDECREF(told);
     }
     PyErr_Restore(type, exc, tb);
@@ -413,7 +414,7 @@ void plait_gen_unhook(TaskObject *t, bool abandoned)
     RequestObject *inner = rq == NULL ? NULL : plait_gen_inner(rq, t->loop->state);
     if (waiter != NULL) {
         if (abandoned)
-            leave_future(t, future, waiter, inner != NULL && inner->shield);
+            leave_future(t, future, waiter, inner == NULL || inner->shield ? NULL : inner->target);
         Py_DECREF(waiter);
         Py_DECREF(future);
     }

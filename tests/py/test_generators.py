@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import gc
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -341,6 +342,27 @@ def test_wait_for_a_process() -> None:
             future = pool.submit(pow, 3, 2)
             future.result()
             assert (yield wait(future)) == 9
+
+        run(main())
+
+
+def test_wait_for_plaits_threads() -> None:
+    with plait.ThreadPool(1) as pool:
+
+        def main() -> Strand[None]:
+            assert (yield wait(pool.submit(pow, 2, 10))) == 1024
+            with pytest.raises(ZeroDivisionError):
+                yield wait(pool.submit(divmod, 1, 0))
+            gate = threading.Event()
+            first = pool.submit(gate.wait)
+            queued = pool.submit(pow, 2, 3)
+            try:
+                with pytest.raises(TimeoutError):
+                    yield timeout(0.001, wait(queued))
+                assert queued.cancelled()
+            finally:
+                gate.set()
+            assert (yield wait(first)) is True
 
         run(main())
 

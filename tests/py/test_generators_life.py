@@ -7,7 +7,11 @@ import concurrent.futures
 import contextvars
 import gc
 import logging
+import signal
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import weakref
 from collections.abc import Iterator
@@ -388,6 +392,79 @@ def test_a_long_chain_of_results_is_freed() -> None:
         last = None
 
     run(main())
+
+
+# ---- signals and forks ----
+
+
+def child_program(text: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of its own, and return how it ended."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.isolated
+def test_ctrl_c_closes_what_runs() -> None:
+    ended = child_program("""
+        import os, signal
+        from plait.generators import run, sleep, spawn
+        def other():
+            try:
+                yield sleep(1e9)
+            finally:
+                print("closed", flush=True)
+        def main():
+            yield spawn(other())
+            yield sleep(0)
+            os.kill(os.getpid(), signal.SIGINT)
+            yield sleep(1e9)
+        run(main())
+    """)
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stdout == "closed\n"
+    assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.isolated
+def test_a_forked_child_leaves_the_parents_generators_alone() -> None:
+    ended = child_program("""
+        import os, socket, sys, warnings
+        from plait.generators import recv, run, send, sleep, spawn, join, start
+        warnings.simplefilter("ignore")
+        a, b = socket.socketpair()
+        def reader():
+            try:
+                return (yield recv(a, 5))
+            finally:
+                print("reader ends in", "parent" if os.getpid() == parent else "child", flush=True)
+        def main():
+            task = yield spawn(reader())
+            yield sleep(0)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    start(reader())
+                except RuntimeError as error:
+                    assert "another process" in str(error), error
+                else:
+                    os._exit(2)
+                yield sleep(1)
+                os._exit(3)
+            yield send(b, b"x")
+            assert (yield join(task)) == b"x"
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        parent = os.getpid()
+        try:
+            code = run(main())
+        except RuntimeError as error:
+            assert os.getpid() != parent
+            assert "another process" in str(error), error
+            os._exit(7)
+        print("child's code", code)
+    """)
+    assert ended.stderr == ""
+    assert ended.stdout == "reader ends in parent\nchild's code 7\n"
 
 
 # ---- sockets that close, and numbers that come back ----
