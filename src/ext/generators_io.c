@@ -37,8 +37,8 @@ static bool is_reader(const RequestObject *rq)
 static int fd_of(struct plait_state *state, PyObject *sock)
 {
     PyObject *args[2] = {NULL, sock};
-    PyObject *number = PyObject_Vectorcall(state->gen_fileno, args + 1,
-                                           1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    PyObject *number =
+        PyObject_Vectorcall(state->gen_fileno, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
     if (number == NULL)
         return -2;
     long fd = PyLong_AsLong(number);
