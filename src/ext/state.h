@@ -1,8 +1,8 @@
 /* state.h - the state of one instance of the module, and the way to it.
  *
- * The lists of objects (the loop's, the process pool's, the thread pool's) are X-macros: they declare the
- * fields and write traverse and clear, so none can be forgotten. After clear every
- * field is NULL: code that runs during finalisation copes.
+ * The lists of objects (the loop's, the process pool's, the thread pool's) are X-macros:
+ * they declare the fields and write traverse and clear, so none can be forgotten. After
+ * clear every field is NULL: code that runs during finalisation copes.
  */
 #ifndef PLAIT_STATE_H
 #define PLAIT_STATE_H

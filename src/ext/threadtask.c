@@ -307,11 +307,10 @@ static int start_thread(struct plait_crew *crew)
         Py_DECREF(told);
         return 0;
     }
-    crew->unstarted++;
-    if (pl_crew_unstart(&crew->core) == 0)
-        return -1;
-    /* The threads that there are will do the work; statistics() tells. */
-    if (!PyErr_ExceptionMatches(PyExc_Exception))
+    /* It has told of the thread by _not_started, unless the thread came all the same: an
+     * interrupt may arrive in the middle. The threads that there are will do the work;
+     * statistics() tells. */
+    if (crew->core.threads == 0 || !PyErr_ExceptionMatches(PyExc_Exception))
         return -1;
     PyErr_Clear();
     return 0;
@@ -428,7 +427,12 @@ struct plait_future *plait_crew_submit(struct plait_crew *crew, PyObject *const 
             Py_DECREF(f);
             goto fail;
         }
-        PyErr_Clear(); /* another thread has come and taken it */
+        /* A thread has come and taken it: only an interrupt is still to be told of. */
+        if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+            Py_DECREF(f);
+            return NULL;
+        }
+        PyErr_Clear();
     }
     return f;
 fail:
