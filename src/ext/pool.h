@@ -114,8 +114,6 @@ extern const struct plait_keeper plait_pool_keeper;
 void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool cancelled);
 /* Notifies what the list `notify` holds. Runs the user's code. */
 void plait_pool_notify(struct plait_pool *pool);
-/* Puts an ended future on that list (or, without memory, tells of the error). */
-void plait_pool_defer(struct plait_pool *pool, struct plait_future *f);
 
 /* ---- a worker (pool_worker.c) ------------------------------------------------ */
 

@@ -10,6 +10,9 @@ from ._exceptions import RemoteError as RemoteError
 from ._exceptions import TaskStopped as TaskStopped
 from ._exceptions import TaskTimeout as TaskTimeout
 from ._exceptions import WorkerDied as WorkerDied
+from ._files import BinaryFile as BinaryFile
+from ._files import TextFile as TextFile
+from ._files import open_file as open_file
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
 from ._loop import install as install
@@ -20,6 +23,7 @@ from ._threads import ThreadPool as ThreadPool
 from ._threads import stop_requested as stop_requested
 
 __all__ = [
+    "BinaryFile",
     "EventLoopPolicy",
     "Loop",
     "PlaitError",
@@ -29,11 +33,13 @@ __all__ = [
     "RemoteError",
     "TaskStopped",
     "TaskTimeout",
+    "TextFile",
     "ThreadPool",
     "WorkerDied",
     "__version__",
     "install",
     "new_event_loop",
+    "open_file",
     "run",
     "stop_requested",
 ]
