@@ -500,6 +500,11 @@ int plait_thread_exec(PyObject *module, struct plait_state *state)
         PyErr_NoMemory();
         return -1;
     }
+#define X(name, text)                                                                              \
+    if ((state->name = PyUnicode_InternFromString(text)) == NULL)                                  \
+        return -1;
+    PLAIT_FUTURE_NAMES(X)
+#undef X
     state->crew_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &crew_spec, NULL);
     if (state->crew_type == NULL ||
         PyModule_AddObjectRef(module, "Crew", (PyObject *)state->crew_type) < 0)
