@@ -520,7 +520,12 @@ PyObject *plait_future_for_loop(struct plait_state *state, struct plait_future *
     if (pair == NULL || method == NULL || need_list(&f->waiters) < 0)
         goto out;
     if (plait_future_done(f)) {
-        error = transfer(state, f, target);
+        /* Who awaits work of a pool gives way to the loop once at least. */
+        PyObject *transfer_to = PyObject_GetAttr((PyObject *)f, state->name_transfer);
+        if (transfer_to != NULL)
+            added = PyObject_CallMethod(loop, "call_soon", "OO", transfer_to, target);
+        Py_XDECREF(transfer_to);
+        error = added == NULL ? -1 : 0;
         goto out;
     }
     if (PyList_Append(f->waiters, pair) < 0)
@@ -556,7 +561,15 @@ static PyObject *future_await(PyObject *self)
         PyErr_SetString(PyExc_RuntimeError, "a future is awaited, but no event loop is running");
         return NULL;
     }
-    PyObject *target = plait_future_for_loop(state, FUTURE(self), loop);
+    PyObject *target;
+    if (plait_future_done(FUTURE(self))) {
+        /* As with any future: there is nothing to wait for. */
+        target = PyObject_CallMethodNoArgs(loop, state->name_create_future);
+        if (target != NULL && transfer(state, FUTURE(self), target) < 0)
+            Py_CLEAR(target);
+    } else {
+        target = plait_future_for_loop(state, FUTURE(self), loop);
+    }
     Py_DECREF(loop);
     if (target == NULL)
         return NULL;
