@@ -499,6 +499,32 @@ def test_as_default_executor(any_loop_factory: Any) -> None:
         assert runner.run(main()) == (8, "mine_0")
 
 
+def test_the_default_executor_of_a_loop_leaves_running_tasks_alone(loop: Any) -> None:
+    gate = Gate()
+    flags: list[bool] = []
+
+    def task() -> None:
+        gate()
+        flags.append(plait.stop_requested())
+
+    async def main() -> None:
+        name = await asyncio.to_thread(lambda: threading.current_thread().name)
+        assert name == "asyncio_0"
+        future = loop.run_in_executor(None, task)
+        await loop.run_in_executor(None, gate.begun.wait, 20)
+        future.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await future
+        await asyncio.sleep(0)  # the task hears of it
+        gate.go.set()
+        await loop.shutdown_default_executor()
+        with pytest.raises(RuntimeError, match="Executor shutdown has been called"):
+            await loop.run_in_executor(None, int)
+
+    loop.run_until_complete(main())
+    assert flags == [True]
+
+
 def test_a_loop_is_not_blocked_by_the_bound(loop: Any) -> None:
     gate = Gate()
 
