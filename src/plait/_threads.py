@@ -499,5 +499,8 @@ def _after_fork_in_child() -> None:
 
 # Before the interpreter waits for threads that are no daemons, which is before atexit: they
 # may be waiting for ours.
-threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+try:
+    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+except RuntimeError:  # imported while the interpreter ends
+    _exiting = True
 os.register_at_fork(after_in_child=_after_fork_in_child)
