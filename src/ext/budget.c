@@ -2,9 +2,11 @@
  *
  * One thread for each interpreter, the monitor, watches a word and a deadline in the slot of
  * every thread that runs budgeted calls. To arm costs a clock reading and an exchange; to end,
- * another of each; no system call, and no lock. The monitor looks every millisecond or so while
+ * another of each; no system call, and no lock. The monitor looks every few milliseconds while
  * calls come, sleeps until the exact deadline when one is under way, and parks when none has
- * come for a while: only the first call after a pause wakes it.
+ * come for a while: then the first call wakes it. So does a call that nothing is known about
+ * (`eager`), whose end is to be met exactly; one that has always been short may be met a few
+ * milliseconds late, should it be long for once.
  *
  * How the interrupt reaches the thread, and why it cannot meet anything else
  *
@@ -58,9 +60,10 @@ enum {
     STATE = 3,
 };
 
-#define LOOK_MIN INT64_C(250000)  /* ns between two looks, at least */
+#define LOOK_MIN INT64_C(1000000) /* ns between two looks, at least */
 #define LOOK_MAX INT64_C(5000000) /* and at most */
-#define LOOKS_IDLE 16             /* so many looks without a call, and the monitor parks */
+#define LOOK_BUDGETS 4            /* in between: so many times the shortest budget */
+#define LOOKS_IDLE 8              /* so many looks without a call, and the monitor parks */
 #define RETRY INT64_C(100000)     /* ns until the next try when one was put off */
 #define FRAMES_MAX 100000         /* stack frames that are looked at */
 
@@ -658,7 +661,7 @@ static bool must_pass(PyObject *over_budget)
 
 int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObject *fn,
                       PyObject *const *args, size_t nargsf, PyObject *kwnames, int64_t length,
-                      PyObject **result, int64_t *took)
+                      bool eager, PyObject **result, int64_t *took)
 {
     struct plait_monitor *m = slot->monitor;
     if (!m->running) {
@@ -668,9 +671,11 @@ int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObje
             return 0;
         }
     }
-    if (length < atomic_load_explicit(&m->look, memory_order_relaxed))
-        atomic_store_explicit(&m->look, length < LOOK_MIN ? LOOK_MIN : length,
-                              memory_order_relaxed);
+    int64_t look = length > LOOK_MAX / LOOK_BUDGETS ? LOOK_MAX : length * LOOK_BUDGETS;
+    if (look < LOOK_MIN)
+        look = LOOK_MIN;
+    if (look < atomic_load_explicit(&m->look, memory_order_relaxed))
+        atomic_store_explicit(&m->look, look, memory_order_relaxed);
     /* Before the time is taken: waking somebody is no work of the function's. Relaxed: `arm`
      * looks again. */
     if (atomic_load_explicit(&m->parked, memory_order_relaxed))
@@ -696,8 +701,11 @@ int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObje
         return 0;
     }
     slot->top = &b;
-    if (b.owner == &b)
+    if (b.owner == &b) {
         arm(slot, &b);
+        if (eager)
+            wake(m);
+    }
     slot->depth++;
     *result = PyObject_Vectorcall(fn, args, nargsf, kwnames);
     /* From here to the end of the watch no bytecode of this thread runs. */
