@@ -15,7 +15,9 @@
  *    that very thread, between two bytecodes, and there `on_pending` decides: does a budget run
  *    in this thread, is its deadline over by the clock now, is the function itself still on the
  *    stack? Only then it raises OverBudget. So the monitor is but an alarm clock; one that
- *    rings late, for a call that has ended, or twice, does nothing.
+ *    rings late, for a call that has ended, or twice, does nothing. (Before Python 3.13 the
+ *    thread notices a pending call only when somebody wants the lock, too, so the monitor asks
+ *    for it and the interrupt comes up to a switch interval later, as in 2.)
  *
  * 2. Any other thread. The monitor takes the interpreter's lock, claims the word with a
  *    compare-and-swap on the ticket that it saw, and sets an asynchronous exception. Whoever
@@ -555,13 +557,21 @@ static int on_pending(void *arg)
     return result;
 }
 
+/* Takes the interpreter's lock for the monitor's thread; false without memory. */
+static bool attach(struct plait_monitor *m, PyThreadState **tstate)
+{
+    if (*tstate == NULL && (*tstate = PyThreadState_New(m->interp)) == NULL)
+        return false;
+    PyEval_RestoreThread(*tstate);
+    return true;
+}
+
 /* Sets the exception from the monitor's thread, for the call with this word and no other. */
 static void fire_async(struct plait_monitor *m, struct plait_slot *slot, uint64_t word,
                        PyThreadState **tstate)
 {
-    if (*tstate == NULL && (*tstate = PyThreadState_New(m->interp)) == NULL)
+    if (!attach(m, tstate))
         return; /* no memory: at the next look */
-    PyEval_RestoreThread(*tstate);
     uint64_t expected = word;
     uint64_t ticket = word & ~(uint64_t)STATE;
     int64_t now = plait_budget_now();
@@ -604,7 +614,14 @@ static void fire(struct plait_monitor *m, struct plait_slot *slot, uint64_t word
     if (Py_AddPendingCall(on_pending, slot) < 0) {
         atomic_store_explicit(&slot->posted, false, memory_order_relaxed);
         monitor_release(m); /* the queue is full: at the next look */
+        return;
     }
+#if PY_VERSION_HEX < 0x030d0000
+    /* Before 3.13 the main thread is told about a pending call of another thread only together
+     * with something else: here, that this thread wants the interpreter's lock. */
+    if (attach(m, tstate))
+        (void)PyEval_SaveThread();
+#endif
 }
 
 /* ---- the call ---- */

@@ -409,7 +409,8 @@ def task(
             passes through the function and its with-blocks; whatever the function does with
             it, that run's result is dropped. Otherwise unknown calls begin in a thread.
         budget: Seconds that a call may hold up the thread that made it. Beyond the main
-            thread an interrupt may come `sys.getswitchinterval` later.
+            thread, and everywhere before Python 3.13, an interrupt may come
+            `sys.getswitchinterval` later.
         pool: The process pool to use; one of plait's own by default, made on first use.
 
     Raises:
