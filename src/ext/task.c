@@ -7,7 +7,7 @@
  * A record's state is HERE or AWAY. It leaves HERE when a call takes longer than the budget,
  * and comes back when `need` calls in a row, measured elsewhere, have taken less than half of
  * it. `need` doubles each time that it leaves, and falls slowly while it stays: so a cost that
- * lies near the budget or changes to and fro does not make calls flap.
+ * lies near the budget or changes back and forth does not make calls flap.
  *
  * Sections: records, the call, the type.
  */

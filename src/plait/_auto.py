@@ -550,3 +550,33 @@ def sow(task: AnyTask, known: dict[str, Any]) -> None:
     task._seed(
         {label: tuple(s[name] for name in Record._fields[1:]) for label, s in shapes.items()}
     )
+
+
+def observe(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    strand: str,
+    measured: Measured,
+) -> None:
+    """Count a call that somebody else has run and measured, where `place` had said.
+
+    Args:
+        fn: The function, as `place` was given it.
+        args: Its arguments.
+        kwargs: Its named arguments.
+        strand: "inline", "thread" or "process".
+        measured: Its cost, as `_measure.measured` gives it.
+
+    Raises:
+        ValueError: `strand` is none of these.
+    """
+    if strand not in ("inline", "thread", "process"):
+        raise ValueError(f"strand must be inline, thread or process, not {strand!r}")
+    task = figures_of(fn)
+    index, _ = task._record(tuple(args), dict(kwargs))
+    if strand == "inline":
+        task._note_here(index, measured.wall)
+    else:
+        own = fn.fn if isinstance(fn, Task) else fn
+        state_of(task).note(own, index, strand, measured)

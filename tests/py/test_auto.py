@@ -389,6 +389,22 @@ def test_place_says_where(fresh: Any) -> None:
         plait.auto.place(3)  # type: ignore[arg-type]
 
 
+def test_calls_that_others_ran_are_counted() -> None:
+    def job(n: int) -> int:
+        return n
+
+    def seen(strand: str, wall: int, cpu: int) -> str:
+        _auto.observe(job, (1,), {}, strand, Measured(1, wall, cpu, 0, -1))
+        return plait.auto.place(job, (1,))
+
+    assert plait.auto.place(job, (1,)) == "thread"
+    assert [seen("thread", 1000, 900) for _ in range(3)][-1] == "inline"
+    assert seen("inline", 1000, 0) == "inline"
+    assert seen("inline", 5_000_000, 0) == "thread", "one that was too long is enough"
+    with pytest.raises(ValueError, match="strand"):
+        _auto.observe(job, (1,), {}, "moon", Measured(1, 1, 1, 0, -1))
+
+
 def test_call_learns_about_functions_that_are_no_tasks(fresh: Any) -> None:
     del fresh
 
