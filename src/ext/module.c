@@ -1,5 +1,5 @@
 /* module.c - plait._core: initialisation only (PEP 489, multi-phase). */
-#include "state.h"
+#include "loop.h"
 
 static PyObject *build_config(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
@@ -30,13 +30,11 @@ static int module_exec(PyObject *module)
     struct plait_state *state = plait_state_of_module(module);
     if (PyModule_AddStringConstant(module, "__version__", pl_version()) < 0)
         return -1;
-    static int (*const parts[])(PyObject *, struct plait_state *) = {
-        plait_loop_exec,       plait_pool_exec,   plait_thread_exec, plait_file_exec,
-        plait_generators_exec, plait_budget_exec, plait_task_exec,
-    };
-    for (size_t i = 0; i < PL_ARRAY_LEN(parts); i++)
-        if (parts[i](module, state) < 0)
-            return -1;
+#define X(part)                                                                                    \
+    if (plait_##part##_exec(module, state) < 0)                                                    \
+        return -1;
+    PLAIT_PARTS(X)
+#undef X
     return 0;
 }
 

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import socket
+import ssl
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Generic, ParamSpec, TypeVar, TypeVarTuple, final
@@ -126,6 +127,28 @@ class SocketTransport(asyncio.Transport):
     def _force_close(self, exc: BaseException | None, /) -> None: ...
     def _make_empty_waiter(self) -> asyncio.Future[None]: ...
     def _reset_empty_waiter(self) -> None: ...
+
+@final
+class SSLTransport(asyncio.Transport):
+    def __init__(
+        self,
+        loop: Any,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        waiter: asyncio.Future[None] | None,
+        server_side: bool,
+        server_hostname: str | None,
+        call_connection_made: bool,
+        handshake_timeout: float,
+        shutdown_timeout: float,
+    ) -> None: ...
+    def _force_close(self, exc: BaseException | None, /) -> None: ...
+    def connection_made(self, transport: Any, /) -> None: ...
+    def data_received(self, data: bytes, /) -> None: ...
+    def eof_received(self) -> bool: ...
+    def connection_lost(self, exc: Exception | None, /) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
 
 @final
 class Listener:
