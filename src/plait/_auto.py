@@ -23,8 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
@@ -193,8 +192,9 @@ def _pool(strand: str, state: State) -> Executor:
 
                 pool = ProcessPool()
             else:
-                workers = min(32, (os.cpu_count() or 1) + 4)
-                pool = ThreadPoolExecutor(workers, thread_name_prefix="plait-auto")
+                from ._threads import ThreadPool
+
+                pool = ThreadPool(min(32, (os.cpu_count() or 1) + 4))
             _pools[strand] = pool
     return pool
 
@@ -292,7 +292,7 @@ class _Elsewhere:
 
         while True:
             future = self.future
-            if isinstance(future, ThreadFuture) and not hasattr(future, "__await__"):
+            if not hasattr(future, "__await__"):  # of a pool that is not plait's
                 future = asyncio.wrap_future(future)
             try:
                 m = yield from future.__await__()
