@@ -163,9 +163,7 @@ def test_arguments_of_popen(
     os.close(write)
     assert (err, returned) == (None, 0), out
     nice = min(niceness + 3, 19)
-    assert out.decode().split("\n")[0] == (
-        f"{tmp_path} value True {nice} b'inherited' 0o27 True"
-    )
+    assert out.decode().split("\n")[0] == (f"{tmp_path} value True {nice} b'inherited' 0o27 True")
     assert log.read_text() == str(nice)
 
 
