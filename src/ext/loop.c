@@ -15,7 +15,11 @@
 #include "loop.h"
 
 #include "args.h"
+<<<<<<< HEAD
 #include "watch.h"
+=======
+#include "generators.h"
+>>>>>>> main
 
 #include <errno.h>
 #include <math.h>
@@ -646,6 +650,7 @@ static void drop_core(LoopObject *loop)
         }
     }
     pl_loop_fini(core);
+    plait_generators_drop(loop);
 }
 
 PyDoc_STRVAR(close_core_doc, "_close_core($self, /)\n--\n\n"
@@ -653,7 +658,9 @@ PyDoc_STRVAR(close_core_doc, "_close_core($self, /)\n--\n\n"
 
 static PyObject *loop_close_core(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    drop_core((LoopObject *)self);
+    LoopObject *loop = (LoopObject *)self;
+    plait_generators_close(loop);
+    drop_core(loop);
     Py_RETURN_NONE;
 }
 
@@ -747,6 +754,11 @@ static int loop_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(loop->task_factory);
     Py_VISIT(loop->thread_id);
     Py_VISIT(loop->raised);
+    if (loop->generators != NULL) {
+        int r = plait_generators_visit(loop, visit, arg);
+        if (r != 0)
+            return r;
+    }
     return loop->core_ready ? visit_core(loop, visit, arg) : 0;
 }
 
@@ -757,6 +769,8 @@ static int loop_clear(PyObject *self)
     Py_CLEAR(loop->task_factory);
     Py_CLEAR(loop->thread_id);
     Py_CLEAR(loop->raised);
+    Py_CLEAR(loop->window_args);
+    Py_CLEAR(loop->window);
     PyMem_Free(loop->read_buffer);
     loop->read_buffer = NULL;
     return 0;
@@ -959,7 +973,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
             return -1;
     }
     state->kwnames_loop = Py_BuildValue("(N)", PyUnicode_InternFromString("loop"));
-    if (state->kwnames_loop == NULL)
+    state->kwnames_fileno = Py_BuildValue("(N)", PyUnicode_InternFromString("fileno"));
+    if (state->kwnames_loop == NULL || state->kwnames_fileno == NULL)
         return -1;
     if (import_from("asyncio.futures", "__dict__", &state->asyncio_futures) < 0 ||
         import_from("asyncio.tasks", "__dict__", &state->asyncio_tasks) < 0 ||

@@ -19,9 +19,17 @@ typedef struct {
     char closed;
     char stopping;
     bool core_ready;
+<<<<<<< HEAD
     bool own_time;     /* time() is a method of the program's */
     PyObject *raised;  /* the exception behind halt */
     char *read_buffer; /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+=======
+    PyObject *raised;      /* the exception behind halt */
+    PyObject *window;      /* lends memory to the TLS engine; NULL before the first use */
+    PyObject *window_args; /* arguments of the engine's read */
+    char *read_buffer;     /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+    struct gen_loop *generators; /* owns; NULL until a generator is started */
+>>>>>>> main
 } LoopObject;
 
 struct plait_handle_wait;
@@ -98,6 +106,24 @@ PyObject *plait_transport_of_op(struct pl_op *op);
 /* Takes a transport out of a loop that closes, and gives up the registration's reference. */
 void plait_transport_drop(PyObject *transport);
 int plait_transport_type(PyObject *module, struct plait_state *state);
+
+/* transport_info.c. A socket object for a descriptor, which it owns from now on; on failure
+ * the descriptor stays open and the caller's. */
+PyObject *plait_socket_new(struct plait_state *state, int fd);
+
+/* stream_reader.c: asyncio's stream readers, fed without the Python layer. */
+typedef struct reader_state ReaderState;
+/* Adopts the reader of an exact StreamReaderProtocol, and keeps the way to it in *link until
+ * plait_reader_unlink, another connection, or the reader's end. *link stays NULL for all other
+ * protocols. */
+void plait_reader_link(LoopObject *loop, PyObject *protocol, ReaderState **link);
+void plait_reader_unlink(ReaderState **link);
+/* Gives it what has arrived. 0, or -1 with an exception set. */
+int plait_reader_feed(ReaderState *reader, PyObject *bytes);
+
+/* tls.c: TLS over another transport. */
+/* Ciphertext for an SSLTransport. 0, or -1 with an exception set. */
+int plait_tls_feed(PyObject *tls, const char *data, size_t n);
 
 /* server.c */
 /* The listener that a queued op or a descriptor belongs to, borrowed; else NULL. */

@@ -23,6 +23,7 @@
     X(PyObject, asyncio_sendfile_mode)             \
     X(PyObject, socket_type)                       \
     X(PyObject, logger)                            \
+    X(PyObject, kwnames_fileno)                    \
     X(PyObject, kwnames_loop)                      \
     X(PyObject, str_buffer_updated)                \
     X(PyObject, str_call_exception_handler)        \
@@ -41,6 +42,7 @@
     X(PyObject, str_set_result)                    \
     X(PyObject, str_done)                          \
     X(PyObject, str_attach)                        \
+<<<<<<< HEAD
     X(PyObject, str_future)                        \
     X(PyObject, str_task)                          \
     X(PyObject, str_time)                          \
@@ -52,6 +54,12 @@
     X(PyObject, str_recvfrom_into)                 \
     X(PyObject, str_sendto)                        \
     X(PyObject, str_detach)
+=======
+    X(PyObject, str_detach)                        \
+    X(PyTypeObject, file_queue_type)               \
+    X(PyObject, str_create_future)                 \
+    X(PyObject, str_set_exception)
+>>>>>>> main
 // clang-format on
 
 #define PLAIT_FREE_HANDLES 256

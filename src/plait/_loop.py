@@ -18,10 +18,11 @@ import sys
 import threading
 import warnings
 import weakref
-from asyncio import base_events, constants, events, sslproto
+from asyncio import base_events, constants, events
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from . import _core
+from ._tls import TLSMethods
 
 if TYPE_CHECKING:
     import ssl
@@ -133,7 +134,7 @@ def _choose_backend(backend: str | None) -> str:
     return "epoll"
 
 
-class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
+class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[misc]
     """An asyncio event loop with its core in C.
 
     Args:
@@ -341,36 +342,6 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
     ) -> asyncio.Transport:
         return self._new_transport(sock, protocol, waiter, extra, server, context)
 
-    def _make_ssl_transport(
-        self,
-        rawsock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        sslcontext: ssl.SSLContext,
-        waiter: asyncio.Future[None] | None = None,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        extra: dict[str, Any] | None = None,
-        server: Any = None,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
-        context: Context | None = None,
-    ) -> asyncio.Transport:
-        make: Any = sslproto.SSLProtocol  # its stubs know fewer types than it takes
-        tls = make(
-            self,
-            protocol,
-            sslcontext,
-            waiter,
-            server_side,
-            server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-        )
-        self._new_transport(rawsock, tls, None, extra, server, context)
-        transport: asyncio.Transport = tls._app_transport
-        return transport
-
     def _start_serving(
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
@@ -534,7 +505,7 @@ def coverage() -> dict[str, str]:
         "servers": ours,
         "add_reader, add_writer": ours,
         "tasks and futures": "the interpreter's C types",
-        "TLS": "asyncio's protocol on plait's transport",
+        "TLS": "C between the ssl module's memory BIOs",
         "datagrams": theirs,
         "sock_* calls": "C, but for sock_connect and sock_sendfile",
         "pipes and subprocesses": theirs,
