@@ -15,11 +15,8 @@
 #include "loop.h"
 
 #include "args.h"
-<<<<<<< HEAD
-#include "watch.h"
-=======
 #include "generators.h"
->>>>>>> main
+#include "watch.h"
 
 #include <errno.h>
 #include <math.h>
@@ -957,7 +954,6 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         NAME(str_task, "Task"),
         NAME(str_time, "time"),
         NAME(str_accept, "accept"),
-        NAME(str_create_future, "create_future"),
         NAME(str_fileno, "fileno"),
         NAME(str_gettimeout, "gettimeout"),
         NAME(str_recvfrom, "recvfrom"),
@@ -976,7 +972,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
     state->kwnames_fileno = Py_BuildValue("(N)", PyUnicode_InternFromString("fileno"));
     if (state->kwnames_loop == NULL || state->kwnames_fileno == NULL)
         return -1;
-    if (import_from("asyncio.futures", "__dict__", &state->asyncio_futures) < 0 ||
+    if (import_from("asyncio", "Future", &state->asyncio_future) < 0 ||
+        import_from("asyncio.futures", "__dict__", &state->asyncio_futures) < 0 ||
         import_from("asyncio.tasks", "__dict__", &state->asyncio_tasks) < 0 ||
         import_from("asyncio", "BufferedProtocol", &state->asyncio_buffered_protocol) < 0 ||
         import_from("asyncio.trsock", "TransportSocket", &state->asyncio_transport_socket) < 0 ||

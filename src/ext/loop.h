@@ -19,17 +19,12 @@ typedef struct {
     char closed;
     char stopping;
     bool core_ready;
-<<<<<<< HEAD
-    bool own_time;     /* time() is a method of the program's */
-    PyObject *raised;  /* the exception behind halt */
-    char *read_buffer; /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
-=======
-    PyObject *raised;      /* the exception behind halt */
-    PyObject *window;      /* lends memory to the TLS engine; NULL before the first use */
-    PyObject *window_args; /* arguments of the engine's read */
-    char *read_buffer;     /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+    bool own_time;               /* time() is a method of the program's */
+    PyObject *raised;            /* the exception behind halt */
+    PyObject *window;            /* lends memory to the TLS engine; NULL before the first use */
+    PyObject *window_args;       /* arguments of the engine's read */
+    char *read_buffer;           /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
     struct gen_loop *generators; /* owns; NULL until a generator is started */
->>>>>>> main
 } LoopObject;
 
 struct plait_handle_wait;

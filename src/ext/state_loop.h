@@ -15,6 +15,7 @@
     X(PyTypeObject, transport_type)                \
     X(PyTypeObject, listener_type)                 \
     X(PyTypeObject, sock_call_type)                \
+    X(PyObject, asyncio_future)                    \
     X(PyObject, asyncio_futures)                   \
     X(PyObject, asyncio_tasks)                     \
     X(PyObject, asyncio_buffered_protocol)         \
@@ -42,24 +43,19 @@
     X(PyObject, str_set_result)                    \
     X(PyObject, str_done)                          \
     X(PyObject, str_attach)                        \
-<<<<<<< HEAD
     X(PyObject, str_future)                        \
     X(PyObject, str_task)                          \
     X(PyObject, str_time)                          \
     X(PyObject, str_accept)                        \
-    X(PyObject, str_create_future)                 \
     X(PyObject, str_fileno)                        \
     X(PyObject, str_gettimeout)                    \
     X(PyObject, str_recvfrom)                      \
     X(PyObject, str_recvfrom_into)                 \
     X(PyObject, str_sendto)                        \
-    X(PyObject, str_detach)
-=======
     X(PyObject, str_detach)                        \
     X(PyTypeObject, file_queue_type)               \
     X(PyObject, str_create_future)                 \
     X(PyObject, str_set_exception)
->>>>>>> main
 // clang-format on
 
 #define PLAIT_FREE_HANDLES 256
