@@ -53,7 +53,6 @@ def test_nothing_happens_before_it_is_awaited(loop: plait.Loop, pair: Any) -> No
     b.send(b"x")
     with pytest.warns(RuntimeWarning, match=r"'Loop.sock_recv' was never awaited"):
         loop.sock_recv(a, 10)
-        gc.collect()
     assert loop.run_until_complete(loop.sock_recv(a, 10)) == b"x"
 
 
@@ -280,8 +279,7 @@ def test_sendall_sends_all_and_lets_the_buffer_go(loop: plait.Loop, pair: Any) -
             await stuck
         data.append(0)
         b.close()
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            await loop.sock_sendall(a, b"x" * 10)
+        with pytest.raises(BrokenPipeError):
             await loop.sock_sendall(a, b"x" * 10)
 
     loop.run_until_complete(main())
@@ -336,9 +334,10 @@ def test_accept_and_connect(loop: plait.Loop) -> None:
                 await loop.sock_connect(client, address)
                 conn, _ = await loop.sock_accept(listener)
                 conn.close()
-        with socket.socket() as client, pytest.raises(ConnectionRefusedError):
+        with socket.socket() as client:
             client.setblocking(False)
-            await loop.sock_connect(client, address)
+            with pytest.raises(ConnectionRefusedError):
+                await loop.sock_connect(client, address)
 
     loop.run_until_complete(main())
 
