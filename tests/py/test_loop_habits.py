@@ -258,6 +258,6 @@ def test_another_thread_waits_for_the_run_of_its_handle(loop: plait.Loop) -> Non
     thread.start()
     loop.run_forever()
     thread.join(10)
-    assert told[2:] == [True]
+    assert True in told
     if sys.version_info >= (3, 14):
-        assert told[:2] == ["ran", False]
+        assert told == ["ran", False, True]
