@@ -346,13 +346,10 @@ static PyObject *class_of_asyncio(PyObject *names, PyObject *name)
     return NULL;
 }
 
-PyDoc_STRVAR(create_future_doc, "create_future($self, /)\n--\n\n"
-                                "Return a new asyncio.Future of this loop.");
-
-static PyObject *loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored))
+PyObject *plait_loop_future(LoopObject *loop)
 {
-    struct plait_state *state = ((LoopObject *)self)->state;
-    PyObject *args[2] = {NULL, self};
+    struct plait_state *state = loop->state;
+    PyObject *args[2] = {NULL, (PyObject *)loop};
     PyObject *type = class_of_asyncio(state->asyncio_futures, state->str_future);
     if (type == NULL)
         return NULL;
@@ -360,6 +357,14 @@ static PyObject *loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored)
                                            state->kwnames_loop);
     Py_DECREF(type);
     return future;
+}
+
+PyDoc_STRVAR(create_future_doc, "create_future($self, /)\n--\n\n"
+                                "Return a new asyncio.Future of this loop.");
+
+static PyObject *loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return plait_loop_future((LoopObject *)self);
 }
 
 PyDoc_STRVAR(create_task_doc,

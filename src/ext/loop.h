@@ -86,6 +86,8 @@ int plait_loop_check(LoopObject *loop);
  * extra entries. */
 void plait_loop_handle_error(LoopObject *loop, PyObject *message, const char *key1,
                              PyObject *value1, const char *key2, PyObject *value2);
+/* A new asyncio.Future of the loop. */
+PyObject *plait_loop_future(LoopObject *loop);
 /* Schedules a callback with one argument. */
 int plait_loop_call_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObject *context);
 /* In debug mode: tells when the callback that began at t0 took too long. `what` borrows. */

@@ -54,7 +54,6 @@
     X(PyObject, str_sendto)                        \
     X(PyObject, str_detach)                        \
     X(PyTypeObject, file_queue_type)               \
-    X(PyObject, str_create_future)                 \
     X(PyObject, str_set_exception)
 // clang-format on
 
