@@ -81,7 +81,8 @@ static void timer_run(struct pl_loop *core, struct pl_op *op)
     RequestObject *rq = t->request;
     struct plait_state *state = t->loop->state;
     if (plait_gen_inner(rq, state)->kind == GEN_SLEEP &&
-        (rq->kind == GEN_SLEEP || plait_gen_inner(rq, state)->seconds <= rq->seconds)) {
+        (rq->kind == GEN_SLEEP ||
+         plait_gen_inner(rq, state)->seconds <= rq->seconds)) {
         plait_gen_unhook(t, false);
         plait_gen_step(t);
         return;
@@ -284,8 +285,8 @@ static enum gen_outcome begin_future(TaskObject *t, PyObject *future, PyObject *
         return done < 0 ? GEN_FAILED : outcome_of_future(state, future, value);
     if (PyObject_TypeCheck(future, state->future_type)) {
         /* Its pool brings the result to this loop itself, without a thread in between. */
-        PyObject *here =
-            plait_future_for_loop(state, (struct plait_future *)future, (PyObject *)t->loop);
+        PyObject *here = plait_future_for_loop(state, (struct plait_future *)future,
+                                               (PyObject *)t->loop);
         if (here == NULL)
             return GEN_FAILED;
         enum gen_outcome outcome = begin_future(t, here, value);

@@ -959,6 +959,7 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         NAME(str_task, "Task"),
         NAME(str_time, "time"),
         NAME(str_accept, "accept"),
+        NAME(str_create_future, "create_future"),
         NAME(str_fileno, "fileno"),
         NAME(str_gettimeout, "gettimeout"),
         NAME(str_recvfrom, "recvfrom"),

@@ -47,6 +47,7 @@
     X(PyObject, str_task)                          \
     X(PyObject, str_time)                          \
     X(PyObject, str_accept)                        \
+    X(PyObject, str_create_future)                 \
     X(PyObject, str_fileno)                        \
     X(PyObject, str_gettimeout)                    \
     X(PyObject, str_recvfrom)                      \
