@@ -11,6 +11,7 @@
  * number of a closed one finds out at once.
  */
 #include "generators.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <sys/socket.h>
@@ -127,6 +128,7 @@ static struct gen_fd *open_record(struct gen_loop *g, int fd, PyObject *sock)
         return NULL;
     /* An event of the last socket with this number may still have the op queued. */
     bool queued = rec->io.queued;
+    plait_watch_yield(g->loop, fd);
     int r = pl_io_open(&g->loop->core, &rec->io, fd, PL_IO_LEVEL, fd_run);
     if (r < 0) {
         Py_DECREF(weak);

@@ -978,7 +978,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
     state->kwnames_fileno = Py_BuildValue("(N)", PyUnicode_InternFromString("fileno"));
     if (state->kwnames_loop == NULL || state->kwnames_fileno == NULL)
         return -1;
-    if (import_from("asyncio.futures", "__dict__", &state->asyncio_futures) < 0 ||
+    if (import_from("asyncio", "Future", &state->asyncio_future) < 0 ||
+        import_from("asyncio.futures", "__dict__", &state->asyncio_futures) < 0 ||
         import_from("asyncio.tasks", "__dict__", &state->asyncio_tasks) < 0 ||
         import_from("asyncio", "BufferedProtocol", &state->asyncio_buffered_protocol) < 0 ||
         import_from("asyncio.trsock", "TransportSocket", &state->asyncio_transport_socket) < 0 ||

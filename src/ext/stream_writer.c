@@ -115,7 +115,7 @@ static PyObject *writer_write(PyObject *self, PyObject *data)
         return PyErr_Occurred() ? NULL : call_stock(state, "write", self, data);
     Py_INCREF(transport);
     PyObject *result;
-    if (PL_LIKELY(Py_IS_TYPE(transport, state->transport_type))) {
+    if (PL_LIKELY(plait_transport_is_plain(state, transport))) {
         result = plait_transport_write(transport, data);
     } else {
         result = PyObject_CallMethodOneArg(transport, state->str_write, data);
@@ -143,7 +143,7 @@ static int nothing_to_wait_for(struct plait_state *state, PyObject *self)
     ReaderState *s = plait_reader_state(state, reader);
     if (s == NULL || s->exception != NULL)
         return 0;
-    if (PL_LIKELY(Py_IS_TYPE(transport, state->transport_type))) {
+    if (PL_LIKELY(plait_transport_is_plain(state, transport))) {
         if (((TransportObject *)transport)->closing)
             return 0;
     } else {

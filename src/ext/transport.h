@@ -24,6 +24,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *extra; /* the slot _extra of asyncio.BaseTransport */
     PyObject *weaklist;
+    PyObject *dict; /* what a program has set on it, mostly nothing: made when first needed */
     struct pl_stream stream;
     struct pl_op start;
     LoopObject *loop;
@@ -53,6 +54,12 @@ typedef struct {
         struct sockaddr_in6 in6;
     } peer;
 } TransportObject;
+
+/* Whether it is a transport of ours on which nothing was set: a method may be replaced there. */
+static inline bool plait_transport_is_plain(struct plait_state *state, PyObject *object)
+{
+    return Py_IS_TYPE(object, state->transport_type) && ((TransportObject *)object)->dict == NULL;
+}
 
 static inline TransportObject *plait_transport_of(struct pl_stream *stream)
 {

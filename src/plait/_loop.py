@@ -326,6 +326,16 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
         future: asyncio.Future[_T] = submit(self, func, *args)
         return future
 
+    # ---- children ----
+
+    def _child_watcher_callback(self, pid: int, returncode: int, transp: Any) -> None:
+        # Popen.send_signal may have reaped the child while it made sure that it still runs;
+        # the watcher then finds nobody, and says 255.
+        process = transp._proc
+        if process is not None and process.returncode is not None:
+            returncode = process.returncode
+        super()._child_watcher_callback(pid, returncode, transp)  # type: ignore[misc]
+
     # ---- transports ----
 
     def _ensure_fd_no_transport(self, fd: Any) -> None:
