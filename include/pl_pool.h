@@ -228,7 +228,12 @@ struct pl_pool {
     struct pl_parent_seat *seats; /* owns */
     struct pl_heap heap;
     int64_t mean_ns; /* moving average of run_ns; -1 while unknown */
-    bool owed_wake;  /* a post left a parked worker asleep although work waits */
+    bool payer;      /* someone sees to it that debts are paid (pl_pool_post) */
+    /* A post left a parked worker asleep although work waits: 0, or the number of the debt.
+     * Written by whoever holds the pool, looked at by the payer without holding it. */
+    _Atomic uint32_t owed_wake;
+    uint32_t debts;  /* numbers given out */
+    uint64_t unrung; /* posts for which ringing did not pay: what a payer is good for */
     uint64_t wakes;  /* figures */
     uint64_t waits;
     uint64_t posted;
@@ -256,9 +261,10 @@ int pl_pool_stage(struct pl_pool *pool, void *user, uint32_t *cell) PL_MUST_CHEC
 /* Gives a staged slot back unused. */
 void pl_pool_unstage(struct pl_pool *pool, uint32_t cell);
 
-/* Posts a staged task. Rings for a parked worker when that pays; when it does not (the
- * awake ones are expected to be through in less time than a wake-up takes) owed_wake is set
- * and the caller sees to it that pl_pool_flush is called soon. */
+/* Posts a staged task. Rings for a parked worker when that pays, and always without a payer.
+ * When it does not pay (the awake ones are expected to be through in less time than a wake-up
+ * takes) and `payer` is set, owed_wake is, and the caller sees to it that pl_pool_flush is
+ * called within milliseconds: the awake one may be at a long task after all. */
 void pl_pool_post(struct pl_pool *pool, uint32_t cell);
 
 /* Rings for a parked worker if tasks wait. Cheap when there is nothing to do. */

@@ -24,6 +24,9 @@
 #define POOL(o) ((struct plait_pool *)(o))
 #define FUTURE(o) ((struct plait_future *)(o))
 #define COPY_WITHOUT_LOCK (1 << 20)
+#define DOZE_NS 1000000 /* how long a queued task or an owed wake-up may have to wait */
+#define DOZE_TICKS 16
+#define UNRUNG_MAX 64 /* posts that would have liked a payer, before there is one */
 
 extern PyType_Spec plait_block_spec;
 
@@ -388,6 +391,21 @@ static void feed(struct plait_pool *pool)
 
 static void collect(struct plait_pool *pool);
 
+/* Work waits that no thread is about to look after: the helper is to do so in a moment. */
+static void call_helper(struct plait_pool *pool)
+{
+    if (!pool->helper_there) {
+        PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
+        if (started == NULL)
+            PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
+        Py_XDECREF(started);
+        return;
+    }
+    for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
+        if (w->future == NULL && !w->dozes && w->word == 0)
+            wake_waiter(w);
+}
+
 /* submit for all ways in: a new future, or NULL with an exception set. */
 static struct plait_future *submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
                                    Py_ssize_t nargs, PyObject *kwnames)
@@ -451,13 +469,17 @@ static struct plait_future *submit(struct plait_pool *pool, PyObject *fn, PyObje
     plait_bytes_free(&parcel.head);
     if (pool->queue_first != NULL) {
         set_hungry(pool);
-        if (!pool->helper_there && !pool->led) {
-            PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
-            if (started == NULL)
-                PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
-            Py_XDECREF(started);
-        }
+        /* A worker that finished after the look above, and found nobody hungry, has parked
+         * without a word; its slot is free for what is queued. */
+        if (pl_pool_ready(&pool->core))
+            collect(pool);
     }
+    /* A leader that sleeps does not come back to pay what is owed. */
+    if (pool->core.owed_wake != 0 && pool->asleep)
+        pl_pool_flush(&pool->core);
+    if (pool->queue_first != NULL || pool->core.owed_wake != 0 ||
+        (pool->core.unrung > UNRUNG_MAX && !pool->core.payer))
+        call_helper(pool);
     if (pool->notify != NULL && PyList_GET_SIZE(pool->notify) > 0)
         plait_pool_notify(pool);
     return f;
@@ -881,7 +903,7 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
 /* Sleeps as one of the followers; *woken tells whether someone meant it. */
 static int follow(struct plait_pool *pool, struct plait_future *f, int64_t timeout_ns)
 {
-    struct plait_waiter me = {.next = pool->followers, .future = f};
+    struct plait_waiter me = {.next = pool->followers, .future = f, .dozes = timeout_ns >= 0};
     pool->followers = &me;
     if (f != NULL && pool->helper_leads) {
         /* A thread that waits for a result leads better than the helper does. */
@@ -1044,6 +1066,39 @@ static PyObject *pool_on_ready(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* Sleeps beside a pool that is used, without the interpreter's lock: true when a debt has
+ * got old, when work waits for room, or when called; false when nothing was posted for a
+ * while. Between two looks it costs nothing, and nobody has to wake it. */
+static bool doze(struct plait_pool *pool)
+{
+    struct plait_waiter me = {.next = pool->followers, .dozes = true};
+    struct pl_pool *core = &pool->core;
+    bool backlog = pool->queue_first != NULL;
+    uint64_t tail = atomic_load_explicit(&core->share->tail, memory_order_relaxed);
+    uint32_t debt = 0;
+    int quiet = 0;
+    bool old = false;
+    pool->followers = &me;
+    Py_BEGIN_ALLOW_THREADS while (__atomic_load_n(&me.word, __ATOMIC_ACQUIRE) == 0 && !old &&
+                                  quiet < DOZE_TICKS)
+    {
+        (void)core->sys->futex_wait(&me.word, 0, DOZE_NS);
+        /* Relaxed, both: what is missed now is seen at the next look. */
+        uint64_t posted = atomic_load_explicit(&core->share->tail, memory_order_relaxed);
+        uint32_t owed = atomic_load_explicit(&core->owed_wake, memory_order_relaxed);
+        old = backlog || (owed != 0 && owed == debt);
+        quiet = posted != tail || owed != 0 ? 0 : quiet + 1;
+        tail = posted;
+        debt = owed;
+    }
+    Py_END_ALLOW_THREADS struct plait_waiter **at = &pool->followers;
+    while (*at != &me)
+        at = &(*at)->next;
+    *at = me.next;
+    /* It may have been posted to since the last look; then it is no time to sleep. */
+    return old || me.word != 0 || pool->queue_first != NULL || core->owed_wake != 0;
+}
+
 /* One turn of the helper thread: waits until it is needed, then leads a round. */
 static PyObject *pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
@@ -1051,7 +1106,6 @@ static PyObject *pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (!pool->open || pl_pool_forked(&pool->core))
         Py_RETURN_FALSE;
     bool callbacks = pool->watched > 0;
-    bool backlog = pool->queue_first != NULL || pool->core.owed_wake;
     if (!pool->led && callbacks) {
         pool->led = pool->helper_leads = true;
         int round = lead_round(pool, NULL, -1);
@@ -1061,11 +1115,11 @@ static PyObject *pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
         if (tend(pool, 0) < 0)
             return NULL;
     } else {
-        /* With a backlog that others will most likely see to, it looks again soon; without,
-         * it sleeps until it is called. */
-        (void)follow(pool, NULL, backlog ? 1000000 : -1);
-        if (pool->open && !pool->led && (pool->queue_first != NULL || pool->core.owed_wake)) {
-            collect(pool);
+        if (!doze(pool))
+            (void)follow(pool, NULL, -1);
+        if (pool->open && (pool->queue_first != NULL || pool->core.owed_wake)) {
+            if (!pool->led)
+                collect(pool);
             pl_pool_flush(&pool->core);
         }
     }
@@ -1268,7 +1322,7 @@ static PyObject *pool_helper_is(PyObject *self, PyObject *arg)
     int there = PyObject_IsTrue(arg);
     if (there < 0)
         return NULL;
-    POOL(self)->helper_there = there != 0;
+    POOL(self)->helper_there = POOL(self)->core.payer = there != 0;
     Py_RETURN_NONE;
 }
 
@@ -1277,6 +1331,7 @@ static PyObject *pool_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
     struct plait_pool *pool = POOL(self);
     pool->forked = true;
     pool->led = pool->asleep = pool->helper_there = pool->helper_leads = false;
+    pool->core.payer = false;
     pool->followers = NULL;
     Py_RETURN_NONE;
 }

@@ -130,6 +130,7 @@ struct plait_waiter {
     struct plait_waiter *next;
     struct plait_future *future; /* borrows; NULL for the helper */
     uint32_t word;               /* futex: nonzero once it should look again */
+    bool dozes;                  /* looks again by itself, soon */
 };
 
 struct plait_pool {
