@@ -128,12 +128,17 @@ _Static_assert(offsetof(struct pl_share, armed) == 256, "the layout is shared");
 
 /* ---- slices --------------------------------------------------------------- */
 
-/* The owner's private books of a slice. */
+/* The owner's private books of a slice: its blocks in the order of their places, and the free
+ * ones by size. Numbers of blocks are id + 1, 0 for none. */
 struct pl_heap_block {
     uint64_t offset; /* from the start of the slice */
-    uint32_t next;   /* in the free list of its class, or in its cell's list: id + 1 */
+    uint64_t size;
+    uint64_t warm;   /* while free: at most so many bytes of its pages are kept */
+    uint32_t before; /* its neighbours in the slice */
+    uint32_t after;
+    uint32_t next;   /* in the free list of its class, or in its cell's list */
+    uint32_t prev;   /* in the free list */
     uint32_t holder; /* the cell that it is lent with, then the seat that has it */
-    uint8_t cls;
     uint8_t state;
 };
 
@@ -146,12 +151,14 @@ struct pl_heap {
     uint64_t top;                 /* nothing was ever handed out above */
     uint64_t limit;               /* of `used` */
     uint64_t used;                /* bytes in blocks that are not free */
-    uint64_t cached;              /* bytes in free blocks whose pages are kept */
+    uint64_t cached;              /* sum of `warm` */
     struct pl_heap_block *blocks; /* owns; block 0 is id 0 */
     uint32_t nblocks;
     uint32_t cap;
     uint32_t max;
-    uint32_t free_list[PL_HEAP_CLASSES]; /* id + 1 */
+    uint32_t last;   /* the block that ends at `top` */
+    uint32_t unused; /* entries without a block, through `next` */
+    uint32_t free_list[PL_HEAP_CLASSES];
 };
 
 /* ---- the parent ----------------------------------------------------------- */

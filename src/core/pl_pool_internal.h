@@ -49,8 +49,8 @@ static inline uint64_t pl__slice_at(const struct pl_share *share, uint32_t owner
 /* ---- pl_arena.c ---- */
 
 enum pl__block_state {
-    PL__BLOCK_COLD,  /* free, pages given back */
-    PL__BLOCK_WARM,  /* free, pages kept */
+    PL__BLOCK_NONE,  /* an entry of the books that has no block */
+    PL__BLOCK_FREE,
     PL__BLOCK_OWN,   /* in use by the owner */
     PL__BLOCK_LENT,  /* goes with the task in cell `holder` */
     PL__BLOCK_EARLY, /* as LENT, and its worker has returned it already */

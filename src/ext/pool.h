@@ -2,31 +2,18 @@
 #ifndef PLAIT_POOL_H
 #define PLAIT_POOL_H
 
+#include "pl_wire.h"
 #include "state.h"
 
 /* ---- messages (pool_codec.c) ---------------------------------------------
  *
- * A task:   head, buffer table, function (pickle), arguments
- * A result: head, buffer table, value
- * Small buffers follow the table's owner inline, at the end of the message.
+ * pl_wire.h tells the parts. A task has a function (a pickle) and its arguments as the body, a
+ * result only a body.
  */
 enum plait_kind {
     PLAIT_ATOMS = 1,     /* values in the small encoding of pool_codec.c */
     PLAIT_PICKLE = 2,    /* a pickle: (args, kwargs) or the value */
     PLAIT_EXCEPTION = 3, /* a pickle that plait._pool.decode_exception reads */
-};
-
-struct plait_wire_head {
-    uint32_t fn_len;
-    uint32_t body_len;
-    uint32_t nbufs;
-    uint32_t inline_len; /* bytes of inline buffers after the body */
-};
-
-struct plait_wire_buf {
-    struct pl_block block; /* offset 0: `size` inline bytes */
-    uint32_t readonly;
-    uint32_t pad;
 };
 
 /* Buffers below this size travel in the message and are copied out of it. */
@@ -47,6 +34,9 @@ int plait_atoms_encode(struct plait_bytes *b, PyObject *const *values, Py_ssize_
 /* Reads at most max atoms into values (new references): their number, -1 on error. */
 Py_ssize_t plait_atoms_decode(const char *data, size_t len, PyObject **values, Py_ssize_t max);
 #define PLAIT_ATOMS_MAX 16
+
+/* A buffer that came in the message itself: bytes, or a bytearray when it is writable. */
+PyObject *plait_small_buffer(const struct pl_wire_buf *entry, const void *data);
 
 /* pickle.dumps(value, protocol=5, buffer_callback=buffers.append); *buffers is a new list. */
 PyObject *plait_dumps(struct plait_state *state, PyObject *value, PyObject **buffers);

@@ -202,6 +202,13 @@ PyObject *plait_loads(struct plait_state *state, const char *data, size_t len, P
     return value;
 }
 
+PyObject *plait_small_buffer(const struct pl_wire_buf *entry, const void *data)
+{
+    Py_ssize_t size = (Py_ssize_t)entry->block.size; /* checked by pl_wire_next */
+    return entry->readonly != 0 ? PyBytes_FromStringAndSize(data, size)
+                                : PyByteArray_FromStringAndSize(data, size);
+}
+
 /* ---- blocks ---- */
 
 struct plait_block *plait_block_new(struct plait_state *state)

@@ -73,15 +73,19 @@ static PyObject *damaged(void)
     return NULL;
 }
 
-static PyObject *read_buffers(struct worker *w, const char *table, uint32_t n, const char *inlined,
-                              size_t inline_left)
+static PyObject *read_buffers(struct worker *w, struct pl_wire *wire)
 {
     PyObject *buffers = PyList_New(0);
-    for (uint32_t i = 0; buffers != NULL && i < n; i++) {
-        struct plait_wire_buf entry;
+    struct pl_wire_buf entry;
+    const void *small;
+    int found;
+    while (buffers != NULL && (found = pl_wire_next(wire, &entry, &small)) != 0) {
         PyObject *item = NULL;
-        memcpy(&entry, table + i * sizeof(entry), sizeof(entry));
-        if (entry.block.offset != 0) {
+        if (found < 0) {
+            (void)damaged();
+        } else if (small != NULL) {
+            item = plait_small_buffer(&entry, small);
+        } else {
             void *data;
             struct plait_block *block = NULL;
             if (pl_member_data(&w->member, &entry.block, &data) < 0)
@@ -96,14 +100,6 @@ static PyObject *read_buffers(struct worker *w, const char *table, uint32_t n, c
                 block->readonly = entry.readonly != 0;
             }
             item = (PyObject *)block;
-        } else if (entry.block.size > inline_left) {
-            (void)damaged();
-        } else {
-            item = entry.readonly != 0
-                       ? PyBytes_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size)
-                       : PyByteArray_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size);
-            inlined += entry.block.size;
-            inline_left -= entry.block.size;
         }
         if (item == NULL || PyList_Append(buffers, item) < 0)
             Py_CLEAR(buffers);
@@ -127,27 +123,20 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
     } else if (size > PL_SLOT_INLINE) {
         return damaged();
     }
-    struct plait_wire_head head;
+    struct pl_wire wire;
     PyObject *fn = NULL;
     PyObject *result = NULL;
-    if (size < sizeof(head)) {
+    if (pl_wire_open(&wire, data, size) < 0) {
         (void)damaged();
         goto out;
     }
-    memcpy(&head, data, sizeof(head));
-    uint64_t table = (uint64_t)head.nbufs * sizeof(struct plait_wire_buf);
-    if (sizeof(head) + table + head.fn_len + (uint64_t)head.body_len + head.inline_len != size) {
-        (void)damaged();
-        goto out;
-    }
-    const char *code = data + sizeof(head) + table;
-    const char *body = code + head.fn_len;
-    fn = function_for(w, code, head.fn_len);
+    const char *body = (const char *)wire.body;
+    fn = function_for(w, (const char *)wire.code, wire.head.fn_len);
     if (fn == NULL)
         goto out;
     if (slot->kind == PLAIT_ATOMS) {
         PyObject *args[PLAIT_ATOMS_MAX + 1];
-        Py_ssize_t n = plait_atoms_decode(body, head.body_len, args + 1, PLAIT_ATOMS_MAX);
+        Py_ssize_t n = plait_atoms_decode(body, wire.head.body_len, args + 1, PLAIT_ATOMS_MAX);
         if (n < 0)
             goto out;
         result =
@@ -155,13 +144,12 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
         while (n > 0)
             Py_DECREF(args[n--]);
     } else {
-        if (head.nbufs > 0) {
-            held->buffers = read_buffers(w, data + sizeof(head), head.nbufs, body + head.body_len,
-                                         head.inline_len);
+        if (wire.head.nbufs > 0) {
+            held->buffers = read_buffers(w, &wire);
             if (held->buffers == NULL)
                 goto out;
         }
-        PyObject *call = plait_loads(w->state, body, head.body_len, held->buffers);
+        PyObject *call = plait_loads(w->state, body, wire.head.body_len, held->buffers);
         if (message.offset != 0) {
             /* Everything has been copied out of it or has a block of its own. */
             pl_member_return(&w->member, &message);
@@ -250,7 +238,7 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
     PyObject *buffers = NULL;
     PyObject *body = plait_dumps(w->state, value, &buffers);
     struct plait_bytes tail = {0};
-    struct plait_wire_buf *table = NULL;
+    struct pl_wire_buf *table = NULL;
     struct plait_block **moved = NULL; /* owned references to the task's blocks, by buffer */
     uint32_t n = 0;
     uint32_t filled = 0;
@@ -301,7 +289,7 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
         else if (put_in_block(w, moved[i]->data, (size_t)moved[i]->size, &table[i].block) < 0)
             goto out;
     }
-    struct plait_wire_head head = {
+    struct pl_wire_head head = {
         .body_len = (uint32_t)PyBytes_GET_SIZE(body),
         .nbufs = n,
         .inline_len = (uint32_t)tail.len,
@@ -358,7 +346,7 @@ static int put_exception(struct worker *w, struct pl_slot *slot)
     Py_XDECREF(traceback);
     int error = -1;
     if (data != NULL && PyBytes_Check(data)) {
-        struct plait_wire_head head = {.body_len = (uint32_t)PyBytes_GET_SIZE(data)};
+        struct pl_wire_head head = {.body_len = (uint32_t)PyBytes_GET_SIZE(data)};
         struct plait_bytes out = {0};
         if (plait_bytes_add(&out, &head, sizeof(head)) == 0 &&
             plait_bytes_add(&out, PyBytes_AS_STRING(data), head.body_len) == 0)
