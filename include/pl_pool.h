@@ -389,11 +389,13 @@ void pl_member_fini(struct pl_member *member);
  * this seat) ends and nothing is left, PL_EPROTO. */
 int pl_member_take(struct pl_member *member, uint32_t *cell) PL_MUST_CHECK;
 
-/* Publishes the result that was written into the slot, and rings if the parent asked. */
-void pl_member_done(struct pl_member *member, uint32_t cell);
+/* Publishes the result that was written into the slot, and rings if the parent asked. A
+ * negative code (-EBADF, when the task has closed what is not its own) says that the parent
+ * could not be told: the process must end, which tells it as well. */
+int pl_member_done(struct pl_member *member, uint32_t cell);
 
 /* Returns when there may be a task or the pool ends: spins, then parks. Needs no lock.
- * -EINTR after a signal. */
+ * -EINTR after a signal; else as pl_member_done. */
 int pl_member_wait(struct pl_member *member) PL_MUST_CHECK;
 
 /* Memory of this worker's slice for a result. -ENOMEM beyond the limit. */

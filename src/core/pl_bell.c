@@ -238,6 +238,14 @@ static bool has_work(const struct pl_member *member)
            atomic_load_explicit(&member->mine->retire, memory_order_seq_cst) != 0;
 }
 
+int pl__knock(struct pl_member *member)
+{
+    uint64_t one = 1;
+    ssize_t n = member->sys->write(member->eventfd, &one, sizeof(one));
+    /* A full counter means that the parent has enough to wake up for. */
+    return n >= 0 || n == -EAGAIN || n == -EINTR ? 0 : (int)n;
+}
+
 static bool spin(struct pl_member *member)
 {
     struct pl_share *share = member->share;
@@ -273,9 +281,11 @@ int pl_member_wait(struct pl_member *member)
      * after `parked` was set; partner: pl_pool_hungry and then the parent's look at the line. */
     if (atomic_load_explicit(&share->hungry, memory_order_seq_cst) != 0 &&
         atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) != PL_ARM_NONE) {
-        uint64_t one = 1;
-        /* A full counter means that the parent has enough to wake up for. */
-        (void)member->sys->write(member->eventfd, &one, sizeof(one));
+        int error = pl__knock(member);
+        if (error < 0) {
+            pl__bits_clear(share->parked, member->seat);
+            return error;
+        }
     }
     member->parks++;
     int error = member->sys->futex_wait((uint32_t *)&member->mine->bell, bell, -1);

@@ -78,6 +78,8 @@ void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat);
 
 /* After a post (Dekker's other half is in pl_member_wait). */
 void pl__bell_posted(struct pl_pool *pool);
+/* A worker's: wakes the parent through the eventfd. */
+int pl__knock(struct pl_member *member);
 void pl__bell_ring_all(struct pl_pool *pool);
 uint32_t pl__bits_count(const _Atomic uint64_t *words);
 void pl__bits_clear(_Atomic uint64_t *words, uint32_t bit);

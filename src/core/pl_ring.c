@@ -431,7 +431,7 @@ int pl_member_take(struct pl_member *member, uint32_t *cell)
     }
 }
 
-void pl_member_done(struct pl_member *member, uint32_t cell)
+int pl_member_done(struct pl_member *member, uint32_t cell)
 {
     struct pl_share *share = member->share;
     struct pl_slot *slot = &member->slots[cell];
@@ -449,9 +449,8 @@ void pl_member_done(struct pl_member *member, uint32_t cell)
     if (armed == PL_ARM_ANY || armed == PL_ARM_SLOT + cell) {
         if (atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) !=
             PL_ARM_NONE) {
-            uint64_t one = 1;
-            /* A full counter means that the parent has enough to wake up for. */
-            (void)member->sys->write(member->eventfd, &one, sizeof(one));
+            return pl__knock(member);
         }
     }
+    return 0;
 }

@@ -7,6 +7,7 @@
 #include "pool.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -16,6 +17,7 @@ const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, l
                                     "dump, /)\n--\n\nServe a pool's tasks until it closes.";
 
 #define MAX_KNOWN 1024
+#define HIGH_FD 500 /* where the pool's descriptor goes, if the limit allows it */
 
 struct worker {
     struct plait_state *state;
@@ -376,8 +378,10 @@ static int serve_one(struct worker *w, uint32_t cell)
     if (error < 0)
         return -1;
     slot->run_ns = w->member.sys->now() - start;
-    pl_member_done(&w->member, cell);
-    return 0;
+    error = pl_member_done(&w->member, cell);
+    if (error < 0)
+        (void)plait_raise(w->state, error, "telling the pool of a result");
+    return error;
 }
 
 PyObject *plait_worker_run(PyObject *module, PyObject *args)
@@ -389,6 +393,13 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     unsigned long long low_mark;
     if (!PyArg_ParseTuple(args, "iiIKOO", &memfd, &eventfd, &seat, &low_mark, &w.load, &w.dump))
         return NULL;
+    /* A task may close descriptors by number and open others in their place; the parent's must
+     * not be among those that a small number finds. */
+    int high = fcntl(eventfd, F_DUPFD_CLOEXEC, HIGH_FD);
+    if (high >= 0) {
+        (void)close(eventfd);
+        eventfd = high;
+    }
     void *base;
     uint64_t total;
     int error = pl_share_map(NULL, memfd, &base, &total);
@@ -415,6 +426,10 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
         }
         Py_BEGIN_ALLOW_THREADS error = pl_member_wait(&w.member);
         Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) break;
+        if (error < 0 && error != -EINTR) {
+            (void)plait_raise(w.state, error, "telling the pool of a free worker");
+            break;
+        }
     }
     /* Blocks that objects of the user's still hold point at w.member's memory, so neither the
      * mapping nor they are touched: the process ends after this. */
