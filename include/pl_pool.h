@@ -139,6 +139,8 @@ struct pl_heap_block {
     uint32_t next;   /* in the free list of its class, or in its cell's list */
     uint32_t prev;   /* in the free list */
     uint32_t holder; /* the cell that it is lent with, then the seat that has it */
+    uint32_t refs;   /* tickets for it */
+    uint32_t target; /* of a ticket: the block it is for */
     uint8_t state;
 };
 
@@ -349,6 +351,14 @@ void pl_pool_free(struct pl_pool *pool, const struct pl_block *block);
 /* Notes that the staged task in `cell` carries a block; whoever claims the task holds it,
  * and it is taken back when that worker returns it or dies. */
 void pl_pool_lend(struct pl_pool *pool, const struct pl_block *block, uint32_t cell);
+
+/* A ticket for `size` bytes at `offset` of the mapping, which lie in one block of the parent's
+ * that it keeps itself: sent with a task like a block, and taken back like one, while the
+ * memory stays where it is. The block is free when its owner has freed it and no ticket is
+ * left. So one block goes to any number of tasks, and a worker's death costs it nothing.
+ * -EINVAL when the bytes are not in that block, -ENOMEM. */
+int pl_pool_ticket(struct pl_pool *pool, const struct pl_block *of, uint64_t offset, uint64_t size,
+                   struct pl_block *ticket) PL_MUST_CHECK;
 
 /* Takes over a block that worker `seat` named in the result in `cell`: one of its own, or
  * one of the parent's that was lent with that task. *view (caller's memory) holds it until

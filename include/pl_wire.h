@@ -20,8 +20,8 @@ struct pl_wire_head {
 
 struct pl_wire_buf {
     struct pl_block block; /* offset 0: `size` bytes of the small buffers */
-    uint32_t readonly;     /* PL_WIRE_* */
-    uint32_t pad;
+    uint32_t readonly;     /* nonzero: nobody may write to it */
+    uint32_t shared;       /* nonzero: others have it, too */
 };
 
 _Static_assert(sizeof(struct pl_wire_head) == 16, "the layout is shared");

@@ -381,6 +381,17 @@ void pl__heap_free(struct pl_heap *heap, uint32_t id)
 {
     uint32_t number = id + 1;
     struct pl_heap_block *block = &heap->blocks[id];
+    if (block->target != 0) {
+        uint32_t target = block->target;
+        *block = (struct pl_heap_block){.next = heap->unused, .state = PL__BLOCK_NONE};
+        heap->unused = number;
+        pl__heap_free(heap, target - 1); /* no ticket for a ticket: once */
+        return;
+    }
+    if (block->refs > 0) {
+        block->refs--;
+        return;
+    }
     heap->used -= block->size;
     block->warm = block->size;
     uint64_t warm_max = heap->limit / 4 < WARM_MAX ? heap->limit / 4 : WARM_MAX;
@@ -445,6 +456,33 @@ int pl_pool_alloc(struct pl_pool *pool, uint64_t size, struct pl_block *block, v
 void pl_pool_free(struct pl_pool *pool, const struct pl_block *block)
 {
     pl__heap_free(&pool->heap, block->id);
+}
+
+int pl_pool_ticket(struct pl_pool *pool, const struct pl_block *of, uint64_t offset, uint64_t size,
+                   struct pl_block *ticket)
+{
+    struct pl_heap *heap = &pool->heap;
+    uint64_t slice = (uint64_t)(heap->base - pool->base);
+    if (of->owner != PL_NO_SEAT || of->id >= heap->nblocks || offset < of->offset ||
+        size > of->size || offset - of->offset > of->size - size ||
+        heap->blocks[of->id].state != PL__BLOCK_OWN || heap->blocks[of->id].target != 0)
+        return -EINVAL;
+    if (heap->blocks[of->id].refs == UINT32_MAX)
+        return -ENOMEM;
+    uint32_t number = heap_entry(heap);
+    if (number == 0)
+        return -ENOMEM;
+    heap->blocks[of->id].refs++;
+    heap->blocks[number - 1] = (struct pl_heap_block){
+        .offset = offset - slice,
+        .size = size,
+        .holder = PL_NO_SEAT,
+        .target = of->id + 1,
+        .state = PL__BLOCK_OWN,
+    };
+    *ticket = (struct pl_block){
+        .offset = offset, .size = size, .id = number - 1, .owner = PL_NO_SEAT};
+    return 0;
 }
 
 void pl_pool_lend(struct pl_pool *pool, const struct pl_block *block, uint32_t cell)

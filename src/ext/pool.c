@@ -159,15 +159,23 @@ static PyObject *encode_function(struct plait_pool *pool, PyObject *fn)
     return data;
 }
 
-static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t size,
-                     struct pl_block *block, void **data)
+/* Puts a block on the parcel's list; without memory for that it is freed. */
+static int keep_block(struct plait_pool *pool, struct parcel *parcel, const struct pl_block *block)
 {
     struct pl_block *grown = PyMem_Realloc(parcel->blocks, (parcel->nblocks + 1) * sizeof(*grown));
     if (grown == NULL) {
+        pl_pool_free(&pool->core, block);
         PyErr_NoMemory();
         return -1;
     }
     parcel->blocks = grown;
+    grown[parcel->nblocks++] = *block;
+    return 0;
+}
+
+static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t size,
+                     struct pl_block *block, void **data)
+{
     if (pl_pool_alloc(&pool->core, size, block, data) < 0) {
         PyErr_Format(PyExc_MemoryError,
                      "%llu bytes do not fit the pool's shared memory (limit %llu bytes, "
@@ -176,8 +184,7 @@ static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t si
                      (unsigned long long)pool->core.heap.used);
         return -1;
     }
-    grown[parcel->nblocks++] = *block;
-    return 0;
+    return keep_block(pool, parcel, block);
 }
 
 static void copy(void *to, const void *from, size_t len)
@@ -207,6 +214,11 @@ static int encode_buffers(struct plait_pool *pool, struct parcel *parcel, PyObje
         if (view.len < PLAIT_INLINE_BUFFER) {
             entry.block.size = (uint64_t)view.len;
             error = plait_bytes_add(tail, view.buf, (size_t)view.len);
+        } else if ((error = plait_pool_ticket(pool, view.buf, (uint64_t)view.len, &entry.block)) !=
+                   0) {
+            entry.shared = 1;
+            if (error > 0)
+                error = keep_block(pool, parcel, &entry.block);
         } else {
             void *data;
             error = new_block(pool, parcel, (uint64_t)view.len, &entry.block, &data);
@@ -267,11 +279,19 @@ static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject 
         PyTuple_SET_ITEM(call, 1, dict);
     if (tuple == NULL || dict == NULL)
         goto out;
-    for (Py_ssize_t i = 0; i < nargs; i++)
-        PyTuple_SET_ITEM(tuple, i, Py_NewRef(args[i]));
-    for (Py_ssize_t i = 0; i < nkw; i++)
-        if (PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i), args[nargs + i]) < 0)
+    for (Py_ssize_t i = 0; i < nargs + nkw; i++) {
+        PyObject *sent = plait_sendable(state, args[i]);
+        if (sent == NULL)
             goto out;
+        if (i < nargs) {
+            PyTuple_SET_ITEM(tuple, i, sent);
+            continue;
+        }
+        int failed = PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i - nargs), sent);
+        Py_DECREF(sent);
+        if (failed < 0)
+            goto out;
+    }
     if (!pool->by_value)
         body = plait_dumps(state, call, &buffers);
     if (body == NULL) {
@@ -1428,6 +1448,7 @@ static PyMethodDef pool_methods[] = {
     {"_submit_to_loop", METHOD(pool_submit_to_loop), METH_FASTCALL,
      "_submit_to_loop($self, loop, fn, /, *args)\n--\n\n"
      "As submit, for a loop in its own thread: returns a future of that loop."},
+    {"share", plait_pool_share, METH_VARARGS, plait_pool_share_doc},
     {"_open", pool_open, METH_VARARGS, NULL},
     {"_on_ready", pool_on_ready, METH_NOARGS, NULL},
     {"_help", pool_help, METH_NOARGS, NULL},
@@ -1494,6 +1515,7 @@ int plait_pool_exec(PyObject *module, struct plait_state *state)
     state->loads_kwnames = Py_BuildValue("(s)", "buffers");
     state->str_append = PyUnicode_InternFromString("append");
     state->empty_tuple = PyTuple_New(0);
+    state->large_type = NULL; /* plait._share.Large, when it is first needed */
     if (state->protocol_5 == NULL || state->dumps_kwnames == NULL || state->loads_kwnames == NULL ||
         state->str_append == NULL || state->empty_tuple == NULL)
         return -1;

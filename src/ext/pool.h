@@ -55,6 +55,8 @@ struct plait_block {
     void *data;
     Py_ssize_t size;
     bool readonly;
+    bool shared; /* in a worker: others have it, too; in the parent: in pool->shared */
+    struct plait_block *next_shared; /* borrows */
 };
 
 struct plait_block *plait_block_new(struct plait_state *state);
@@ -148,6 +150,7 @@ struct plait_pool {
     PyObject *notify;     /* list of futures to be notified */
     PyObject *last_loop;  /* borrows: identity only, the attached loop used last */
     PyObject *broken;     /* exception: why nothing works any more */
+    struct plait_block *shared; /* borrows: a block takes itself out */
     PyObject *dict;
     PyObject *weakrefs;
 };
@@ -167,6 +170,19 @@ void plait_pool_wake_for(struct plait_pool *pool, struct plait_future *f);
 void plait_pool_notify(struct plait_pool *pool);
 /* Puts an ended future on that list (or, without memory, tells of the error). */
 void plait_pool_defer(struct plait_pool *pool, struct plait_future *f);
+
+/* ---- shared buffers (pool_share.c) -------------------------------------------- */
+
+PyObject *plait_pool_share(PyObject *self, PyObject *args);
+extern const char plait_pool_share_doc[];
+/* Takes a block that dies out of its pool's list. */
+void plait_pool_unshare(struct plait_block *block);
+/* Whether the memory lies in a shared block: 1 with a ticket for it, 0, -1 on error. */
+int plait_pool_ticket(struct plait_pool *pool, const void *data, uint64_t size,
+                      struct pl_block *ticket);
+/* A new reference to what is sent in place of `value`: itself, or for large bytes, bytearrays
+ * and memoryviews a wrapper whose pickle leaves the bytes out of band. */
+PyObject *plait_sendable(struct plait_state *state, PyObject *value);
 
 /* ---- a worker (pool_worker.c) ------------------------------------------------ */
 

@@ -223,6 +223,8 @@ static void block_dealloc(PyObject *self)
     struct plait_block *block = (struct plait_block *)self;
     PyTypeObject *type = Py_TYPE(self);
     if (block->pool != NULL) {
+        if (block->shared)
+            plait_pool_unshare(block);
         /* A forked child has a copy of the books, and must not touch what they speak of. */
         if (block->pool->open && !pl_pool_forked(&block->pool->core))
             pl_pool_view_drop(&block->pool->core, &block->view);

@@ -100,6 +100,7 @@ static PyObject *read_buffers(struct worker *w, struct pl_wire *wire)
                 block->data = data;
                 block->size = (Py_ssize_t)entry.block.size;
                 block->readonly = entry.readonly != 0;
+                block->shared = entry.shared != 0;
             }
             item = (PyObject *)block;
         }
@@ -184,8 +185,8 @@ static struct plait_block *find_held(const struct worker *w, const struct held *
         return NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(held->buffers); i++) {
         struct plait_block *block = (struct plait_block *)PyList_GET_ITEM(held->buffers, i);
-        if (Py_IS_TYPE((PyObject *)block, w->state->block_type) && block->data == view->buf &&
-            block->size == view->len)
+        if (Py_IS_TYPE((PyObject *)block, w->state->block_type) && !block->shared &&
+            block->data == view->buf && block->size == view->len)
             return block;
     }
     return NULL;
@@ -238,7 +239,10 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
         return error;
     }
     PyObject *buffers = NULL;
-    PyObject *body = plait_dumps(w->state, value, &buffers);
+    PyObject *sent = plait_sendable(w->state, value);
+    Py_DECREF(value);
+    value = sent;
+    PyObject *body = value == NULL ? NULL : plait_dumps(w->state, value, &buffers);
     struct plait_bytes tail = {0};
     struct pl_wire_buf *table = NULL;
     struct plait_block **moved = NULL; /* owned references to the task's blocks, by buffer */
