@@ -428,7 +428,7 @@ static void call_helper(struct plait_pool *pool)
 
 /* submit for all ways in: a new future, or NULL with an exception set. */
 static struct plait_future *submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
-                                   Py_ssize_t nargs, PyObject *kwnames)
+                                   Py_ssize_t nargs, PyObject *kwnames, uint16_t how)
 {
     if (!accepts(pool))
         return NULL;
@@ -456,7 +456,7 @@ static struct plait_future *submit(struct plait_pool *pool, PyObject *fn, PyObje
         goto fail;
     f->pool = (struct plait_pool *)Py_NewRef((PyObject *)pool);
     f->fn = Py_NewRef(fn);
-    f->task_kind = parcel.kind;
+    f->task_kind = (uint16_t)(parcel.kind | how);
 
     uint32_t cell;
     int error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
@@ -1033,7 +1033,17 @@ static PyObject *pool_submit(PyObject *self, PyObject *const *args, Py_ssize_t n
         PyErr_SetString(PyExc_TypeError, "submit() needs a callable as its first argument");
         return NULL;
     }
-    return (PyObject *)submit(POOL(self), args[0], args + 1, nargs - 1, kwnames);
+    return (PyObject *)submit(POOL(self), args[0], args + 1, nargs - 1, kwnames, 0);
+}
+
+/* (fn, list): a task that calls fn on each item and returns the list of results. */
+static PyObject *pool_submit_each(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2 || !PyList_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "_submit_each() needs a callable and a list");
+        return NULL;
+    }
+    return (PyObject *)submit(POOL(self), args[0], args + 1, 1, NULL, PLAIT_EACH);
 }
 
 static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -1042,7 +1052,7 @@ static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "_submit_to_loop() needs a loop and a callable");
         return NULL;
     }
-    struct plait_future *f = submit(POOL(self), args[1], args + 2, nargs - 2, NULL);
+    struct plait_future *f = submit(POOL(self), args[1], args + 2, nargs - 2, NULL, 0);
     if (f == NULL)
         return NULL;
     PyObject *target = plait_future_for_loop(POOL(self)->state, f, args[0]);
@@ -1448,6 +1458,7 @@ static PyMethodDef pool_methods[] = {
     {"_submit_to_loop", METHOD(pool_submit_to_loop), METH_FASTCALL,
      "_submit_to_loop($self, loop, fn, /, *args)\n--\n\n"
      "As submit, for a loop in its own thread: returns a future of that loop."},
+    {"_submit_each", METHOD(pool_submit_each), METH_FASTCALL, NULL},
     {"share", plait_pool_share, METH_VARARGS, plait_pool_share_doc},
     {"_open", pool_open, METH_VARARGS, NULL},
     {"_on_ready", pool_on_ready, METH_NOARGS, NULL},

@@ -14,6 +14,7 @@ enum plait_kind {
     PLAIT_ATOMS = 1,     /* values in the small encoding of pool_codec.c */
     PLAIT_PICKLE = 2,    /* a pickle: (args, kwargs) or the value */
     PLAIT_EXCEPTION = 3, /* a pickle that plait._pool.decode_exception reads */
+    PLAIT_EACH = 0x100,  /* with one of a task's: its argument is a list, for a call each */
 };
 
 /* Buffers below this size travel in the message and are copied out of it. */

@@ -111,6 +111,25 @@ static PyObject *read_buffers(struct worker *w, struct pl_wire *wire)
     return buffers;
 }
 
+/* The results of a call for each item of a list, or the error of the first that fails. */
+static PyObject *call_each(PyObject *fn, PyObject *items)
+{
+    if (!PyList_CheckExact(items))
+        return damaged();
+    PyObject *results = PyList_New(PyList_GET_SIZE(items));
+    for (Py_ssize_t i = 0; results != NULL && i < PyList_GET_SIZE(results); i++) {
+        /* The list is nobody else's, but its items are the user's once they are called with. */
+        PyObject *args[] = {NULL, PyList_GET_ITEM(items, i)}; // borrowed
+        PyObject *result =
+            PyObject_Vectorcall(fn, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (result == NULL)
+            Py_CLEAR(results);
+        else
+            PyList_SET_ITEM(results, i, result);
+    }
+    return results;
+}
+
 /* Runs the task of a slot: its result, or NULL with the task's exception set. */
 static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *held)
 {
@@ -137,13 +156,21 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
     fn = function_for(w, (const char *)wire.code, wire.head.fn_len);
     if (fn == NULL)
         goto out;
-    if (slot->kind == PLAIT_ATOMS) {
+    bool each = (slot->kind & PLAIT_EACH) != 0;
+    if ((slot->kind & ~PLAIT_EACH) == PLAIT_ATOMS) {
         PyObject *args[PLAIT_ATOMS_MAX + 1];
         Py_ssize_t n = plait_atoms_decode(body, wire.head.body_len, args + 1, PLAIT_ATOMS_MAX);
         if (n < 0)
             goto out;
-        result =
-            PyObject_Vectorcall(fn, args + 1, (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (message.offset != 0) {
+            pl_member_return(&w->member, &message);
+            message.offset = 0;
+        }
+        if (!each)
+            result =
+                PyObject_Vectorcall(fn, args + 1, (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        else
+            result = n == 1 ? call_each(fn, args[1]) : damaged();
         while (n > 0)
             Py_DECREF(args[n--]);
     } else {
@@ -166,7 +193,12 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
         } else {
             args = PyTuple_GET_ITEM(call, 0);
             kwargs = PyTuple_GET_ITEM(call, 1);
-            result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
+            if (!each)
+                result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
+            else if (PyTuple_Check(args) && PyTuple_GET_SIZE(args) == 1)
+                result = call_each(fn, PyTuple_GET_ITEM(args, 0));
+            else
+                (void)damaged();
         }
         Py_DECREF(call);
     }
