@@ -31,11 +31,12 @@ static char *bytes_room(struct plait_bytes *b, size_t len)
 
 int plait_bytes_add(struct plait_bytes *b, const void *data, size_t len)
 {
+    if (len == 0)
+        return 0;
     char *to = bytes_room(b, len);
     if (to == NULL)
         return -1;
-    if (len > 0)
-        memcpy(to, data, len);
+    memcpy(to, data, len);
     return 0;
 }
 

@@ -43,6 +43,8 @@ int plait_pool_ticket(struct plait_pool *pool, const void *data, uint64_t size,
                       struct pl_block *ticket)
 {
     const unsigned char *from = data;
+    if (size == 0)
+        return 0;
     for (struct plait_block *block = pool->shared; block != NULL; block = block->next_shared) {
         const unsigned char *base = block->data;
         if (from < base || from >= base + block->size ||
