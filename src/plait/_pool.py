@@ -620,7 +620,8 @@ class ProcessPool(_core.PoolBase, Executor):
             self._unwatch(self._control.fileno())
             self._control.close()  # the zygote kills its workers, and ends
             self._control = None
-        self._reap_zygote(1.0)
+        with self._lock:  # the helper thread may be at the zygote's end in this moment
+            self._reap_zygote(1.0)
         for seat, worker in list(self._seats.items()):
             if worker.pidfd >= 0:
                 select.select([worker.pidfd], [], [], 1.0)
