@@ -19,6 +19,7 @@ PYTHON ?=
 VENV ?= .venv
 VENV_BENCH ?= .venv-bench
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 LAB_ARGS ?=
 BENCH_ARGS ?=
 WERROR ?=
@@ -198,6 +199,13 @@ fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_S
 	        -print_final_stats=1 -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name \
 	        $(wildcard tests/fuzz/corpus/$$name) || exit 1; \
 	done
+
+.PHONY: torture soak
+torture: build ## Crash workers in every way at every stage, under load
+	@$(PY) -m pytest --timeout=120 tests/torture $(PYTEST_ARGS)
+
+soak: build ## Two million tasks while workers are killed (SOAK_ARGS="--tasks N")
+	@$(PY) tests/torture/soak.py $(SOAK_ARGS)
 
 .PHONY: model-check
 model-check: ## Check the models that stand beside the code with spin

@@ -329,8 +329,8 @@ static uint32_t heap_extend(struct pl_heap *heap, uint64_t size)
     uint32_t number = heap_entry(heap);
     if (number == 0)
         return 0;
-    heap->blocks[number - 1] = (struct pl_heap_block){
-        .offset = heap->top, .size = size, .before = heap->last};
+    heap->blocks[number - 1] =
+        (struct pl_heap_block){.offset = heap->top, .size = size, .before = heap->last};
     if (heap->last != 0)
         heap->blocks[heap->last - 1].after = number;
     heap->last = number;
@@ -480,8 +480,8 @@ int pl_pool_ticket(struct pl_pool *pool, const struct pl_block *of, uint64_t off
         .target = of->id + 1,
         .state = PL__BLOCK_OWN,
     };
-    *ticket = (struct pl_block){
-        .offset = offset, .size = size, .id = number - 1, .owner = PL_NO_SEAT};
+    *ticket =
+        (struct pl_block){.offset = offset, .size = size, .id = number - 1, .owner = PL_NO_SEAT};
     return 0;
 }
 

@@ -402,9 +402,8 @@ int pl_member_take(struct pl_member *member, uint32_t *cell)
              * last line_size places: looking at all of them finds it, and an older place
              * fails by its position. Relaxed: it publishes nothing. */
             uint64_t first = tail > member->line_size ? tail - member->line_size : 0;
-            (void)atomic_compare_exchange_strong_explicit(&share->head, &head, first,
-                                                          memory_order_relaxed,
-                                                          memory_order_relaxed);
+            (void)atomic_compare_exchange_strong_explicit(
+                &share->head, &head, first, memory_order_relaxed, memory_order_relaxed);
             continue;
         }
         uint32_t number = atomic_load_explicit(&member->line[head & (member->line_size - 1)],

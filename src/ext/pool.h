@@ -91,13 +91,13 @@ struct plait_pool {
     struct plait_future *queue_first; /* owned references, FIFO */
     struct plait_future *queue_last;
     uint64_t queued;
-    uint64_t outstanding; /* futures that are queued or posted */
-    uint64_t watched;     /* of these, how many have an audience without a thread */
-    uint64_t suspects;    /* bit per seat to be killed (seat % 64) */
-    PyObject *fn_cache;   /* dict: function -> pickle by reference */
-    PyObject *notify;     /* list of futures to be notified */
-    PyObject *last_loop;  /* borrows: identity only, the attached loop used last */
-    PyObject *broken;     /* exception: why nothing works any more */
+    uint64_t outstanding;       /* futures that are queued or posted */
+    uint64_t watched;           /* of these, how many have an audience without a thread */
+    uint64_t suspects;          /* bit per seat to be killed (seat % 64) */
+    PyObject *fn_cache;         /* dict: function -> pickle by reference */
+    PyObject *notify;           /* list of futures to be notified */
+    PyObject *last_loop;        /* borrows: identity only, the attached loop used last */
+    PyObject *broken;           /* exception: why nothing works any more */
     struct plait_block *shared; /* borrows: a block takes itself out */
     PyObject *dict;
     PyObject *weakrefs;

@@ -2,7 +2,8 @@
  *
  * Most arguments and results are small plain values, and pickling them costs more than
  * running a short task: exact None, bool, int of 64 bits, float, short str and bytes, and lists
- * of such ints or of floats (chunks of a map are) have an encoding of their own. All else is pickled, large buffers out of band.
+ * of such ints or of floats (chunks of a map are) have an encoding of their own. All else is
+ * pickled, large buffers out of band.
  */
 #include "pool.h"
 

@@ -275,9 +275,9 @@ static void scribble(struct game *g, struct input *in)
         size = (uint64_t)share->nslots * 2 * sizeof(uint32_t);
         break;
     default:
-        start = share->links_at + ((where & 64) != 0 ? (uint64_t)share->nseats * share->nblocks *
-                                                           sizeof(uint32_t)
-                                                     : 0);
+        start =
+            share->links_at +
+            ((where & 64) != 0 ? (uint64_t)share->nseats * share->nblocks * sizeof(uint32_t) : 0);
         size = 256;
         break;
     }

@@ -56,9 +56,7 @@ def big(_: int) -> bytes:
 )
 @pytest.mark.parametrize("chunksize", [1, 2, 1000])
 @pytest.mark.parametrize("unordered", [False, True])
-def test_values(
-    pool: plait.ProcessPool, items: list[Any], chunksize: int, unordered: bool
-) -> None:
+def test_values(pool: plait.ProcessPool, items: list[Any], chunksize: int, unordered: bool) -> None:
     found = list(pool.map(negate, items, chunksize=chunksize, unordered=unordered))
     right = [-x for x in items]
     if unordered and chunksize < len(items):

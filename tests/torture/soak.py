@@ -91,9 +91,7 @@ def run(pool: plait.ProcessPool, first: int, n: int, report: Report, lock: threa
 
     window: list[tuple[int, Any]] = []
     for i in range(first, first + n):
-        future = (
-            pool.submit(tasks.blob, i, BLOB) if i % 64 == 0 else pool.submit(tasks.square, i)
-        )
+        future = pool.submit(tasks.blob, i, BLOB) if i % 64 == 0 else pool.submit(tasks.square, i)
         if i % 97 == 0:
             # Alone in flight, so that the count is its own.
             for item in window:
