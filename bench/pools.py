@@ -184,6 +184,13 @@ class Pebble(Peer):
         context = multiprocessing.get_context("fork")
         return pebble.ProcessPool(self.workers, context=context)
 
+    def call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        return self.pool.schedule(fn, args=args).result()
+
+    def gather(self, n: int) -> None:
+        for future in [self.pool.schedule(noop) for _ in range(n)]:
+            future.result()
+
     def map(self, n: int, chunk: int) -> None:
         for _ in self.pool.map(plus_one, range(n), chunksize=chunk).result():
             pass
