@@ -366,7 +366,7 @@ def measure_apart(name: str, scale: float) -> dict[str, tuple[float, str]]:
         [sys.executable, __file__, "--one", name, "--scale", str(scale)],
         stdout=subprocess.PIPE,
         text=True,
-        timeout=600,
+        timeout=180,
         check=False,
     )
     try:
