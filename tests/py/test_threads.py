@@ -282,17 +282,9 @@ def test_threads_start_when_needed_and_the_last_idle_one_is_used() -> None:
             before = busy(pool)
             gate.go.set()
             future.result()
-<<<<<<< HEAD
             while busy(pool) == before:
                 time.sleep(0.001)
             (last,) = before - busy(pool)
-=======
-            until(
-                lambda n=len(before): sum(t.task is not None for t in pool.statistics().threads) < n
-            )
-            after = [t.ident for t in pool.statistics().threads if t.task is not None]
-            (last,) = set(before) - set(after)
->>>>>>> loop
         # The last one to get there may still be on its way.
         until(lambda: pool.submit(threading.get_ident).result() == last)
         assert {pool.submit(threading.get_ident).result() for _ in range(50)} == {last}
