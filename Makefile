@@ -54,13 +54,10 @@ $(STAMPS)/venv:
 	@rm -rf "build/$$(cat $(STAMPS)/tag)" # it was another interpreter's
 	@touch $@
 
-# The system's part. Only the compiler is indispensable: without liburing the build
-# has epoll alone and says so.
+# The system's part: a compiler is all it takes.
 $(STAMPS)/system: | $(STAMPS)/venv
 	@command -v cc >/dev/null || tools/apt-install gcc libc6-dev || \
 	    { echo "a C compiler is needed (gcc or clang)" >&2; exit 1; }
-	@tools/apt-install pkg-config liburing-dev || \
-	    echo "going on without pkg-config and liburing-dev: epoll alone" >&2
 	@touch $@
 
 $(STAMPS)/deps: pyproject.toml | $(STAMPS)/venv $(STAMPS)/system

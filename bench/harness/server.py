@@ -111,10 +111,34 @@ async def serve_sock() -> None:
         task.add_done_callback(tasks.discard)
 
 
+async def serve_generators() -> None:
+    from plait import generators
+
+    def talk(conn: socket.socket) -> generators.Strand[None]:
+        with conn:
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                while data := (yield generators.recv(conn, 262144)):
+                    yield generators.send(conn, data)
+            except ConnectionError:
+                pass
+
+    def listen() -> generators.Strand[None]:
+        with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+            listener.setblocking(False)
+            announce(listener.getsockname()[1])
+            while True:
+                conn, _ = yield generators.accept(listener)
+                yield generators.spawn(talk(conn))
+
+    await generators.start(listen())
+
+
 STYLES: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "protocol": serve_protocol,
     "streams": serve_streams,
     "sock": serve_sock,
+    "generators": serve_generators,
     "tls": serve_tls,
 }
 

@@ -8,6 +8,8 @@
  * A result stays as it came, bytes or a block, until someone wants it: whoever collects
  * results for others spends no time in their pickles, and errors in them meet the right one.
  *
+ * What the pool has to do for a future goes through the table of its kind, the keeper.
+ *
  * `await` makes a future of the running loop and fills it in when the result comes. So any
  * loop can wait, several can, and cancelling a waiting task cancels the wait at once.
  */
@@ -22,33 +24,62 @@ static struct plait_state *state_of(PyObject *self)
     return plait_state_of_type(Py_TYPE(self));
 }
 
-struct plait_future *plait_future_new(struct plait_state *state)
+struct plait_future *plait_future_new(struct plait_state *state, const struct plait_keeper *keeper)
 {
-    return FUTURE(state->future_type->tp_alloc(state->future_type, 0));
+    struct plait_future *f = FUTURE(state->future_type->tp_alloc(state->future_type, 0));
+    if (f != NULL)
+        f->keeper = keeper;
+    return f;
 }
 
-/* ---- decoding ---- */
-
-static void set_exception_from_error(struct plait_future *f)
+PyObject *plait_take_exception(void)
 {
+#if PY_VERSION_HEX >= 0x030c0000
+    return PyErr_GetRaisedException();
+#else
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
+    if (type == NULL)
+        return NULL;
     PyErr_NormalizeException(&type, &value, &traceback);
     if (traceback != NULL)
         (void)PyException_SetTraceback(value, traceback);
-    Py_XSETREF(f->exception, Py_XNewRef(value));
     Py_XDECREF(type);
-    Py_XDECREF(value);
     Py_XDECREF(traceback);
+    return value;
+#endif
 }
+
+/* What the keeper does may run any code, the end of the future included, which gives up its
+ * reference to the pool: each call holds one of its own. */
+static int keeper_cancel(struct plait_future *f)
+{
+    PyObject *pool = Py_NewRef(f->pool);
+    int cancelled = f->keeper->cancel(pool, f);
+    Py_DECREF(pool);
+    return cancelled;
+}
+
+/* Sees to it that the end is noticed without a thread that waits. */
+static int keeper_watch(struct plait_future *f)
+{
+    if (plait_future_done(f) || f->pool == NULL)
+        return 0;
+    PyObject *pool = Py_NewRef(f->pool);
+    int error = f->keeper->watch(pool, f);
+    Py_DECREF(pool);
+    return error;
+}
+
+/* ---- decoding ---- */
 
 static void decode_bytes(struct plait_state *state, struct plait_future *f, int kind,
                          const char *data, size_t len, PyObject *buffers)
 {
     PyObject *value = NULL;
     if (kind == PLAIT_ATOMS) {
-        if (plait_atoms_decode(data, len, &value, 1) != 1)
-            value = NULL;
+        if (plait_atoms_decode(data, len, &value, 1) == 0)
+            PyErr_SetString(PyExc_RuntimeError, "a worker sent a damaged result");
     } else {
         value = plait_loads(state, data, len, buffers);
     }
@@ -63,12 +94,13 @@ static void decode_bytes(struct plait_state *state, struct plait_future *f, int 
         Py_CLEAR(value);
     }
     if (value == NULL)
-        set_exception_from_error(f);
+        f->exception = plait_take_exception();
     else
         f->result = value;
 }
 
-/* Turns what came into result or exception. Other threads wait for the one that does. */
+/* Turns what came into result or exception. Other threads wait for the one that does; what
+ * it runs is the user's, and may take any time. */
 static int decode(struct plait_state *state, struct plait_future *f)
 {
     while (f->decoder != 0) {
@@ -79,7 +111,7 @@ static int decode(struct plait_state *state, struct plait_future *f)
         }
         Py_BEGIN_ALLOW_THREADS struct timespec pause = {.tv_nsec = 100000};
         (void)nanosleep(&pause, NULL); /* being interrupted only means looking earlier */
-        Py_END_ALLOW_THREADS
+        Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0) return -1;
     }
     if (f->kind == 0)
         return 0;
@@ -126,10 +158,12 @@ static PyObject *running_loop(struct plait_state *state)
         PyObject *events = PyImport_ImportModule("asyncio.events");
         if (events == NULL)
             return NULL;
-        state->get_running_loop = PyObject_GetAttrString(events, "_get_running_loop");
+        PyObject *get = PyObject_GetAttrString(events, "_get_running_loop");
         Py_DECREF(events);
-        if (state->get_running_loop == NULL)
+        if (get == NULL)
             return NULL;
+        /* The import may have let another thread come first. */
+        Py_XSETREF(state->get_running_loop, get);
     }
     return PyObject_CallNoArgs(state->get_running_loop);
 }
@@ -199,61 +233,68 @@ static void tell_loop(struct plait_state *state, struct plait_future *f, PyObjec
         PyErr_WriteUnraisable(target);
 }
 
-static void call_back(PyObject *callback, PyObject *future)
+/* Calls a done-callback. As documented for futures, an Exception is logged; -1 with anything
+ * else set. */
+static int call_back(PyObject *callback, PyObject *future)
 {
     PyObject *told = PyObject_CallOneArg(callback, future);
     if (told != NULL) {
         Py_DECREF(told);
-        return;
+        return 0;
     }
-    /* As documented for futures: logged, for an Exception; anything else is unraisable. */
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback != NULL)
-        (void)PyException_SetTraceback(value, traceback);
+    PyObject *error = plait_take_exception();
     PyObject *helpers = PyImport_ImportModule("plait._pool");
     if (helpers != NULL) {
-        told = PyObject_CallMethod(helpers, "log_callback_error", "OO", future, value);
+        told = PyObject_CallMethod(helpers, "log_callback_error", "OO", future, error);
         Py_DECREF(helpers);
     }
-    if (told == NULL)
-        PyErr_WriteUnraisable(callback);
+    Py_XDECREF(error);
     Py_XDECREF(told);
-    Py_XDECREF(type);
-    Py_XDECREF(value);
-    Py_XDECREF(traceback);
+    return told == NULL ? -1 : 0;
 }
 
 /* Leaves SETTLING with the condition held, and tells concurrent.futures.wait and the like. */
 static int settle(struct plait_future *f)
 {
-    PyObject *entered = PyObject_CallMethod(f->condition, "acquire", NULL);
-    if (entered == NULL)
-        return -1;
-    Py_DECREF(entered);
+    PyObject *entered;
+    PyObject *interrupt = NULL;
+    /* A signal's handler may raise here, in the main thread; but a future that stayed as it is
+     * would keep its waiters for ever. So the exception is raised later. */
+    while ((entered = PyObject_CallMethod(f->condition, "acquire", NULL)) == NULL) {
+        PyObject *error = plait_take_exception();
+        Py_XSETREF(interrupt, error);
+        if (PyErr_GivenExceptionMatches(error, PyExc_Exception))
+            break; /* no lock to be had at all: telling without it is better than not telling */
+    }
     f->state = f->cancelling ? PLAIT_CANCELLED : PLAIT_FINISHED;
-    int error = 0;
     const char *method = "add_result";
     if (f->cancelling)
         method = "add_cancelled";
     else if (f->exception != NULL || f->kind == PLAIT_EXCEPTION)
         method = "add_exception";
     for (Py_ssize_t i = 0; f->cf_waiters != NULL && i < PyList_GET_SIZE(f->cf_waiters); i++) {
-        PyObject *told = PyObject_CallMethod(PyList_GET_ITEM(f->cf_waiters, i), method, "O", f);
+        PyObject *waiter = Py_NewRef(PyList_GET_ITEM(f->cf_waiters, i));
+        PyObject *told = PyObject_CallMethod(waiter, method, "O", f);
         if (told == NULL)
-            PyErr_WriteUnraisable(f->cf_waiters);
+            PyErr_WriteUnraisable(waiter);
         Py_XDECREF(told);
+        Py_DECREF(waiter);
     }
-    PyObject *told = PyObject_CallMethod(f->condition, "notify_all", NULL);
-    if (told == NULL)
-        error = -1;
-    Py_XDECREF(told);
-    PyObject *left = PyObject_CallMethod(f->condition, "release", NULL);
-    if (left == NULL)
-        error = -1;
-    Py_XDECREF(left);
-    return error;
+    if (entered != NULL) {
+        static const char *const last[] = {"notify_all", "release"};
+        for (size_t i = 0; i < PL_ARRAY_LEN(last); i++) {
+            PyObject *told = PyObject_CallMethod(f->condition, last[i], NULL);
+            if (told == NULL)
+                PyErr_WriteUnraisable(f->condition);
+            Py_XDECREF(told);
+        }
+        Py_DECREF(entered);
+    }
+    if (interrupt == NULL)
+        return 0;
+    PyErr_SetObject((PyObject *)Py_TYPE(interrupt), interrupt);
+    Py_DECREF(interrupt);
+    return -1;
 }
 
 void plait_future_notify(struct plait_state *state, struct plait_future *f)
@@ -263,7 +304,7 @@ void plait_future_notify(struct plait_state *state, struct plait_future *f)
         if (settle(f) < 0)
             PyErr_WriteUnraisable((PyObject *)f);
         if (f->pool != NULL)
-            plait_pool_wake_for(f->pool, f);
+            f->keeper->wake(f->pool, f);
     }
     PyObject *waiters = f->waiters;
     PyObject *callbacks = f->callbacks;
@@ -272,7 +313,8 @@ void plait_future_notify(struct plait_state *state, struct plait_future *f)
     for (Py_ssize_t i = 0; waiters != NULL && i < PyList_GET_SIZE(waiters); i++)
         tell_loop(state, f, PyList_GET_ITEM(waiters, i));
     for (Py_ssize_t i = 0; callbacks != NULL && i < PyList_GET_SIZE(callbacks); i++)
-        call_back(PyList_GET_ITEM(callbacks, i), (PyObject *)f);
+        if (call_back(PyList_GET_ITEM(callbacks, i), (PyObject *)f) < 0)
+            PyErr_WriteUnraisable(PyList_GET_ITEM(callbacks, i));
     Py_XDECREF(waiters);
     Py_XDECREF(callbacks);
     Py_DECREF(f);
@@ -282,8 +324,8 @@ void plait_future_notify(struct plait_state *state, struct plait_future *f)
 
 /* The one optional argument `timeout` in seconds, as a deadline of the monotonic clock, -1
  * for none. */
-static int parse_timeout(struct plait_future *f, const char *name, PyObject *const *args,
-                         Py_ssize_t nargs, PyObject *kwnames, int64_t *deadline)
+static int parse_timeout(const char *name, PyObject *const *args, Py_ssize_t nargs,
+                         PyObject *kwnames, int64_t *deadline)
 {
     PyObject *timeout = Py_None;
     Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
@@ -308,10 +350,8 @@ static int parse_timeout(struct plait_future *f, const char *name, PyObject *con
         return -1;
     if (!(seconds > 0))
         seconds = 0;
-    if (seconds < 1e9) {
-        (void)f;
+    if (seconds < 1e9)
         *deadline = pl_sys_default()->now() + (int64_t)(seconds * 1e9);
-    }
     return 0;
 }
 
@@ -323,7 +363,10 @@ static int await_end(struct plait_state *state, struct plait_future *f, int64_t 
             PyErr_SetString(PyExc_RuntimeError, "this future belongs to no pool");
             return -1;
         }
-        if (plait_pool_wait_for(f->pool, f, deadline) < 0)
+        PyObject *pool = Py_NewRef(f->pool);
+        int error = f->keeper->wait(pool, f, deadline);
+        Py_DECREF(pool);
+        if (error < 0)
             return -1;
     }
     if (f->state == PLAIT_CANCELLED) {
@@ -339,7 +382,7 @@ static PyObject *future_result(PyObject *self, PyObject *const *args, Py_ssize_t
     struct plait_future *f = FUTURE(self);
     struct plait_state *state = state_of(self);
     int64_t deadline;
-    if (state == NULL || parse_timeout(f, "result", args, nargs, kwnames, &deadline) < 0)
+    if (state == NULL || parse_timeout("result", args, nargs, kwnames, &deadline) < 0)
         return NULL;
     if (await_end(state, f, deadline) < 0)
         return NULL;
@@ -356,7 +399,7 @@ static PyObject *future_exception(PyObject *self, PyObject *const *args, Py_ssiz
     struct plait_future *f = FUTURE(self);
     struct plait_state *state = state_of(self);
     int64_t deadline;
-    if (state == NULL || parse_timeout(f, "exception", args, nargs, kwnames, &deadline) < 0)
+    if (state == NULL || parse_timeout("exception", args, nargs, kwnames, &deadline) < 0)
         return NULL;
     if (await_end(state, f, deadline) < 0)
         return NULL;
@@ -376,16 +419,15 @@ static PyObject *future_cancel(PyObject *self, PyObject *const *args, Py_ssize_t
         return PyBool_FromLong(f->cancelling);
     if (f->pool == NULL)
         Py_RETURN_FALSE;
-    return PyBool_FromLong(plait_pool_cancel(f->pool, f));
+    int cancelled = keeper_cancel(f);
+    return cancelled < 0 ? NULL : PyBool_FromLong(cancelled);
 }
 
 static bool is_running(const struct plait_future *f)
 {
     if (f->state == PLAIT_SETTLING)
         return !f->cancelling;
-    if (f->state != PLAIT_POSTED || f->pool == NULL || pl_pool_forked(&f->pool->core))
-        return false;
-    return pl_pool_claimed(&f->pool->core, f->cell);
+    return !plait_future_done(f) && f->pool != NULL && f->keeper->running(f->pool, f);
 }
 
 static PyObject *future_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -402,23 +444,41 @@ static PyObject *future_done(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     struct plait_future *f = FUTURE(self);
     /* Someone who asks again and again without waiting must see the end, too. */
-    if (!plait_future_done(f) && f->pool != NULL && !f->pool->led)
-        plait_pool_peek(f->pool);
+    if (!plait_future_done(f) && f->pool != NULL && f->keeper->peek != NULL) {
+        PyObject *pool = Py_NewRef(f->pool);
+        f->keeper->peek(pool);
+        Py_DECREF(pool);
+    }
     return PyBool_FromLong(plait_future_done(f));
+}
+
+/* Makes the list of an audience. Making one may run finalizers, and these may end the future:
+ * so the caller looks at its state afterwards. */
+static int need_list(PyObject **list)
+{
+    if (*list != NULL)
+        return 0;
+    PyObject *made = PyList_New(0);
+    if (made == NULL)
+        return -1;
+    if (*list == NULL)
+        *list = made;
+    else
+        Py_DECREF(made);
+    return 0;
 }
 
 static PyObject *future_add_done_callback(PyObject *self, PyObject *callback)
 {
     struct plait_future *f = FUTURE(self);
+    if (!plait_future_done(f) && need_list(&f->callbacks) < 0)
+        return NULL;
     if (plait_future_done(f)) {
-        call_back(callback, self);
+        if (call_back(callback, self) < 0)
+            return NULL;
         Py_RETURN_NONE;
     }
-    if (f->callbacks == NULL && (f->callbacks = PyList_New(0)) == NULL)
-        return NULL;
-    if (PyList_Append(f->callbacks, callback) < 0)
-        return NULL;
-    if (f->pool != NULL && plait_pool_watch_future(f->pool, f) < 0)
+    if (PyList_Append(f->callbacks, callback) < 0 || keeper_watch(f) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -442,8 +502,8 @@ static PyObject *future_waiter_done(PyObject *self, PyObject *target)
     Py_XDECREF(cancelled);
     if (was < 0)
         return NULL;
-    if (was != 0 && f->pool != NULL && f->state != PLAIT_SETTLING)
-        (void)plait_pool_cancel(f->pool, f);
+    if (was != 0 && f->pool != NULL && f->state < PLAIT_SETTLING && keeper_cancel(f) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -452,27 +512,29 @@ PyObject *plait_future_for_loop(struct plait_state *state, struct plait_future *
     PyObject *target = PyObject_CallMethod(loop, "create_future", NULL);
     if (target == NULL)
         return NULL;
-    if (plait_future_done(f)) {
-        if (transfer(state, f, target) < 0)
-            Py_CLEAR(target);
-        return target;
-    }
     PyObject *pair = PyTuple_Pack(2, loop, target);
-    PyObject *method = NULL;
+    PyObject *method = PyObject_GetAttrString((PyObject *)f, "_waiter_done");
     PyObject *added = NULL;
     int error = -1;
-    if (pair == NULL || (f->waiters == NULL && (f->waiters = PyList_New(0)) == NULL) ||
-        PyList_Append(f->waiters, pair) < 0)
+    if (pair == NULL || method == NULL || need_list(&f->waiters) < 0)
         goto out;
-    method = PyObject_GetAttrString((PyObject *)f, "_waiter_done");
-    if (method == NULL)
+    if (plait_future_done(f)) {
+        error = transfer(state, f, target);
+        goto out;
+    }
+    if (PyList_Append(f->waiters, pair) < 0)
         goto out;
     added = PyObject_CallMethod(target, "add_done_callback", "O", method);
     if (added == NULL)
         goto out;
-    error = f->pool == NULL ? 0 : plait_pool_attach(f->pool, loop);
-    if (error == 0 && f->pool != NULL)
-        error = plait_pool_watch_future(f->pool, f);
+    error = 0;
+    if (f->pool != NULL && f->keeper->attach != NULL) {
+        PyObject *pool = Py_NewRef(f->pool);
+        error = f->keeper->attach(pool, loop);
+        Py_DECREF(pool);
+    }
+    if (error == 0)
+        error = keeper_watch(f);
 out:
     Py_XDECREF(pair);
     Py_XDECREF(method);
@@ -554,9 +616,7 @@ static PyObject *future_get_condition(PyObject *self, void *Py_UNUSED(closure))
 static PyObject *future_get_waiters(PyObject *self, void *Py_UNUSED(closure))
 {
     struct plait_future *f = FUTURE(self);
-    if (f->cf_waiters == NULL && (f->cf_waiters = PyList_New(0)) == NULL)
-        return NULL;
-    if (!plait_future_done(f) && f->pool != NULL && plait_pool_watch_future(f->pool, f) < 0)
+    if (need_list(&f->cf_waiters) < 0 || keeper_watch(f) < 0)
         return NULL;
     return Py_NewRef(f->cf_waiters);
 }
@@ -590,14 +650,12 @@ static PyObject *future_repr(PyObject *self)
 static PyObject *future_fail(PyObject *self, PyObject *exception)
 {
     struct plait_future *f = FUTURE(self);
-    struct plait_pool *pool = f->pool;
-    /* Only its pool calls this, for a task that it has taken off the board. */
-    if (plait_future_done(f) || f->exception != NULL || pool == NULL)
+    /* Only its pool calls this, for a task that nobody has any more. */
+    if (plait_future_done(f) || f->exception != NULL || f->pool == NULL)
         Py_RETURN_FALSE;
     f->exception = Py_NewRef(exception);
-    Py_INCREF(pool);
-    plait_pool_ended(pool, f, false);
-    plait_pool_notify(pool);
+    PyObject *pool = Py_NewRef(f->pool);
+    f->keeper->failed(pool, f);
     Py_DECREF(pool);
     Py_RETURN_TRUE;
 }
@@ -605,15 +663,30 @@ static PyObject *future_fail(PyObject *self, PyObject *exception)
 static PyObject *future_task_name(PyObject *self, void *Py_UNUSED(closure))
 {
     struct plait_future *f = FUTURE(self);
-    PyObject *name = NULL;
+    if (f->name != NULL)
+        return Py_NewRef(f->name);
     if (f->fn == NULL)
         Py_RETURN_NONE;
-    name = PyObject_GetAttrString(f->fn, "__qualname__");
+    PyObject *name = PyObject_GetAttrString(f->fn, "__qualname__");
     if (name == NULL) {
         PyErr_Clear();
         name = PyObject_Repr(f->fn);
     }
     return name;
+}
+
+static PyObject *future_stopped(PyObject *self, void *Py_UNUSED(closure))
+{
+    switch (FUTURE(self)->stopped) {
+    case PLAIT_STOPPED_QUEUED:
+        return PyUnicode_FromString("queued");
+    case PLAIT_STOPPED_EXCEPTION:
+        return PyUnicode_FromString("exception");
+    case PLAIT_STOPPED_KILLED:
+        return PyUnicode_FromString("killed");
+    default:
+        Py_RETURN_NONE;
+    }
 }
 
 static int future_traverse(PyObject *self, visitproc visit, void *arg)
@@ -622,6 +695,7 @@ static int future_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(f->pool);
     Py_VISIT(f->fn);
+    Py_VISIT(f->name);
     Py_VISIT(f->buffers);
     Py_VISIT(f->result);
     Py_VISIT(f->exception);
@@ -638,6 +712,7 @@ static int future_clear(PyObject *self)
     f->kind = 0;
     Py_CLEAR(f->pool);
     Py_CLEAR(f->fn);
+    Py_CLEAR(f->name);
     Py_CLEAR(f->message);
     Py_CLEAR(f->block);
     Py_CLEAR(f->buffers);
@@ -697,6 +772,10 @@ static PyGetSetDef future_getset[] = {
     {"_waiters", future_get_waiters, NULL, NULL, NULL},
     {"_done_callbacks", future_get_callbacks, NULL, NULL, NULL},
     {"_task_name", future_task_name, NULL, NULL, NULL},
+    {"stopped", future_stopped, NULL,
+     "How the task was stopped: \"queued\" (it never began), \"exception\" (raised in it), "
+     "\"killed\" (with its worker process), or None.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -15,6 +15,7 @@
 #include "loop.h"
 
 #include "args.h"
+#include "generators.h"
 
 #include <errno.h>
 #include <math.h>
@@ -844,6 +845,7 @@ static void drop_core(LoopObject *loop)
         }
     }
     pl_loop_fini(core);
+    plait_generators_drop(loop);
 }
 
 PyDoc_STRVAR(close_core_doc, "_close_core($self, /)\n--\n\n"
@@ -851,7 +853,9 @@ PyDoc_STRVAR(close_core_doc, "_close_core($self, /)\n--\n\n"
 
 static PyObject *loop_close_core(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    drop_core((LoopObject *)self);
+    LoopObject *loop = (LoopObject *)self;
+    plait_generators_close(loop);
+    drop_core(loop);
     Py_RETURN_NONE;
 }
 
@@ -913,6 +917,11 @@ static int loop_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(loop->task_factory);
     Py_VISIT(loop->thread_id);
     Py_VISIT(loop->raised);
+    if (loop->generators != NULL) {
+        int r = plait_generators_visit(loop, visit, arg);
+        if (r != 0)
+            return r;
+    }
     return loop->core_ready ? visit_core(loop, visit, arg) : 0;
 }
 

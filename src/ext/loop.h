@@ -23,6 +23,7 @@ typedef struct {
     PyObject *window;      /* lends memory to the TLS engine; NULL before the first use */
     PyObject *window_args; /* arguments of the engine's read */
     char *read_buffer;     /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+    struct gen_loop *generators; /* owns; NULL until a generator is started */
 } LoopObject;
 
 /* plait._core.Handle. In the ready queue or the list of posts it owns a reference to
@@ -97,12 +98,10 @@ void plait_reader_link(LoopObject *loop, PyObject *protocol, ReaderState **link)
 void plait_reader_unlink(ReaderState **link);
 /* Gives it what has arrived. 0, or -1 with an exception set. */
 int plait_reader_feed(ReaderState *reader, PyObject *bytes);
-int plait_stream_exec(PyObject *module, struct plait_state *state);
 
 /* tls.c: TLS over another transport. */
 /* Ciphertext for an SSLTransport. 0, or -1 with an exception set. */
 int plait_tls_feed(PyObject *tls, const char *data, size_t n);
-int plait_tls_exec(PyObject *module, struct plait_state *state);
 
 /* server.c */
 /* The listener that a queued op or a descriptor belongs to, borrowed; else NULL. */

@@ -1,36 +1,21 @@
-/* pool.c - the parent's side of a process pool: submit, collect, wait.
+/* pool.c - the parent's side of a process pool: the type and its methods.
  *
- * Who looks at results. Nobody is there for this alone: a thread in result() collects for
- * all while it waits (it leads), the others sleep until their future is done or the lead is
- * theirs. A loop has the pool's wait descriptor among its own and collects when it is
- * readable. Only when a future has an audience that does not wait (a callback,
- * concurrent.futures.wait), or when tasks wait that the board has no room for, a helper
- * thread leads while no one else does.
- *
- * Collecting runs no code of the user's: values stay encoded, and futures with an audience
- * go on the list `notify`, which is worked off when the role has been put down.
+ * pool_send.c brings tasks to the workers, pool_collect.c their results back, pool_wait.c
+ * says who looks at results; plait._pool has the policy.
  *
  * All fields are guarded by the interpreter's lock, which is let go only while waiting and
  * while large buffers are copied.
  *
- * Sections: helpers, encoding, posting, collecting, waiting, methods, the type.
+ * Sections: checks, futures that change their mind, methods, the type.
  */
-#include "pool.h"
-
-#include <errno.h>
-#include <signal.h>
-#include <string.h>
-
-#define POOL(o) ((struct plait_pool *)(o))
-#define FUTURE(o) ((struct plait_future *)(o))
-#define COPY_WITHOUT_LOCK (1 << 20)
+#include "pool_parent.h"
 
 extern PyType_Spec plait_block_spec;
 
-/* ---- helpers ---- */
+/* ---- checks ---- */
 
 /* False with an exception set when the pool cannot be used by this process or any more. */
-static bool usable(struct plait_pool *pool)
+bool plait_pool_usable(struct plait_pool *pool)
 {
     if (pool->open && (pool->forked || pl_pool_forked(&pool->core))) {
         pool->forked = true;
@@ -45,9 +30,9 @@ static bool usable(struct plait_pool *pool)
     return true;
 }
 
-static bool accepts(struct plait_pool *pool)
+bool plait_pool_accepts(struct plait_pool *pool)
 {
-    if (!usable(pool))
+    if (!plait_pool_usable(pool))
         return false;
     if (pool->broken != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(pool->broken), pool->broken);
@@ -60,664 +45,11 @@ static bool accepts(struct plait_pool *pool)
     return true;
 }
 
-static void wake_waiter(struct plait_waiter *waiter)
-{
-    /* Release: the sleeper reads the word, then the future under the interpreter's lock. */
-    __atomic_store_n(&waiter->word, 1, __ATOMIC_RELEASE);
-    (void)pl_sys_default()->futex_wake(&waiter->word, 1); /* it may not sleep yet: fine */
-}
-
-static void kick_waiters(struct plait_pool *pool)
-{
-    uint64_t one = 1;
-    /* A full counter wakes as well. */
-    (void)pool->core.sys->write(pool->core.eventfd, &one, sizeof(one));
-}
-
-void plait_pool_wake_for(struct plait_pool *pool, struct plait_future *f)
-{
-    for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
-        if (w->future == f)
-            wake_waiter(w);
-    /* A leader that sleeps for this one, when someone else has ended it. */
-    if (pool->asleep && pool->asleep_for == f)
-        kick_waiters(pool);
-}
-
-/* The lead is free: the first real waiter gets it, or the helper when it is needed. */
-static void hand_over(struct plait_pool *pool)
-{
-    struct plait_waiter *helper = NULL;
-    for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next) {
-        if (w->future != NULL) {
-            wake_waiter(w);
-            return;
-        }
-        helper = w;
-    }
-    if (pool->watched == 0)
-        return;
-    if (helper != NULL)
-        wake_waiter(helper);
-    /* Loops have left the last event to the leader that goes now. */
-    pl_pool_arm(&pool->core, PL_ARM_ANY);
-    if (pl_pool_ready(&pool->core))
-        kick_waiters(pool);
-}
-
-/* ---- encoding ---- */
-
-struct parcel {
-    struct plait_bytes head; /* head and table, function, body, inline buffers */
-    struct pl_block *blocks; /* PyMem */
-    uint32_t nblocks;
-    uint16_t kind;
-};
-
-static void parcel_drop(struct plait_pool *pool, struct parcel *parcel)
-{
-    for (uint32_t i = 0; i < parcel->nblocks; i++)
-        pl_pool_free(&pool->core, &parcel->blocks[i]);
-    PyMem_Free(parcel->blocks);
-    plait_bytes_free(&parcel->head);
-    *parcel = (struct parcel){0};
-}
-
-/* The function as a pickle. Plain functions and types go by name, so the bytes are always
- * the same and are kept; anything else may have changed since last time. */
-static PyObject *encode_function(struct plait_pool *pool, PyObject *fn)
-{
-    bool plain = PyFunction_Check(fn) || PyType_Check(fn) || PyCFunction_CheckExact(fn);
-    if (plain) {
-        PyObject *known = PyDict_GetItemWithError(pool->fn_cache, fn);
-        if (known != NULL)
-            return Py_NewRef(known);
-        if (PyErr_Occurred())
-            return NULL;
-    }
-    /* (bytes, by_name) */
-    PyObject *pair = PyObject_CallMethod((PyObject *)pool, "_dump_function", "O", fn);
-    if (pair == NULL)
-        return NULL;
-    PyObject *data = NULL;
-    int by_name;
-    if (!PyArg_ParseTuple(pair, "Sp", &data, &by_name)) {
-        Py_DECREF(pair);
-        return NULL;
-    }
-    Py_INCREF(data);
-    Py_DECREF(pair);
-    if (plain && by_name) {
-        if (PyDict_GET_SIZE(pool->fn_cache) >= 512)
-            PyDict_Clear(pool->fn_cache);
-        if (PyDict_SetItem(pool->fn_cache, fn, data) < 0)
-            Py_CLEAR(data);
-    }
-    return data;
-}
-
-static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t size,
-                     struct pl_block *block, void **data)
-{
-    struct pl_block *grown = PyMem_Realloc(parcel->blocks, (parcel->nblocks + 1) * sizeof(*grown));
-    if (grown == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    parcel->blocks = grown;
-    if (pl_pool_alloc(&pool->core, size, block, data) < 0) {
-        PyErr_Format(PyExc_MemoryError,
-                     "%llu bytes do not fit the pool's shared memory (limit %llu bytes, "
-                     "%llu in use)",
-                     (unsigned long long)size, (unsigned long long)pool->core.share->limit,
-                     (unsigned long long)pool->core.heap.used);
-        return -1;
-    }
-    grown[parcel->nblocks++] = *block;
-    return 0;
-}
-
-static void copy(void *to, const void *from, size_t len)
-{
-    if (len < COPY_WITHOUT_LOCK) {
-        memcpy(to, from, len);
-        return;
-    }
-    Py_BEGIN_ALLOW_THREADS memcpy(to, from, len);
-    Py_END_ALLOW_THREADS
-}
-
-/* Puts the buffers of a pickle into blocks; small ones follow the body. */
-static int encode_buffers(struct plait_pool *pool, struct parcel *parcel, PyObject *buffers,
-                          size_t table_at, struct plait_bytes *tail)
-{
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(buffers); i++) {
-        Py_buffer view;
-        if (PyObject_GetBuffer(PyList_GET_ITEM(buffers, i), &view, PyBUF_ND) < 0) {
-            /* A strided buffer that is contiguous in Fortran's order. */
-            PyErr_Clear();
-            if (PyObject_GetBuffer(PyList_GET_ITEM(buffers, i), &view, PyBUF_ANY_CONTIGUOUS) < 0)
-                return -1;
-        }
-        struct plait_wire_buf entry = {.readonly = (uint32_t)view.readonly};
-        int error = 0;
-        if (view.len < PLAIT_INLINE_BUFFER) {
-            entry.block.size = (uint64_t)view.len;
-            error = plait_bytes_add(tail, view.buf, (size_t)view.len);
-        } else {
-            void *data;
-            error = new_block(pool, parcel, (uint64_t)view.len, &entry.block, &data);
-            if (error == 0)
-                copy(data, view.buf, (size_t)view.len);
-        }
-        PyBuffer_Release(&view);
-        if (error < 0)
-            return -1;
-        memcpy(parcel->head.data + table_at + (size_t)i * sizeof(entry), &entry, sizeof(entry));
-    }
-    return 0;
-}
-
-static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject *fn,
-                       PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
-{
-    struct plait_state *state = pool->state;
-    struct plait_wire_head head = {0};
-    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
-    PyObject *code = encode_function(pool, fn);
-    PyObject *call = NULL;
-    PyObject *buffers = NULL;
-    PyObject *body = NULL;
-    struct plait_bytes tail = {0};
-    int error = -1;
-    if (code == NULL)
-        return -1;
-    head.fn_len = (uint32_t)PyBytes_GET_SIZE(code);
-    if (plait_bytes_add(&parcel->head, &head, sizeof(head)) < 0)
-        goto out;
-    if (nkw == 0) {
-        if (plait_bytes_add(&parcel->head, PyBytes_AS_STRING(code), head.fn_len) < 0)
-            goto out;
-        size_t before = parcel->head.len;
-        int atoms = plait_atoms_encode(&parcel->head, args, nargs);
-        if (atoms < 0)
-            goto out;
-        if (atoms > 0) {
-            head.body_len = (uint32_t)(parcel->head.len - before);
-            parcel->kind = PLAIT_ATOMS;
-            memcpy(parcel->head.data, &head, sizeof(head));
-            error = 0;
-            goto out;
-        }
-        parcel->head.len = sizeof(head);
-    }
-
-    /* (args, kwargs) */
-    call = PyTuple_New(2);
-    if (call == NULL)
-        goto out;
-    PyObject *tuple = PyTuple_New(nargs);
-    PyObject *dict = nkw == 0 ? Py_NewRef(Py_None) : PyDict_New();
-    if (tuple != NULL)
-        PyTuple_SET_ITEM(call, 0, tuple);
-    if (dict != NULL)
-        PyTuple_SET_ITEM(call, 1, dict);
-    if (tuple == NULL || dict == NULL)
-        goto out;
-    for (Py_ssize_t i = 0; i < nargs; i++)
-        PyTuple_SET_ITEM(tuple, i, Py_NewRef(args[i]));
-    for (Py_ssize_t i = 0; i < nkw; i++)
-        if (PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i), args[nargs + i]) < 0)
-            goto out;
-    if (!pool->by_value)
-        body = plait_dumps(state, call, &buffers);
-    if (body == NULL) {
-        /* What cannot go by reference may go by value. (data, buffers) */
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
-        PyObject *pair = PyObject_CallMethod((PyObject *)pool, "_dump_again", "OO", call,
-                                             value == NULL ? Py_None : value);
-        Py_XDECREF(type);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
-        if (pair == NULL)
-            goto out;
-        if (!PyArg_ParseTuple(pair, "SO!", &body, &PyList_Type, &buffers)) {
-            body = buffers = NULL;
-            Py_DECREF(pair);
-            goto out;
-        }
-        Py_INCREF(body);
-        Py_INCREF(buffers);
-        Py_DECREF(pair);
-    }
-    size_t nbufs = (size_t)PyList_GET_SIZE(buffers);
-    if (PyBytes_GET_SIZE(body) > INT32_MAX || nbufs > 100000) {
-        PyErr_Format(PyExc_ValueError,
-                     "the arguments are too large: a pickle of %zd bytes and %zu buffers",
-                     PyBytes_GET_SIZE(body), nbufs);
-        goto out;
-    }
-    head.body_len = (uint32_t)PyBytes_GET_SIZE(body);
-    head.nbufs = (uint32_t)nbufs;
-    for (size_t i = 0; i < nbufs; i++) {
-        struct plait_wire_buf none = {0};
-        if (plait_bytes_add(&parcel->head, &none, sizeof(none)) < 0)
-            goto out;
-    }
-    if (nbufs > 0 && encode_buffers(pool, parcel, buffers, sizeof(head), &tail) < 0)
-        goto out;
-    head.inline_len = (uint32_t)tail.len;
-    if (plait_bytes_add(&parcel->head, PyBytes_AS_STRING(code), head.fn_len) < 0 ||
-        plait_bytes_add(&parcel->head, PyBytes_AS_STRING(body), head.body_len) < 0 ||
-        plait_bytes_add(&parcel->head, tail.data, tail.len) < 0)
-        goto out;
-    memcpy(parcel->head.data, &head, sizeof(head));
-    parcel->kind = PLAIT_PICKLE;
-    error = 0;
-out:
-    Py_DECREF(code);
-    Py_XDECREF(call);
-    Py_XDECREF(body);
-    Py_XDECREF(buffers);
-    plait_bytes_free(&tail);
-    return error;
-}
-
-/* ---- posting ---- */
-
-/* Puts a task on the board; the cell takes over one reference to f. */
-static void post(struct plait_pool *pool, struct plait_future *f, uint32_t cell, const char *data,
-                 size_t len, const struct pl_block *message, const struct pl_block *blocks,
-                 uint32_t nblocks)
-{
-    struct pl_slot *slot = &pool->core.slots[cell];
-    slot->kind = f->task_kind;
-    slot->flags = 0;
-    slot->len = (uint32_t)len;
-    if (message != NULL)
-        slot->block = *message;
-    else
-        memcpy(slot->bytes, data, len);
-    for (uint32_t i = 0; i < nblocks; i++)
-        pl_pool_lend(&pool->core, &blocks[i], cell);
-    f->cell = cell;
-    f->state = PLAIT_POSTED;
-    pl_pool_post(&pool->core, cell);
-}
-
-static void set_hungry(struct plait_pool *pool)
-{
-    pl_pool_hungry(&pool->core, pool->queue_first != NULL);
-}
-
-/* Moves queued tasks to the board as long as it has room. */
-static void feed(struct plait_pool *pool)
-{
-    if (pool->queue_first == NULL)
-        return;
-    while (pool->queue_first != NULL) {
-        struct plait_future *f = pool->queue_first;
-        uint32_t cell;
-        if (f->state == PLAIT_QUEUED && pl_pool_stage(&pool->core, f, &cell) < 0)
-            return;
-        pool->queue_first = f->next;
-        if (pool->queue_first == NULL)
-            pool->queue_last = NULL;
-        f->next = NULL;
-        if (f->state != PLAIT_QUEUED) {
-            Py_DECREF(f); /* cancelled while it waited; pool->queued knows */
-            continue;
-        }
-        pool->queued--;
-        PyObject *message = f->message;
-        f->message = NULL;
-        /* A message that needs a block has it as the last one. */
-        bool big = PyBytes_GET_SIZE(message) == 0;
-        post(pool, f, cell, PyBytes_AS_STRING(message),
-             big ? f->blocks[f->nblocks - 1].size : (size_t)PyBytes_GET_SIZE(message),
-             big ? &f->blocks[f->nblocks - 1] : NULL, f->blocks, f->nblocks);
-        Py_DECREF(message);
-        PyMem_Free(f->blocks);
-        f->blocks = NULL;
-        f->nblocks = 0;
-    }
-    set_hungry(pool);
-}
-
-static void collect(struct plait_pool *pool);
-
-/* submit for all ways in: a new future, or NULL with an exception set. */
-static struct plait_future *submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
-                                   Py_ssize_t nargs, PyObject *kwnames)
-{
-    if (!accepts(pool))
-        return NULL;
-    if (!PyCallable_Check(fn)) {
-        PyErr_Format(PyExc_TypeError, "fn must be callable, not %.200s", Py_TYPE(fn)->tp_name);
-        return NULL;
-    }
-    struct parcel parcel = {0};
-    struct plait_future *f = NULL;
-    if (encode_task(pool, &parcel, fn, args, nargs, kwnames) < 0)
-        goto unsendable;
-    bool big = parcel.head.len > PL_SLOT_INLINE;
-    if (big) {
-        struct pl_block block;
-        void *data;
-        if (new_block(pool, &parcel, parcel.head.len, &block, &data) < 0)
-            goto unsendable;
-        copy(data, parcel.head.data, parcel.head.len);
-    }
-    f = plait_future_new(pool->state);
-    if (f == NULL)
-        goto fail;
-    /* Pickling and copying may have let other threads close the pool. */
-    if (!accepts(pool))
-        goto fail;
-    f->pool = (struct plait_pool *)Py_NewRef((PyObject *)pool);
-    f->fn = Py_NewRef(fn);
-    f->task_kind = parcel.kind;
-
-    uint32_t cell;
-    int error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
-    if (error < 0 && pl_pool_ready(&pool->core)) {
-        collect(pool);
-        error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
-    }
-    if (error == 0) {
-        Py_INCREF(f); /* the cell's */
-        post(pool, f, cell, parcel.head.data, parcel.head.len,
-             big ? &parcel.blocks[parcel.nblocks - 1] : NULL, parcel.blocks, parcel.nblocks);
-        PyMem_Free(parcel.blocks);
-    } else {
-        f->message = PyBytes_FromStringAndSize(big ? NULL : parcel.head.data,
-                                               big ? 0 : (Py_ssize_t)parcel.head.len);
-        if (f->message == NULL)
-            goto fail;
-        f->blocks = parcel.blocks;
-        f->nblocks = parcel.nblocks;
-        f->state = PLAIT_QUEUED;
-        Py_INCREF(f); /* the queue's */
-        if (pool->queue_last != NULL)
-            pool->queue_last->next = f;
-        else
-            pool->queue_first = f;
-        pool->queue_last = f;
-        pool->queued++;
-    }
-    pool->outstanding++;
-    plait_bytes_free(&parcel.head);
-    if (pool->queue_first != NULL) {
-        set_hungry(pool);
-        if (!pool->helper_there && !pool->led) {
-            PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
-            if (started == NULL)
-                PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
-            Py_XDECREF(started);
-        }
-    }
-    if (pool->notify != NULL && PyList_GET_SIZE(pool->notify) > 0)
-        plait_pool_notify(pool);
-    return f;
-
-unsendable:
-    /* What cannot be sent is the task's own failure, as concurrent.futures has it; only what
-     * is no Exception (an interrupt) leaves by here. */
-    if (PyErr_ExceptionMatches(PyExc_Exception)) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
-        f = plait_future_new(pool->state);
-        if (f != NULL) {
-            f->exception = Py_XNewRef(value);
-            plait_future_end(f, false);
-        }
-        Py_XDECREF(type);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
-        parcel_drop(pool, &parcel);
-        return f;
-    }
-fail:
-    parcel_drop(pool, &parcel);
-    if (f != NULL) {
-        Py_CLEAR(f->pool);
-        Py_DECREF(f);
-    }
-    return NULL;
-}
-
-/* ---- collecting ---- */
-
-void plait_pool_defer(struct plait_pool *pool, struct plait_future *f)
-{
-    if (PyList_Append(pool->notify, (PyObject *)f) < 0)
-        PyErr_WriteUnraisable((PyObject *)f);
-}
-
-void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool cancelled)
-{
-    plait_future_end(f, cancelled);
-    pool->outstanding--;
-    if (f->watched) {
-        f->watched = false;
-        pool->watched--;
-    }
-    plait_pool_wake_for(pool, f);
-    if (plait_future_has_audience(f))
-        plait_pool_defer(pool, f);
-    else
-        Py_CLEAR(f->pool);
-}
-
-static PyObject *block_from(struct plait_pool *pool, uint32_t cell, uint32_t seat,
-                            const struct pl_block *wire, bool readonly)
-{
-    struct plait_block *block = plait_block_new(pool->state);
-    if (block == NULL)
-        return NULL;
-    int error = pl_pool_view(&pool->core, cell, seat, wire, &block->view, &block->data);
-    if (error < 0) {
-        Py_DECREF(block);
-        PyErr_SetString(PyExc_RuntimeError, "a worker sent a block that it does not have");
-        return NULL;
-    }
-    block->size = (Py_ssize_t)wire->size;
-    block->readonly = readonly;
-    block->pool = (struct plait_pool *)Py_NewRef((PyObject *)pool);
-    return (PyObject *)block;
-}
-
-/* Takes a result off the board, undecoded. The slot is shared memory that a hostile worker
- * may still write to: what decides about bounds is copied first. */
-static int read_result(struct plait_pool *pool, struct plait_future *f, uint32_t cell,
-                       uint32_t seat)
-{
-    const volatile struct pl_slot *slot = &pool->core.slots[cell];
-    uint32_t len = slot->len;
-    uint16_t kind = slot->kind;
-    struct pl_block message;
-    memcpy(&message, (const void *)&slot->block, sizeof(message));
-    const char *data;
-    size_t size = len;
-    PyObject *held = NULL;
-    if (message.offset != 0) {
-        held = block_from(pool, cell, seat, &message, true);
-        if (held == NULL)
-            return -1;
-        data = ((struct plait_block *)held)->data;
-        size = (size_t)message.size;
-    } else {
-        if (len > PL_SLOT_INLINE)
-            goto damaged;
-        data = (const char *)pool->core.slots[cell].bytes;
-    }
-    if (kind == PLAIT_ATOMS) {
-        f->message = PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
-        Py_XDECREF(held);
-        f->kind = PLAIT_ATOMS;
-        return f->message == NULL ? -1 : 0;
-    }
-    struct plait_wire_head head;
-    if ((kind != PLAIT_PICKLE && kind != PLAIT_EXCEPTION) || size < sizeof(head))
-        goto damaged;
-    memcpy(&head, data, sizeof(head));
-    uint64_t table = (uint64_t)head.nbufs * sizeof(struct plait_wire_buf);
-    if (sizeof(head) + table + head.body_len + (uint64_t)head.inline_len != size)
-        goto damaged;
-    const char *body = data + sizeof(head) + table;
-    const char *inlined = body + head.body_len;
-    size_t inline_left = head.inline_len;
-    if (head.nbufs > 0) {
-        PyObject *buffers = PyList_New(0);
-        if (buffers == NULL)
-            goto fail;
-        f->buffers = buffers;
-        for (uint32_t i = 0; i < head.nbufs; i++) {
-            struct plait_wire_buf entry;
-            memcpy(&entry, data + sizeof(head) + i * sizeof(entry), sizeof(entry));
-            PyObject *item;
-            if (entry.block.offset != 0) {
-                item = block_from(pool, cell, seat, &entry.block, entry.readonly != 0);
-            } else if (entry.block.size > inline_left) {
-                goto damaged;
-            } else {
-                item = entry.readonly != 0
-                           ? PyBytes_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size)
-                           : PyByteArray_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size);
-                inlined += entry.block.size;
-                inline_left -= entry.block.size;
-            }
-            if (item == NULL || PyList_Append(buffers, item) < 0) {
-                Py_XDECREF(item);
-                goto fail;
-            }
-            Py_DECREF(item);
-        }
-    }
-    if (held != NULL) {
-        /* The block stays; `data` and `size` narrow down to the pickle. */
-        struct plait_block *block = (struct plait_block *)held;
-        block->data = (void *)body;
-        block->size = head.body_len;
-        f->block = held;
-    } else {
-        f->message = PyBytes_FromStringAndSize(body, head.body_len);
-        if (f->message == NULL)
-            goto fail;
-    }
-    f->kind = (uint8_t)kind;
-    return 0;
-
-damaged:
-    PyErr_SetString(PyExc_RuntimeError, "a worker sent a damaged result");
-fail:
-    Py_XDECREF(held);
-    Py_CLEAR(f->buffers);
-    return -1;
-}
-
-/* One finished cell. */
-static void finish(struct plait_pool *pool, uint32_t cell, uint32_t seat)
-{
-    struct plait_future *f = pool->core.cells[cell].user; /* ours now */
-    if (read_result(pool, f, cell, seat) < 0) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
-        f->kind = 0;
-        f->exception = value;
-        Py_XDECREF(type);
-        Py_XDECREF(traceback);
-    }
-    pl_pool_release(&pool->core, cell);
-    plait_pool_ended(pool, f, false);
-    Py_DECREF(f);
-}
-
-/* Takes all that is there off the board, and fills the board again. */
-static void collect(struct plait_pool *pool)
-{
-    for (;;) {
-        uint32_t cell;
-        uint32_t seat;
-        int found = pl_pool_next(&pool->core, &cell, &seat);
-        if (found == 0)
-            break;
-        if (found == 1)
-            finish(pool, cell, seat);
-        else
-            pool->suspects |= UINT64_C(1) << (seat % 64);
-    }
-    feed(pool);
-}
-
-void plait_pool_notify(struct plait_pool *pool)
-{
-    Py_INCREF(pool);
-    while (PyList_GET_SIZE(pool->notify) > 0) {
-        PyObject *batch = pool->notify;
-        PyObject *fresh = PyList_New(0);
-        if (fresh == NULL) {
-            PyErr_WriteUnraisable((PyObject *)pool);
-            break;
-        }
-        pool->notify = fresh;
-        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(batch); i++)
-            plait_future_notify(pool->state, FUTURE(PyList_GET_ITEM(batch, i)));
-        Py_DECREF(batch);
-    }
-    Py_DECREF(pool);
-}
-
-/* Deaths, and workers that broke the rules: policy, so Python's. */
-static int tend(struct plait_pool *pool, uint32_t tags)
-{
-    if (pool->suspects != 0) {
-        unsigned long long suspects = pool->suspects;
-        pool->suspects = 0;
-        PyObject *told = PyObject_CallMethod((PyObject *)pool, "_on_suspects", "K", suspects);
-        if (told == NULL)
-            return -1;
-        Py_DECREF(told);
-    }
-    if ((tags & 1) != 0) {
-        PyObject *told = PyObject_CallMethod((PyObject *)pool, "_on_control", NULL);
-        if (told == NULL)
-            return -1;
-        Py_DECREF(told);
-    }
-    return 0;
-}
-
-void plait_pool_peek(struct plait_pool *pool)
-{
-    if (!pool->open || pl_pool_forked(&pool->core))
-        return;
-    Py_INCREF(pool); /* what ends here may have held the last reference */
-    if (pl_pool_ready(&pool->core))
-        collect(pool);
-    if (PyList_GET_SIZE(pool->notify) > 0)
-        plait_pool_notify(pool);
-    if (pool->core.owed_wake)
-        pl_pool_flush(&pool->core);
-    uint32_t tags = 0;
-    if (pl_pool_wait(&pool->core, 0, &tags) > 0 && tend(pool, tags) < 0)
-        PyErr_WriteUnraisable((PyObject *)pool);
-    if (pool->watched > 0) {
-        /* The wait above may have swallowed the event that others sleep for. */
-        pl_pool_arm(&pool->core, PL_ARM_ANY);
-        if (pl_pool_ready(&pool->core))
-            kick_waiters(pool);
-    }
-    Py_DECREF(pool);
-}
+/* ---- futures that change their mind ---- */
 
 /* Takes a task back that no worker has begun. True: nobody will run it, and the caller ends
  * the future; the reference of the queue or the cell is the caller's then. */
-static bool withdraw(struct plait_pool *pool, struct plait_future *f)
+bool plait_pool_withdraw(struct plait_pool *pool, struct plait_future *f)
 {
     if (!pool->open || pl_pool_forked(&pool->core))
         return false;
@@ -737,21 +69,32 @@ static bool withdraw(struct plait_pool *pool, struct plait_future *f)
     return true;
 }
 
-bool plait_pool_cancel(struct plait_pool *pool, struct plait_future *f)
+static int keeper_cancel(PyObject *self, struct plait_future *f)
 {
-    if (!withdraw(pool, f))
-        return false;
+    struct plait_pool *pool = POOL(self);
+    if (!plait_pool_withdraw(pool, f))
+        return 0;
     Py_INCREF(pool);
+    f->stopped = PLAIT_STOPPED_QUEUED;
     plait_pool_ended(pool, f, true);
     plait_pool_notify(pool);
     Py_DECREF(f);
     Py_DECREF(pool);
-    return true;
+    return 1;
 }
 
-int plait_pool_watch_future(struct plait_pool *pool, struct plait_future *f)
+static bool keeper_running(PyObject *self, const struct plait_future *f)
 {
-    if (f->watched || plait_future_done(f) || f->state == PLAIT_SETTLING || !usable(pool))
+    const struct plait_pool *pool = POOL(self);
+    return f->state == PLAIT_POSTED && !pl_pool_forked(&pool->core) &&
+           pl_pool_claimed(&pool->core, f->cell);
+}
+
+static int keeper_watch(PyObject *self, struct plait_future *f)
+{
+    struct plait_pool *pool = POOL(self);
+    if (f->watched || plait_future_done(f) || f->state == PLAIT_SETTLING ||
+        !plait_pool_usable(pool))
         return PyErr_Occurred() != NULL ? -1 : 0;
     /* With a loop in this thread, or one that is attached already for this future, results
      * are seen there; else the helper sees them. */
@@ -767,16 +110,17 @@ int plait_pool_watch_future(struct plait_pool *pool, struct plait_future *f)
     pool->watched++;
     pl_pool_arm(&pool->core, PL_ARM_ANY);
     if (pl_pool_ready(&pool->core))
-        kick_waiters(pool);
+        plait_pool_kick(pool);
     if (pool->core.owed_wake)
         pl_pool_flush(&pool->core);
     if (f->waiters == NULL && !pool->led)
-        hand_over(pool);
+        plait_pool_hand_over(pool);
     return 0;
 }
 
-int plait_pool_attach(struct plait_pool *pool, PyObject *loop)
+static int keeper_attach(PyObject *self, PyObject *loop)
 {
+    struct plait_pool *pool = POOL(self);
     if (pool->last_loop == loop)
         return 0;
     PyObject *told = PyObject_CallMethod((PyObject *)pool, "_attach", "O", loop);
@@ -787,175 +131,30 @@ int plait_pool_attach(struct plait_pool *pool, PyObject *loop)
     return 0;
 }
 
-/* ---- waiting ---- */
-
-/* What the leader should be woken for. */
-static uint32_t arm_for(const struct plait_pool *pool, const struct plait_future *f)
+static void keeper_wake(PyObject *self, struct plait_future *f)
 {
-    if (pool->watched > 0 || pool->closed)
-        return PL_ARM_ANY;
-    for (const struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
-        if (w->future != NULL)
-            return PL_ARM_ANY;
-    if (f != NULL && f->state == PLAIT_POSTED)
-        return PL_ARM_SLOT + f->cell;
-    return f != NULL ? PL_ARM_ANY : PL_ARM_DRY;
+    plait_pool_wake_for(POOL(self), f);
 }
 
-static int64_t time_left(int64_t deadline)
+static void keeper_failed(PyObject *self, struct plait_future *f)
 {
-    if (deadline < 0)
-        return -1;
-    int64_t left = deadline - pl_sys_default()->now();
-    return left > 0 ? left : 0;
-}
-
-/* Puts the lead down: once in each round, before any code of Python's runs, for from then on
- * another thread may have taken it up. */
-static void put_down(struct plait_pool *pool)
-{
-    pool->led = pool->helper_leads = pool->kick = false;
-}
-
-/* One round of the leader: collects, and waits if there was nothing. 1 when it is worth
- * looking at futures again, 0 when time is up, -1 with an exception set. The lead is down
- * while the user's code runs. */
-static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t deadline)
-{
-    int spun = 0;
-    uint32_t tags = 0;
-    for (;;) {
-        collect(pool);
-        if (PyList_GET_SIZE(pool->notify) > 0 || pool->suspects != 0 ||
-            (f != NULL ? plait_future_done(f) : pool->outstanding == 0)) {
-            put_down(pool);
-            return 1;
-        }
-        pl_pool_flush(&pool->core);
-        if (spun == 0) {
-            spun = 1;
-            Py_BEGIN_ALLOW_THREADS(void) pl_pool_spin(&pool->core);
-            Py_END_ALLOW_THREADS
-                /* Found or not: another thread may have collected what this one waits for. */
-                continue;
-        }
-        int64_t left = time_left(deadline);
-        if (left == 0) {
-            put_down(pool);
-            return 0;
-        }
-        pl_pool_arm(&pool->core, arm_for(pool, f));
-        if (pl_pool_ready(&pool->core))
-            continue;
-        int n;
-        pool->asleep = true;
-        pool->asleep_for = f;
-        Py_BEGIN_ALLOW_THREADS n = pl_pool_wait(&pool->core, left, &tags);
-        Py_END_ALLOW_THREADS pool->asleep = false;
-        pool->asleep_for = NULL;
-        if (n == -EINTR) {
-            put_down(pool);
-            hand_over(pool);
-            return PyErr_CheckSignals() < 0 ? -1 : 1;
-        }
-        if (n < 0) {
-            put_down(pool);
-            (void)plait_raise(pool->state, n, "waiting for a worker");
-            return -1;
-        }
-        if ((tags & 1) != 0) {
-            put_down(pool);
-            collect(pool);
-            hand_over(pool);
-            return tend(pool, tags) < 0 ? -1 : 1;
-        }
-        if (pool->kick) {
-            put_down(pool);
-            return 1;
-        }
-        if (n == 0)
-            spun = 1;
-    }
-}
-
-/* Sleeps as one of the followers; *woken tells whether someone meant it. */
-static int follow(struct plait_pool *pool, struct plait_future *f, int64_t timeout_ns)
-{
-    struct plait_waiter me = {.next = pool->followers, .future = f};
-    pool->followers = &me;
-    if (f != NULL && pool->helper_leads) {
-        /* A thread that waits for a result leads better than the helper does. */
-        pool->kick = true;
-        kick_waiters(pool);
-    } else if (f != NULL) {
-        /* The leader may be armed for its own future only. */
-        pl_pool_arm(&pool->core, PL_ARM_ANY);
-        if (pl_pool_ready(&pool->core))
-            kick_waiters(pool);
-    }
-    int error = 0;
-    Py_BEGIN_ALLOW_THREADS
-        /* Acquire: partner is wake_waiter's release. */
-        if (__atomic_load_n(&me.word, __ATOMIC_ACQUIRE) == 0) error =
-            pl_sys_default()->futex_wait(&me.word, 0, timeout_ns);
-    Py_END_ALLOW_THREADS struct plait_waiter **at = &pool->followers;
-    while (*at != &me)
-        at = &(*at)->next;
-    *at = me.next;
-    return error;
-}
-
-int plait_pool_wait_for(struct plait_pool *pool, struct plait_future *f, int64_t deadline)
-{
-    if (!usable(pool))
-        return -1;
+    struct plait_pool *pool = POOL(self);
     Py_INCREF(pool);
-    int result = 0;
-    bool signalled = false;
-    while (!plait_future_done(f)) {
-        if (!pool->open) {
-            PyErr_SetString(PyExc_RuntimeError, "the pool was closed");
-            result = -1;
-            break;
-        }
-        if (!pool->led) {
-            pool->led = true;
-            int round = lead_round(pool, f, deadline);
-            PyObject *type, *value, *traceback;
-            PyErr_Fetch(&type, &value, &traceback);
-            if (tend(pool, 0) < 0 || PyErr_Occurred() != NULL)
-                PyErr_WriteUnraisable((PyObject *)pool);
-            if (PyList_GET_SIZE(pool->notify) > 0)
-                plait_pool_notify(pool);
-            PyErr_Restore(type, value, traceback);
-            if (round < 0) {
-                result = -1;
-                break;
-            }
-            if (round == 0 && !plait_future_done(f)) {
-                PyErr_SetNone(PyExc_TimeoutError);
-                result = -1;
-                break;
-            }
-            continue;
-        }
-        int64_t left = time_left(deadline);
-        if (left == 0) {
-            PyErr_SetNone(PyExc_TimeoutError);
-            result = -1;
-            break;
-        }
-        signalled = follow(pool, f, left) == -EINTR;
-        if (signalled && PyErr_CheckSignals() < 0) {
-            result = -1;
-            break;
-        }
-    }
-    if (!pool->led && pool->open && pool->outstanding > 0 && !pl_pool_forked(&pool->core))
-        hand_over(pool);
+    plait_pool_ended(pool, f, false);
+    plait_pool_notify(pool);
     Py_DECREF(pool);
-    return result;
 }
+
+const struct plait_keeper plait_pool_keeper = {
+    .wait = plait_pool_wait_for,
+    .cancel = keeper_cancel,
+    .running = keeper_running,
+    .watch = keeper_watch,
+    .attach = keeper_attach,
+    .wake = keeper_wake,
+    .peek = plait_pool_peek,
+    .failed = keeper_failed,
+};
 
 /* ---- methods ---- */
 
@@ -1001,7 +200,7 @@ static PyObject *pool_submit(PyObject *self, PyObject *const *args, Py_ssize_t n
         PyErr_SetString(PyExc_TypeError, "submit() needs a callable as its first argument");
         return NULL;
     }
-    return (PyObject *)submit(POOL(self), args[0], args + 1, nargs - 1, kwnames);
+    return (PyObject *)plait_pool_submit(POOL(self), args[0], args + 1, nargs - 1, kwnames);
 }
 
 static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -1010,7 +209,7 @@ static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "_submit_to_loop() needs a loop and a callable");
         return NULL;
     }
-    struct plait_future *f = submit(POOL(self), args[1], args + 2, nargs - 2, NULL);
+    struct plait_future *f = plait_pool_submit(POOL(self), args[1], args + 2, nargs - 2, NULL);
     if (f == NULL)
         return NULL;
     PyObject *target = plait_future_for_loop(POOL(self)->state, f, args[0]);
@@ -1018,115 +217,12 @@ static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_s
     return target;
 }
 
-/* The wait descriptor is readable: called by a loop. */
-static PyObject *pool_on_ready(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct plait_pool *pool = POOL(self);
-    uint32_t tags = 0;
-    if (!pool->open || pl_pool_forked(&pool->core))
-        Py_RETURN_NONE;
-    /* A leader that sleeps for the same event would miss it if it were read here; it is about
-     * to wake, reads it, and sees to control. */
-    bool mine = !pool->asleep;
-    int n = mine ? pl_pool_wait(&pool->core, 0, &tags) : 0;
-    if (n < 0 && n != -EINTR)
-        return plait_raise(pool->state, n, "waiting for a worker");
-    collect(pool);
-    if (mine && pool->watched > 0) {
-        pl_pool_arm(&pool->core, PL_ARM_ANY);
-        if (pl_pool_ready(&pool->core))
-            collect(pool);
-    }
-    pl_pool_flush(&pool->core);
-    if (tend(pool, tags) < 0)
-        return NULL;
-    plait_pool_notify(pool);
-    Py_RETURN_NONE;
-}
-
-/* One turn of the helper thread: waits until it is needed, then leads a round. */
-static PyObject *pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct plait_pool *pool = POOL(self);
-    if (!pool->open || pl_pool_forked(&pool->core))
-        Py_RETURN_FALSE;
-    bool callbacks = pool->watched > 0;
-    bool backlog = pool->queue_first != NULL || pool->core.owed_wake;
-    if (!pool->led && callbacks) {
-        pool->led = pool->helper_leads = true;
-        int round = lead_round(pool, NULL, -1);
-        hand_over(pool);
-        if (round < 0)
-            return NULL;
-        if (tend(pool, 0) < 0)
-            return NULL;
-    } else {
-        /* With a backlog that others will most likely see to, it looks again soon; without,
-         * it sleeps until it is called. */
-        (void)follow(pool, NULL, backlog ? 1000000 : -1);
-        if (pool->open && !pool->led && (pool->queue_first != NULL || pool->core.owed_wake)) {
-            collect(pool);
-            pl_pool_flush(&pool->core);
-        }
-    }
-    plait_pool_notify(pool);
-    Py_RETURN_TRUE;
-}
-
-static PyObject *pool_wake_helper(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct plait_pool *pool = POOL(self);
-    for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
-        if (w->future == NULL)
-            wake_waiter(w);
-    pool->kick = pool->helper_leads;
-    if (pool->open && !pl_pool_forked(&pool->core))
-        kick_waiters(pool);
-    Py_RETURN_NONE;
-}
-
-/* Waits until nothing is outstanding, or for `timeout` seconds, or until control speaks. */
-static PyObject *pool_wait_idle(PyObject *self, PyObject *arg)
-{
-    struct plait_pool *pool = POOL(self);
-    double seconds = PyFloat_AsDouble(arg);
-    if ((seconds == -1.0 && PyErr_Occurred()) || !usable(pool))
-        return NULL;
-    int64_t deadline = seconds < 0 ? -1 : pl_sys_default()->now() + (int64_t)(seconds * 1e9);
-    if (pool->led) {
-        /* Someone else collects; this one only looks on, for it is about to end the pool. */
-        int64_t left = time_left(deadline);
-        if (left < 0 || left > 10000000)
-            left = 10000000;
-        if (follow(pool, NULL, left) == -EINTR && PyErr_CheckSignals() < 0)
-            return NULL;
-        Py_RETURN_NONE;
-    }
-    int round = 1;
-    uint32_t tags = 0;
-    if (pool->outstanding > 0) {
-        pool->led = true;
-        round = lead_round(pool, NULL, deadline);
-        hand_over(pool);
-    } else {
-        /* Only control can have news: workers that end. */
-        int n;
-        int64_t left = time_left(deadline);
-        Py_BEGIN_ALLOW_THREADS n = pl_pool_wait(&pool->core, left, &tags);
-        Py_END_ALLOW_THREADS if (n == -EINTR && PyErr_CheckSignals() < 0) return NULL;
-    }
-    if (round < 0 || tend(pool, tags) < 0)
-        return NULL;
-    plait_pool_notify(pool);
-    Py_RETURN_NONE;
-}
-
 static PyObject *pool_seat(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     struct plait_pool *pool = POOL(self);
     uint32_t seat;
     uint64_t low_mark;
-    if (!usable(pool))
+    if (!plait_pool_usable(pool))
         return NULL;
     int error = pl_pool_seat(&pool->core, &seat, &low_mark);
     if (error < 0)
@@ -1139,7 +235,7 @@ static PyObject *pool_bury(PyObject *self, PyObject *arg)
 {
     struct plait_pool *pool = POOL(self);
     unsigned long seat = PyLong_AsUnsignedLong(arg);
-    if (PyErr_Occurred() || !usable(pool))
+    if (PyErr_Occurred() || !plait_pool_usable(pool))
         return NULL;
     if (seat >= pool->core.nseats) {
         PyErr_Format(PyExc_ValueError, "seat must be less than %u, not %lu", pool->core.nseats,
@@ -1149,13 +245,13 @@ static PyObject *pool_bury(PyObject *self, PyObject *arg)
     PyObject *lost = PyList_New(0);
     if (lost == NULL)
         return NULL;
-    collect(pool);
+    plait_pool_collect(pool);
     pool->suspects &= ~(UINT64_C(1) << (seat % 64));
     uint32_t cell;
     enum pl_burial end;
     while ((end = pl_pool_bury(&pool->core, (uint32_t)seat, &cell)) != PL_BURIED) {
         if (end == PL_FINISHED) {
-            finish(pool, cell, (uint32_t)seat);
+            plait_pool_finish(pool, cell, (uint32_t)seat);
             continue;
         }
         struct plait_future *f = pool->core.cells[cell].user;
@@ -1173,7 +269,7 @@ static PyObject *pool_bury(PyObject *self, PyObject *arg)
         }
         Py_DECREF(f);
     }
-    feed(pool);
+    plait_pool_feed(pool);
     return lost;
 }
 
@@ -1181,7 +277,7 @@ static PyObject *pool_bury(PyObject *self, PyObject *arg)
 static PyObject *pool_recall(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     struct plait_pool *pool = POOL(self);
-    if (!usable(pool))
+    if (!plait_pool_usable(pool))
         return NULL;
     PyObject *all = PyList_New(0);
     if (all == NULL)
@@ -1203,8 +299,8 @@ fail:
 static PyObject *pool_withdraw(PyObject *self, PyObject *arg)
 {
     struct plait_pool *pool = POOL(self);
-    if (!PyObject_TypeCheck(arg, pool->state->future_base_type) || FUTURE(arg)->pool != pool ||
-        !withdraw(pool, FUTURE(arg)))
+    if (!PyObject_TypeCheck(arg, pool->state->future_base_type) || FUTURE(arg)->pool != self ||
+        !plait_pool_withdraw(pool, FUTURE(arg)))
         Py_RETURN_FALSE;
     FUTURE(arg)->state = PLAIT_SETTLING;
     Py_DECREF(arg);
@@ -1216,7 +312,7 @@ static PyObject *pool_watch(PyObject *self, PyObject *args)
     struct plait_pool *pool = POOL(self);
     int fd;
     unsigned int tag;
-    if (!PyArg_ParseTuple(args, "iI", &fd, &tag) || !usable(pool))
+    if (!PyArg_ParseTuple(args, "iI", &fd, &tag) || !plait_pool_usable(pool))
         return NULL;
     int error = pl_pool_watch(&pool->core, fd, tag);
     if (error < 0)
@@ -1228,7 +324,7 @@ static PyObject *pool_unwatch(PyObject *self, PyObject *arg)
 {
     struct plait_pool *pool = POOL(self);
     long fd = PyLong_AsLong(arg);
-    if ((fd == -1 && PyErr_Occurred()) || !usable(pool))
+    if ((fd == -1 && PyErr_Occurred()) || !plait_pool_usable(pool))
         return NULL;
     pl_pool_unwatch(&pool->core, (int)fd);
     Py_RETURN_NONE;
@@ -1244,7 +340,7 @@ static PyObject *pool_close(PyObject *self, PyObject *Py_UNUSED(ignored))
 static PyObject *pool_dismiss(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     struct plait_pool *pool = POOL(self);
-    if (!usable(pool))
+    if (!plait_pool_usable(pool))
         return NULL;
     pl_pool_close(&pool->core);
     Py_RETURN_NONE;
@@ -1284,7 +380,7 @@ static PyObject *pool_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
 static PyObject *pool_figures(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     struct plait_pool *pool = POOL(self);
-    if (!usable(pool))
+    if (!plait_pool_usable(pool))
         return NULL;
     uint32_t parked = 0;
     for (int i = 0; i < PL_SEAT_WORDS; i++)
@@ -1384,10 +480,10 @@ static PyMethodDef pool_methods[] = {
      "_submit_to_loop($self, loop, fn, /, *args)\n--\n\n"
      "As submit, for a loop in its own thread: returns a future of that loop."},
     {"_open", pool_open, METH_VARARGS, NULL},
-    {"_on_ready", pool_on_ready, METH_NOARGS, NULL},
-    {"_help", pool_help, METH_NOARGS, NULL},
-    {"_wake_helper", pool_wake_helper, METH_NOARGS, NULL},
-    {"_wait_idle", pool_wait_idle, METH_O, NULL},
+    {"_on_ready", plait_pool_on_ready, METH_NOARGS, NULL},
+    {"_help", plait_pool_help, METH_NOARGS, NULL},
+    {"_wake_helper", plait_pool_wake_helper, METH_NOARGS, NULL},
+    {"_wait_idle", plait_pool_wait_idle, METH_O, NULL},
     {"_seat", pool_seat, METH_NOARGS, NULL},
     {"_bury", pool_bury, METH_O, NULL},
     {"_recall", pool_recall, METH_NOARGS, NULL},

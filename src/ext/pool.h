@@ -2,6 +2,7 @@
 #ifndef PLAIT_POOL_H
 #define PLAIT_POOL_H
 
+#include "future.h"
 #include "state.h"
 
 /* ---- messages (pool_codec.c) ---------------------------------------------
@@ -69,60 +70,6 @@ struct plait_block {
 
 struct plait_block *plait_block_new(struct plait_state *state);
 
-/* ---- futures (future.c) ---------------------------------------------------- */
-
-enum plait_future_state {
-    PLAIT_QUEUED,   /* in the pool's private queue */
-    PLAIT_POSTED,   /* on the board */
-    PLAIT_SETTLING, /* ended, but those who hold its condition have not seen it yet */
-    PLAIT_CANCELLED,
-    PLAIT_FINISHED,
-};
-
-struct plait_future {
-    PyObject_HEAD
-    struct plait_pool *pool;   /* owns until done */
-    struct plait_future *next; /* in the pool's queue */
-    uint8_t state;
-    uint8_t kind;    /* of the undecoded result; 0: decoded */
-    bool watched;    /* counted in pool->watched */
-    bool cancelling; /* SETTLING will end in CANCELLED */
-    uint16_t task_kind;
-    uint32_t nblocks;      /* lent with the task once it is posted */
-    unsigned long decoder; /* thread that decodes the result; 0: none */
-    uint32_t cell;
-    struct pl_block *blocks; /* owns (PyMem) while queued */
-    PyObject *message;       /* bytes: the task while queued, the result while undecoded */
-    PyObject *block;         /* or the block that holds the result's message */
-    PyObject *buffers;       /* list of blocks: out-of-band buffers of the result */
-    PyObject *fn;            /* what it runs: for names in errors */
-    PyObject *result;
-    PyObject *exception;
-    PyObject *callbacks; /* list of callables, or NULL */
-    PyObject *waiters;   /* list of (loop, asyncio future), or NULL */
-    PyObject *condition; /* these two only when concurrent.futures.wait asks for them */
-    PyObject *cf_waiters;
-};
-
-struct plait_future *plait_future_new(struct plait_state *state);
-static inline bool plait_future_done(const struct plait_future *f)
-{
-    return f->state >= PLAIT_CANCELLED;
-}
-/* Ends a future whose result (or exception) has been stored: done at once, or SETTLING if
- * someone might hold its condition, with the rest left to plait_future_notify. */
-void plait_future_end(struct plait_future *f, bool cancelled);
-/* True when someone must be told of the end: then plait_future_notify is called, without
- * any lock or role held, since it runs the user's code. */
-static inline bool plait_future_has_audience(const struct plait_future *f)
-{
-    return f->callbacks != NULL || f->waiters != NULL || f->condition != NULL;
-}
-void plait_future_notify(struct plait_state *state, struct plait_future *f);
-/* A new future of `loop` that gets this one's end; cancelling it cancels this one. */
-PyObject *plait_future_for_loop(struct plait_state *state, struct plait_future *f, PyObject *loop);
-int plait_future_exec(PyObject *module, struct plait_state *state);
-
 /* ---- the pool (pool.c) ------------------------------------------------------ */
 
 /* A thread that waits in result() while another one leads. */
@@ -161,21 +108,12 @@ struct plait_pool {
     PyObject *weakrefs;
 };
 
-int plait_pool_wait_for(struct plait_pool *pool, struct plait_future *f, int64_t deadline);
-/* Collects what is there, without waiting, and notifies. */
-void plait_pool_peek(struct plait_pool *pool);
+/* What futures of a process pool call. */
+extern const struct plait_keeper plait_pool_keeper;
 /* f has ended by something else than a worker's result. */
 void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool cancelled);
-bool plait_pool_cancel(struct plait_pool *pool, struct plait_future *f);
-/* The future has an audience now: sees to it that results are looked at. */
-int plait_pool_watch_future(struct plait_pool *pool, struct plait_future *f);
-int plait_pool_attach(struct plait_pool *pool, PyObject *loop);
-/* Wakes the threads that wait for a future that is done now. */
-void plait_pool_wake_for(struct plait_pool *pool, struct plait_future *f);
 /* Notifies what the list `notify` holds. Runs the user's code. */
 void plait_pool_notify(struct plait_pool *pool);
-/* Puts an ended future on that list (or, without memory, tells of the error). */
-void plait_pool_defer(struct plait_pool *pool, struct plait_future *f);
 
 /* ---- a worker (pool_worker.c) ------------------------------------------------ */
 

@@ -40,7 +40,10 @@
     X(PyObject, str_set_result)                    \
     X(PyObject, str_done)                          \
     X(PyObject, str_attach)                        \
-    X(PyObject, str_detach)
+    X(PyObject, str_detach)                        \
+    X(PyTypeObject, file_queue_type)               \
+    X(PyObject, str_create_future)                 \
+    X(PyObject, str_set_exception)
 // clang-format on
 
 #define PLAIT_FREE_HANDLES 256

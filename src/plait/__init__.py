@@ -5,27 +5,43 @@ from __future__ import annotations
 from ._core import __version__ as __version__
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
+from ._exceptions import PoolFull as PoolFull
 from ._exceptions import RemoteError as RemoteError
+from ._exceptions import TaskStopped as TaskStopped
+from ._exceptions import TaskTimeout as TaskTimeout
 from ._exceptions import WorkerDied as WorkerDied
+from ._files import BinaryFile as BinaryFile
+from ._files import TextFile as TextFile
+from ._files import open_file as open_file
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
 from ._loop import install as install
 from ._loop import new_event_loop as new_event_loop
 from ._loop import run as run
 from ._pool import ProcessPool as ProcessPool
+from ._threads import ThreadPool as ThreadPool
+from ._threads import stop_requested as stop_requested
 
 __all__ = [
+    "BinaryFile",
     "EventLoopPolicy",
     "Loop",
     "PlaitError",
     "PoolBroken",
+    "PoolFull",
     "ProcessPool",
     "RemoteError",
+    "TaskStopped",
+    "TaskTimeout",
+    "TextFile",
+    "ThreadPool",
     "WorkerDied",
     "__version__",
     "install",
     "new_event_loop",
+    "open_file",
     "run",
+    "stop_requested",
 ]
 
 for _name in __all__:

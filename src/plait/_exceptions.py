@@ -3,8 +3,12 @@
 Exception
  └── PlaitError
       ├── WorkerDied       a worker process ended while it ran a task
+      ├── TaskTimeout      a task's time was over, and it was stopped
       ├── PoolBroken       a pool cannot start workers any more
+      ├── PoolFull         as many tasks wait as a pool was told to take
       └── RemoteError      a task raised what cannot be sent between processes
+BaseException
+ └── TaskStopped           raised in a task that is to stop
 """
 
 from __future__ import annotations
@@ -12,7 +16,16 @@ from __future__ import annotations
 import signal as _signal
 from concurrent.futures import BrokenExecutor
 
-__all__ = ["PlaitError", "PoolBroken", "RemoteError", "RemoteTraceback", "WorkerDied"]
+__all__ = [
+    "PlaitError",
+    "PoolBroken",
+    "PoolFull",
+    "RemoteError",
+    "RemoteTraceback",
+    "TaskStopped",
+    "TaskTimeout",
+    "WorkerDied",
+]
 
 
 class PlaitError(Exception):
@@ -66,6 +79,35 @@ class WorkerDied(PlaitError):
 
 class PoolBroken(PlaitError, BrokenExecutor):
     """A pool cannot start workers any more; all that it had to do has failed with this."""
+
+
+class PoolFull(PlaitError):
+    """As many tasks wait as the pool was told to take (max_pending)."""
+
+
+class TaskStopped(BaseException):
+    """Raised in a task that is to stop: it was cancelled, or its time is over.
+
+    It is no Exception, so that what handles errors lets it pass. A task may clean up and
+    should then let it go on.
+    """
+
+
+class TaskTimeout(PlaitError, TimeoutError):
+    """A task ran for longer than its timeout, and was stopped.
+
+    Attributes:
+        task: name of the function that it ran, or None.
+        timeout: seconds that it had, or None.
+    """
+
+    def __init__(self, task: str | None = None, timeout: float | None = None) -> None:
+        super().__init__(task, timeout)
+        self.task = task
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.task or 'the task'} ran for longer than its timeout of {self.timeout:g} s"
 
 
 class RemoteError(PlaitError):

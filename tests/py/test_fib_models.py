@@ -296,7 +296,7 @@ def test_a_signal_ends_it_while_it_computes(model: str) -> None:
         process.wait()
 
 
-@pytest.mark.parametrize("model", ["c", "plait+processes"])
+@pytest.mark.parametrize("model", ["c", "plait+processes", "plait+generators"])
 def test_a_worker_that_is_killed_fails_one_request(model: str) -> None:
     # fib(60) takes hours: the worker is at it when it is killed.
     with Server(model, limit=60, workers=1) as server:

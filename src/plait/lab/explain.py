@@ -223,7 +223,7 @@ def _processes(s: Summary, context: Context) -> list[str]:
 
 
 def _without_processes(name: str) -> str:
-    return name.removesuffix("+processes")
+    return "generators" if name == "plait+generators" else name.removesuffix("+processes")
 
 
 def _second_long(s: Summary, context: Context) -> list[str]:

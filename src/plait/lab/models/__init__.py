@@ -1,4 +1,4 @@
-"""One server, written in nine ways: a file for each, to be read side by side.
+"""One server, written in ten ways: a file for each, to be read side by side.
 
 Every file has a function ``serve(listener, limit, workers)`` that answers clients until it
 is interrupted. The model "c" is an executable without any Python.
@@ -58,6 +58,13 @@ MODELS: dict[str, Model] = {
             "plait+processes",
             "plait_processes",
             "coroutines on plait's loop, and plait's process pool",
+            "loop",
+            "processes",
+        ),
+        Model(
+            "plait+generators",
+            "plait_generators",
+            "generators on plait's scheduler, and plait's process pool",
             "loop",
             "processes",
         ),

@@ -1,0 +1,233 @@
+/* pool_collect.c - results on their way back: from the board into futures.
+ *
+ * Collecting runs no code of the user's: values stay encoded, and futures with an audience
+ * go on the list `notify`, which is worked off when the role has been put down.
+ */
+#include "pool_parent.h"
+
+#include <string.h>
+
+static void defer(struct plait_pool *pool, struct plait_future *f)
+{
+    if (PyList_Append(pool->notify, (PyObject *)f) < 0)
+        PyErr_WriteUnraisable((PyObject *)f);
+}
+
+void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool cancelled)
+{
+    plait_future_end(f, cancelled);
+    pool->outstanding--;
+    if (f->watched) {
+        f->watched = false;
+        pool->watched--;
+    }
+    plait_pool_wake_for(pool, f);
+    if (plait_future_has_audience(f))
+        defer(pool, f);
+    else
+        Py_CLEAR(f->pool);
+}
+
+static PyObject *block_from(struct plait_pool *pool, uint32_t cell, uint32_t seat,
+                            const struct pl_block *wire, bool readonly)
+{
+    struct plait_block *block = plait_block_new(pool->state);
+    if (block == NULL)
+        return NULL;
+    int error = pl_pool_view(&pool->core, cell, seat, wire, &block->view, &block->data);
+    if (error < 0) {
+        Py_DECREF(block);
+        PyErr_SetString(PyExc_RuntimeError, "a worker sent a block that it does not have");
+        return NULL;
+    }
+    block->size = (Py_ssize_t)wire->size;
+    block->readonly = readonly;
+    block->pool = (struct plait_pool *)Py_NewRef((PyObject *)pool);
+    return (PyObject *)block;
+}
+
+/* Takes a result off the board, undecoded. The slot is shared memory that a hostile worker
+ * may still write to: what decides about bounds is copied first. */
+static int read_result(struct plait_pool *pool, struct plait_future *f, uint32_t cell,
+                       uint32_t seat)
+{
+    const volatile struct pl_slot *slot = &pool->core.slots[cell];
+    uint32_t len = slot->len;
+    uint16_t kind = slot->kind;
+    struct pl_block message;
+    memcpy(&message, (const void *)&slot->block, sizeof(message));
+    const char *data;
+    size_t size = len;
+    PyObject *held = NULL;
+    if (message.offset != 0) {
+        held = block_from(pool, cell, seat, &message, true);
+        if (held == NULL)
+            return -1;
+        data = ((struct plait_block *)held)->data;
+        size = (size_t)message.size;
+    } else {
+        if (len > PL_SLOT_INLINE)
+            goto damaged;
+        data = (const char *)pool->core.slots[cell].bytes;
+    }
+    if (kind == PLAIT_ATOMS) {
+        f->message = PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
+        Py_XDECREF(held);
+        f->kind = PLAIT_ATOMS;
+        return f->message == NULL ? -1 : 0;
+    }
+    struct plait_wire_head head;
+    if ((kind != PLAIT_PICKLE && kind != PLAIT_EXCEPTION) || size < sizeof(head))
+        goto damaged;
+    memcpy(&head, data, sizeof(head));
+    uint64_t table = (uint64_t)head.nbufs * sizeof(struct plait_wire_buf);
+    if (sizeof(head) + table + head.body_len + (uint64_t)head.inline_len != size)
+        goto damaged;
+    const char *body = data + sizeof(head) + table;
+    const char *inlined = body + head.body_len;
+    size_t inline_left = head.inline_len;
+    if (head.nbufs > 0) {
+        PyObject *buffers = PyList_New(0);
+        if (buffers == NULL)
+            goto fail;
+        f->buffers = buffers;
+        for (uint32_t i = 0; i < head.nbufs; i++) {
+            struct plait_wire_buf entry;
+            memcpy(&entry, data + sizeof(head) + i * sizeof(entry), sizeof(entry));
+            PyObject *item;
+            if (entry.block.offset != 0) {
+                item = block_from(pool, cell, seat, &entry.block, entry.readonly != 0);
+            } else if (entry.block.size > inline_left) {
+                goto damaged;
+            } else {
+                item = entry.readonly != 0
+                           ? PyBytes_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size)
+                           : PyByteArray_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size);
+                inlined += entry.block.size;
+                inline_left -= entry.block.size;
+            }
+            if (item == NULL || PyList_Append(buffers, item) < 0) {
+                Py_XDECREF(item);
+                goto fail;
+            }
+            Py_DECREF(item);
+        }
+    }
+    if (held != NULL) {
+        /* The block stays; `data` and `size` narrow down to the pickle. */
+        struct plait_block *block = (struct plait_block *)held;
+        block->data = (void *)body;
+        block->size = head.body_len;
+        f->block = held;
+    } else {
+        f->message = PyBytes_FromStringAndSize(body, head.body_len);
+        if (f->message == NULL)
+            goto fail;
+    }
+    f->kind = (uint8_t)kind;
+    return 0;
+
+damaged:
+    PyErr_SetString(PyExc_RuntimeError, "a worker sent a damaged result");
+fail:
+    Py_XDECREF(held);
+    Py_CLEAR(f->buffers);
+    return -1;
+}
+
+/* One finished cell. */
+void plait_pool_finish(struct plait_pool *pool, uint32_t cell, uint32_t seat)
+{
+    struct plait_future *f = pool->core.cells[cell].user; /* ours now */
+    if (read_result(pool, f, cell, seat) < 0) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyErr_NormalizeException(&type, &value, &traceback);
+        f->kind = 0;
+        f->exception = value;
+        Py_XDECREF(type);
+        Py_XDECREF(traceback);
+    }
+    pl_pool_release(&pool->core, cell);
+    plait_pool_ended(pool, f, false);
+    Py_DECREF(f);
+}
+
+/* Takes all that is there off the board, and fills the board again. */
+void plait_pool_collect(struct plait_pool *pool)
+{
+    for (;;) {
+        uint32_t cell;
+        uint32_t seat;
+        int found = pl_pool_next(&pool->core, &cell, &seat);
+        if (found == 0)
+            break;
+        if (found == 1)
+            plait_pool_finish(pool, cell, seat);
+        else
+            pool->suspects |= UINT64_C(1) << (seat % 64);
+    }
+    plait_pool_feed(pool);
+}
+
+void plait_pool_notify(struct plait_pool *pool)
+{
+    Py_INCREF(pool);
+    while (PyList_GET_SIZE(pool->notify) > 0) {
+        PyObject *batch = pool->notify;
+        PyObject *fresh = PyList_New(0);
+        if (fresh == NULL) {
+            PyErr_WriteUnraisable((PyObject *)pool);
+            break;
+        }
+        pool->notify = fresh;
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(batch); i++)
+            plait_future_notify(pool->state, FUTURE(PyList_GET_ITEM(batch, i)));
+        Py_DECREF(batch);
+    }
+    Py_DECREF(pool);
+}
+
+/* Deaths, and workers that broke the rules: policy, so Python's. */
+int plait_pool_tend(struct plait_pool *pool, uint32_t tags)
+{
+    if (pool->suspects != 0) {
+        unsigned long long suspects = pool->suspects;
+        pool->suspects = 0;
+        PyObject *told = PyObject_CallMethod((PyObject *)pool, "_on_suspects", "K", suspects);
+        if (told == NULL)
+            return -1;
+        Py_DECREF(told);
+    }
+    if ((tags & 1) != 0) {
+        PyObject *told = PyObject_CallMethod((PyObject *)pool, "_on_control", NULL);
+        if (told == NULL)
+            return -1;
+        Py_DECREF(told);
+    }
+    return 0;
+}
+
+void plait_pool_peek(PyObject *self)
+{
+    struct plait_pool *pool = POOL(self);
+    if (pool->led || !pool->open || pl_pool_forked(&pool->core))
+        return;
+    Py_INCREF(pool); /* what ends here may have held the last reference */
+    if (pl_pool_ready(&pool->core))
+        plait_pool_collect(pool);
+    if (PyList_GET_SIZE(pool->notify) > 0)
+        plait_pool_notify(pool);
+    if (pool->core.owed_wake)
+        pl_pool_flush(&pool->core);
+    uint32_t tags = 0;
+    if (pl_pool_wait(&pool->core, 0, &tags) > 0 && plait_pool_tend(pool, tags) < 0)
+        PyErr_WriteUnraisable((PyObject *)pool);
+    if (pool->watched > 0) {
+        /* The wait above may have swallowed the event that others sleep for. */
+        pl_pool_arm(&pool->core, PL_ARM_ANY);
+        if (pl_pool_ready(&pool->core))
+            plait_pool_kick(pool);
+    }
+    Py_DECREF(pool);
+}

@@ -1,0 +1,55 @@
+/* pool_parent.h - what the files of the pool's parent share with each other. */
+#ifndef PLAIT_POOL_PARENT_H
+#define PLAIT_POOL_PARENT_H
+
+#include "pool.h"
+
+#define POOL(o) ((struct plait_pool *)(o))
+#define FUTURE(o) ((struct plait_future *)(o))
+
+/* ---- pool.c ---- */
+
+/* False with an exception set when the pool cannot be used by this process or any more. */
+bool plait_pool_usable(struct plait_pool *pool);
+/* The same for new tasks. */
+bool plait_pool_accepts(struct plait_pool *pool);
+/* Takes a task back that no worker has begun. True: nobody will run it, and the caller ends
+ * the future; the reference of the queue or the cell is the caller's then. */
+bool plait_pool_withdraw(struct plait_pool *pool, struct plait_future *f);
+
+/* ---- pool_send.c ---- */
+
+/* submit for all ways in: a new future, or NULL with an exception set. */
+struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
+                                       Py_ssize_t nargs, PyObject *kwnames);
+/* Moves queued tasks to the board as long as it has room. */
+void plait_pool_feed(struct plait_pool *pool);
+
+/* ---- pool_collect.c ---- */
+
+/* Takes all that is there off the board, and fills the board again. */
+void plait_pool_collect(struct plait_pool *pool);
+/* One finished cell. */
+void plait_pool_finish(struct plait_pool *pool, uint32_t cell, uint32_t seat);
+/* Deaths, and workers that broke the rules: policy, so Python's. -1 with an exception set. */
+int plait_pool_tend(struct plait_pool *pool, uint32_t tags);
+/* Collects what is there, without waiting, and notifies. */
+void plait_pool_peek(PyObject *self);
+
+/* ---- pool_wait.c ---- */
+
+void plait_pool_wake_waiter(struct plait_waiter *waiter);
+/* Wakes whoever sleeps for the pool's wait descriptor. */
+void plait_pool_kick(struct plait_pool *pool);
+/* The lead is free: the first real waiter gets it, or the helper when it is needed. */
+void plait_pool_hand_over(struct plait_pool *pool);
+/* Wakes the threads that wait for a future that is done now. */
+void plait_pool_wake_for(struct plait_pool *pool, struct plait_future *f);
+int plait_pool_wait_for(PyObject *self, struct plait_future *f, int64_t deadline);
+/* Methods of the type. */
+PyObject *plait_pool_on_ready(PyObject *self, PyObject *ignored);
+PyObject *plait_pool_help(PyObject *self, PyObject *ignored);
+PyObject *plait_pool_wake_helper(PyObject *self, PyObject *ignored);
+PyObject *plait_pool_wait_idle(PyObject *self, PyObject *timeout);
+
+#endif /* PLAIT_POOL_PARENT_H */

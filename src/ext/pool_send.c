@@ -1,0 +1,388 @@
+/* pool_send.c - tasks on their way to the workers: encoding, posting, the private queue. */
+#include "pool_parent.h"
+
+#include <string.h>
+
+#define COPY_WITHOUT_LOCK (1 << 20)
+
+/* ---- encoding ---- */
+
+struct parcel {
+    struct plait_bytes head; /* head and table, function, body, inline buffers */
+    struct pl_block *blocks; /* PyMem */
+    uint32_t nblocks;
+    uint16_t kind;
+};
+
+static void parcel_drop(struct plait_pool *pool, struct parcel *parcel)
+{
+    for (uint32_t i = 0; i < parcel->nblocks; i++)
+        pl_pool_free(&pool->core, &parcel->blocks[i]);
+    PyMem_Free(parcel->blocks);
+    plait_bytes_free(&parcel->head);
+    *parcel = (struct parcel){0};
+}
+
+/* The function as a pickle. Plain functions and types go by name, so the bytes are always
+ * the same and are kept; anything else may have changed since last time. */
+static PyObject *encode_function(struct plait_pool *pool, PyObject *fn)
+{
+    bool plain = PyFunction_Check(fn) || PyType_Check(fn) || PyCFunction_CheckExact(fn);
+    if (plain) {
+        PyObject *known = PyDict_GetItemWithError(pool->fn_cache, fn);
+        if (known != NULL)
+            return Py_NewRef(known);
+        if (PyErr_Occurred())
+            return NULL;
+    }
+    /* (bytes, by_name) */
+    PyObject *pair = PyObject_CallMethod((PyObject *)pool, "_dump_function", "O", fn);
+    if (pair == NULL)
+        return NULL;
+    PyObject *data = NULL;
+    int by_name;
+    if (!PyArg_ParseTuple(pair, "Sp", &data, &by_name)) {
+        Py_DECREF(pair);
+        return NULL;
+    }
+    Py_INCREF(data);
+    Py_DECREF(pair);
+    if (plain && by_name) {
+        if (PyDict_GET_SIZE(pool->fn_cache) >= 512)
+            PyDict_Clear(pool->fn_cache);
+        if (PyDict_SetItem(pool->fn_cache, fn, data) < 0)
+            Py_CLEAR(data);
+    }
+    return data;
+}
+
+static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t size,
+                     struct pl_block *block, void **data)
+{
+    struct pl_block *grown = PyMem_Realloc(parcel->blocks, (parcel->nblocks + 1) * sizeof(*grown));
+    if (grown == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    parcel->blocks = grown;
+    if (pl_pool_alloc(&pool->core, size, block, data) < 0) {
+        PyErr_Format(PyExc_MemoryError,
+                     "%llu bytes do not fit the pool's shared memory (limit %llu bytes, "
+                     "%llu in use)",
+                     (unsigned long long)size, (unsigned long long)pool->core.share->limit,
+                     (unsigned long long)pool->core.heap.used);
+        return -1;
+    }
+    grown[parcel->nblocks++] = *block;
+    return 0;
+}
+
+static void copy(void *to, const void *from, size_t len)
+{
+    if (len < COPY_WITHOUT_LOCK) {
+        memcpy(to, from, len);
+        return;
+    }
+    Py_BEGIN_ALLOW_THREADS memcpy(to, from, len);
+    Py_END_ALLOW_THREADS
+}
+
+/* Puts the buffers of a pickle into blocks; small ones follow the body. */
+static int encode_buffers(struct plait_pool *pool, struct parcel *parcel, PyObject *buffers,
+                          size_t table_at, struct plait_bytes *tail)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(buffers); i++) {
+        Py_buffer view;
+        if (PyObject_GetBuffer(PyList_GET_ITEM(buffers, i), &view, PyBUF_ND) < 0) {
+            /* A strided buffer that is contiguous in Fortran's order. */
+            PyErr_Clear();
+            if (PyObject_GetBuffer(PyList_GET_ITEM(buffers, i), &view, PyBUF_ANY_CONTIGUOUS) < 0)
+                return -1;
+        }
+        struct plait_wire_buf entry = {.readonly = (uint32_t)view.readonly};
+        int error = 0;
+        if (view.len < PLAIT_INLINE_BUFFER) {
+            entry.block.size = (uint64_t)view.len;
+            error = plait_bytes_add(tail, view.buf, (size_t)view.len);
+        } else {
+            void *data;
+            error = new_block(pool, parcel, (uint64_t)view.len, &entry.block, &data);
+            if (error == 0)
+                copy(data, view.buf, (size_t)view.len);
+        }
+        PyBuffer_Release(&view);
+        if (error < 0)
+            return -1;
+        memcpy(parcel->head.data + table_at + (size_t)i * sizeof(entry), &entry, sizeof(entry));
+    }
+    return 0;
+}
+
+static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject *fn,
+                       PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    struct plait_state *state = pool->state;
+    struct plait_wire_head head = {0};
+    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
+    PyObject *code = encode_function(pool, fn);
+    PyObject *call = NULL;
+    PyObject *buffers = NULL;
+    PyObject *body = NULL;
+    struct plait_bytes tail = {0};
+    int error = -1;
+    if (code == NULL)
+        return -1;
+    head.fn_len = (uint32_t)PyBytes_GET_SIZE(code);
+    if (plait_bytes_add(&parcel->head, &head, sizeof(head)) < 0)
+        goto out;
+    if (nkw == 0) {
+        if (plait_bytes_add(&parcel->head, PyBytes_AS_STRING(code), head.fn_len) < 0)
+            goto out;
+        size_t before = parcel->head.len;
+        int atoms = plait_atoms_encode(&parcel->head, args, nargs);
+        if (atoms < 0)
+            goto out;
+        if (atoms > 0) {
+            head.body_len = (uint32_t)(parcel->head.len - before);
+            parcel->kind = PLAIT_ATOMS;
+            memcpy(parcel->head.data, &head, sizeof(head));
+            error = 0;
+            goto out;
+        }
+        parcel->head.len = sizeof(head);
+    }
+
+    /* (args, kwargs) */
+    call = PyTuple_New(2);
+    if (call == NULL)
+        goto out;
+    PyObject *tuple = PyTuple_New(nargs);
+    PyObject *dict = nkw == 0 ? Py_NewRef(Py_None) : PyDict_New();
+    if (tuple != NULL)
+        PyTuple_SET_ITEM(call, 0, tuple);
+    if (dict != NULL)
+        PyTuple_SET_ITEM(call, 1, dict);
+    if (tuple == NULL || dict == NULL)
+        goto out;
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        PyTuple_SET_ITEM(tuple, i, Py_NewRef(args[i]));
+    for (Py_ssize_t i = 0; i < nkw; i++)
+        if (PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i), args[nargs + i]) < 0)
+            goto out;
+    if (!pool->by_value)
+        body = plait_dumps(state, call, &buffers);
+    if (body == NULL) {
+        /* What cannot go by reference may go by value. (data, buffers) */
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyErr_NormalizeException(&type, &value, &traceback);
+        PyObject *pair = PyObject_CallMethod((PyObject *)pool, "_dump_again", "OO", call,
+                                             value == NULL ? Py_None : value);
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+        if (pair == NULL)
+            goto out;
+        if (!PyArg_ParseTuple(pair, "SO!", &body, &PyList_Type, &buffers)) {
+            body = buffers = NULL;
+            Py_DECREF(pair);
+            goto out;
+        }
+        Py_INCREF(body);
+        Py_INCREF(buffers);
+        Py_DECREF(pair);
+    }
+    size_t nbufs = (size_t)PyList_GET_SIZE(buffers);
+    if (PyBytes_GET_SIZE(body) > INT32_MAX || nbufs > 100000) {
+        PyErr_Format(PyExc_ValueError,
+                     "the arguments are too large: a pickle of %zd bytes and %zu buffers",
+                     PyBytes_GET_SIZE(body), nbufs);
+        goto out;
+    }
+    head.body_len = (uint32_t)PyBytes_GET_SIZE(body);
+    head.nbufs = (uint32_t)nbufs;
+    for (size_t i = 0; i < nbufs; i++) {
+        struct plait_wire_buf none = {0};
+        if (plait_bytes_add(&parcel->head, &none, sizeof(none)) < 0)
+            goto out;
+    }
+    if (nbufs > 0 && encode_buffers(pool, parcel, buffers, sizeof(head), &tail) < 0)
+        goto out;
+    head.inline_len = (uint32_t)tail.len;
+    if (plait_bytes_add(&parcel->head, PyBytes_AS_STRING(code), head.fn_len) < 0 ||
+        plait_bytes_add(&parcel->head, PyBytes_AS_STRING(body), head.body_len) < 0 ||
+        plait_bytes_add(&parcel->head, tail.data, tail.len) < 0)
+        goto out;
+    memcpy(parcel->head.data, &head, sizeof(head));
+    parcel->kind = PLAIT_PICKLE;
+    error = 0;
+out:
+    Py_DECREF(code);
+    Py_XDECREF(call);
+    Py_XDECREF(body);
+    Py_XDECREF(buffers);
+    plait_bytes_free(&tail);
+    return error;
+}
+
+/* ---- posting ---- */
+
+/* Puts a task on the board; the cell takes over one reference to f. */
+static void post(struct plait_pool *pool, struct plait_future *f, uint32_t cell, const char *data,
+                 size_t len, const struct pl_block *message, const struct pl_block *blocks,
+                 uint32_t nblocks)
+{
+    struct pl_slot *slot = &pool->core.slots[cell];
+    slot->kind = f->task_kind;
+    slot->flags = 0;
+    slot->len = (uint32_t)len;
+    if (message != NULL)
+        slot->block = *message;
+    else
+        memcpy(slot->bytes, data, len);
+    for (uint32_t i = 0; i < nblocks; i++)
+        pl_pool_lend(&pool->core, &blocks[i], cell);
+    f->cell = cell;
+    f->state = PLAIT_POSTED;
+    pl_pool_post(&pool->core, cell);
+}
+
+static void set_hungry(struct plait_pool *pool)
+{
+    pl_pool_hungry(&pool->core, pool->queue_first != NULL);
+}
+
+/* Moves queued tasks to the board as long as it has room. */
+void plait_pool_feed(struct plait_pool *pool)
+{
+    if (pool->queue_first == NULL)
+        return;
+    while (pool->queue_first != NULL) {
+        struct plait_future *f = pool->queue_first;
+        uint32_t cell;
+        if (f->state == PLAIT_QUEUED && pl_pool_stage(&pool->core, f, &cell) < 0)
+            return;
+        pool->queue_first = f->next;
+        if (pool->queue_first == NULL)
+            pool->queue_last = NULL;
+        f->next = NULL;
+        if (f->state != PLAIT_QUEUED) {
+            Py_DECREF(f); /* cancelled while it waited; pool->queued knows */
+            continue;
+        }
+        pool->queued--;
+        PyObject *message = f->message;
+        f->message = NULL;
+        /* A message that needs a block has it as the last one. */
+        bool big = PyBytes_GET_SIZE(message) == 0;
+        post(pool, f, cell, PyBytes_AS_STRING(message),
+             big ? f->blocks[f->nblocks - 1].size : (size_t)PyBytes_GET_SIZE(message),
+             big ? &f->blocks[f->nblocks - 1] : NULL, f->blocks, f->nblocks);
+        Py_DECREF(message);
+        PyMem_Free(f->blocks);
+        f->blocks = NULL;
+        f->nblocks = 0;
+    }
+    set_hungry(pool);
+}
+
+/* submit for all ways in: a new future, or NULL with an exception set. */
+struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
+                                       Py_ssize_t nargs, PyObject *kwnames)
+{
+    if (!plait_pool_accepts(pool))
+        return NULL;
+    if (!PyCallable_Check(fn)) {
+        PyErr_Format(PyExc_TypeError, "fn must be callable, not %.200s", Py_TYPE(fn)->tp_name);
+        return NULL;
+    }
+    struct parcel parcel = {0};
+    struct plait_future *f = NULL;
+    if (encode_task(pool, &parcel, fn, args, nargs, kwnames) < 0)
+        goto unsendable;
+    bool big = parcel.head.len > PL_SLOT_INLINE;
+    if (big) {
+        struct pl_block block;
+        void *data;
+        if (new_block(pool, &parcel, parcel.head.len, &block, &data) < 0)
+            goto unsendable;
+        copy(data, parcel.head.data, parcel.head.len);
+    }
+    f = plait_future_new(pool->state, &plait_pool_keeper);
+    if (f == NULL)
+        goto fail;
+    /* Pickling and copying may have let other threads close the pool. */
+    if (!plait_pool_accepts(pool))
+        goto fail;
+    f->pool = Py_NewRef((PyObject *)pool);
+    f->fn = Py_NewRef(fn);
+    f->task_kind = parcel.kind;
+
+    uint32_t cell;
+    int error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
+    if (error < 0 && pl_pool_ready(&pool->core)) {
+        plait_pool_collect(pool);
+        error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
+    }
+    if (error == 0) {
+        Py_INCREF(f); /* the cell's */
+        post(pool, f, cell, parcel.head.data, parcel.head.len,
+             big ? &parcel.blocks[parcel.nblocks - 1] : NULL, parcel.blocks, parcel.nblocks);
+        PyMem_Free(parcel.blocks);
+    } else {
+        f->message = PyBytes_FromStringAndSize(big ? NULL : parcel.head.data,
+                                               big ? 0 : (Py_ssize_t)parcel.head.len);
+        if (f->message == NULL)
+            goto fail;
+        f->blocks = parcel.blocks;
+        f->nblocks = parcel.nblocks;
+        f->state = PLAIT_QUEUED;
+        Py_INCREF(f); /* the queue's */
+        if (pool->queue_last != NULL)
+            pool->queue_last->next = f;
+        else
+            pool->queue_first = f;
+        pool->queue_last = f;
+        pool->queued++;
+    }
+    pool->outstanding++;
+    plait_bytes_free(&parcel.head);
+    if (pool->queue_first != NULL) {
+        set_hungry(pool);
+        if (!pool->helper_there && !pool->led) {
+            PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
+            if (started == NULL)
+                PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
+            Py_XDECREF(started);
+        }
+    }
+    if (pool->notify != NULL && PyList_GET_SIZE(pool->notify) > 0)
+        plait_pool_notify(pool);
+    return f;
+
+unsendable:
+    /* What cannot be sent is the task's own failure, as concurrent.futures has it; only what
+     * is no Exception (an interrupt) leaves by here. */
+    if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyErr_NormalizeException(&type, &value, &traceback);
+        f = plait_future_new(pool->state, &plait_pool_keeper);
+        if (f != NULL) {
+            f->exception = Py_XNewRef(value);
+            plait_future_end(f, false);
+        }
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+        parcel_drop(pool, &parcel);
+        return f;
+    }
+fail:
+    parcel_drop(pool, &parcel);
+    if (f != NULL) {
+        Py_CLEAR(f->pool);
+        Py_DECREF(f);
+    }
+    return NULL;
+}
