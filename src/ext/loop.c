@@ -316,6 +316,14 @@ static PyObject *loop_time(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyFloat_FromDouble(time_now((LoopObject *)self));
 }
 
+PyDoc_STRVAR(get_debug_doc, "get_debug($self, /)\n--\n\nTell whether debug mode is on.");
+
+/* In C because every new future asks. */
+static PyObject *loop_get_debug(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(((LoopObject *)self)->debug);
+}
+
 PyDoc_STRVAR(create_future_doc, "create_future($self, /)\n--\n\n"
                                 "Return a new asyncio.Future of this loop.");
 
@@ -968,6 +976,7 @@ static PyMethodDef loop_methods[] = {
     {"call_later", FAST(loop_call_later), METH_FASTCALL | METH_KEYWORDS, call_later_doc},
     {"call_at", FAST(loop_call_at), METH_FASTCALL | METH_KEYWORDS, call_at_doc},
     {"time", loop_time, METH_NOARGS, time_doc},
+    {"get_debug", loop_get_debug, METH_NOARGS, get_debug_doc},
     {"create_future", loop_create_future, METH_NOARGS, create_future_doc},
     {"create_task", FAST(loop_create_task), METH_FASTCALL | METH_KEYWORDS, create_task_doc},
     {"_add_reader", FAST(loop_add_reader), METH_FASTCALL | METH_KEYWORDS, add_reader_doc},
