@@ -925,6 +925,9 @@ static int loop_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(loop->task_factory);
     Py_VISIT(loop->thread_id);
     Py_VISIT(loop->raised);
+    for (unsigned i = 0; i < loop->spare_len; i++)
+        Py_VISIT(loop->spares[(loop->spare_head + i) % PLAIT_SPARE_FUTURES]);
+    Py_VISIT(loop->future_kwargs);
     if (loop->generators != NULL) {
         int r = plait_generators_visit(loop, visit, arg);
         if (r != 0)
@@ -940,6 +943,12 @@ static int loop_clear(PyObject *self)
     Py_CLEAR(loop->task_factory);
     Py_CLEAR(loop->thread_id);
     Py_CLEAR(loop->raised);
+    while (loop->spare_len > 0) {
+        PyObject *spare =
+            loop->spares[(loop->spare_head + --loop->spare_len) % PLAIT_SPARE_FUTURES];
+        Py_DECREF(spare);
+    }
+    Py_CLEAR(loop->future_kwargs);
     Py_CLEAR(loop->window_args);
     Py_CLEAR(loop->window);
     PyMem_Free(loop->read_buffer);

@@ -24,6 +24,7 @@
     X(PyObject, stock_writer)                      \
     X(PyObject, stock_protocol)                    \
     X(PyObject, newline)                           \
+    X(PyObject, no_args)                           \
     X(PyObject, str_blocking)                      \
     X(PyObject, str_cancelled)                     \
     X(PyObject, str_class)                         \

@@ -341,9 +341,7 @@ static PyObject *wait_for_data(ReadOpObject *op)
     }
     if (plait_reader_resume(s) < 0)
         return NULL;
-    PyObject *args[2] = {NULL, (PyObject *)s->loop};
-    PyObject *future = PyObject_Vectorcall(state->asyncio_future, args + 1,
-                                           0 | PY_VECTORCALL_ARGUMENTS_OFFSET, state->kwnames_loop);
+    PyObject *future = plait_reader_future(s->loop);
     if (future == NULL || PyObject_SetAttr(future, state->str_blocking, Py_True) < 0) {
         Py_XDECREF(future);
         return NULL;

@@ -84,6 +84,43 @@ static int append(ReaderState *s, PyObject *bytes)
 
 /* ---- feeding ------------------------------------------------------------ */
 
+/* Keeps a future that is done for plait_reader_future; steals it. */
+static void keep_spare(LoopObject *loop, PyObject *future)
+{
+#ifndef Py_GIL_DISABLED /* there, a count of one says nothing about other threads */
+    if (loop->spare_len < PLAIT_SPARE_FUTURES && loop->core_ready) {
+        loop->spares[(loop->spare_head + loop->spare_len++) % PLAIT_SPARE_FUTURES] = future;
+        return;
+    }
+#endif
+    Py_DECREF(future);
+}
+
+PyObject *plait_reader_future(LoopObject *loop)
+{
+    PyTypeObject *type = (PyTypeObject *)loop->state->asyncio_future;
+    if (PL_UNLIKELY(loop->future_kwargs == NULL)) {
+        loop->future_kwargs = Py_BuildValue("{s:O}", "loop", (PyObject *)loop);
+        if (loop->future_kwargs == NULL)
+            return NULL;
+    }
+    PyObject *future = NULL;
+    /* The oldest one has most likely been let go of by the task that it woke. Being made anew
+     * is what Future.__init__ is for. */
+    if (loop->spare_len > 0 && Py_REFCNT(loop->spares[loop->spare_head]) == 1 &&
+        Py_IS_TYPE(loop->spares[loop->spare_head], type)) {
+        future = loop->spares[loop->spare_head];
+        loop->spares[loop->spare_head] = NULL;
+        loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
+        loop->spare_len--;
+    } else {
+        future = type->tp_new(type, loop->state->no_args, NULL);
+    }
+    if (future != NULL && type->tp_init(future, loop->state->no_args, loop->future_kwargs) < 0)
+        Py_CLEAR(future);
+    return future;
+}
+
 /* Sets the result of the waiting reader's future, unless it was cancelled. */
 static int wake_reader(ReaderState *s)
 {
@@ -93,6 +130,11 @@ static int wake_reader(ReaderState *s)
     s->waiter = NULL;
     struct plait_state *state = s->loop->state;
     PyObject *result = PyObject_CallMethodOneArg(waiter, state->str_set_result, Py_None);
+    if (PL_LIKELY(result != NULL)) {
+        keep_spare(s->loop, waiter);
+        Py_DECREF(result);
+        return 0;
+    }
     if (PL_UNLIKELY(result == NULL)) {
         /* Done already: cancelled is no error. Asked only now, because it is rare. */
         PyObject *type, *exc, *tb;
@@ -681,7 +723,8 @@ static int make_names(struct plait_state *state)
             return -1;
     }
     state->newline = PyBytes_FromStringAndSize("\n", 1);
-    return state->newline == NULL ? -1 : 0;
+    state->no_args = PyTuple_New(0);
+    return state->newline == NULL || state->no_args == NULL ? -1 : 0;
 }
 
 int plait_stream_exec(PyObject *module, struct plait_state *state)
