@@ -310,8 +310,7 @@ static PyObject *make_sleep(PyObject *module, PyObject *const *args, Py_ssize_t 
 
 static int is_future(struct plait_state *state, PyObject *obj)
 {
-    if (PyObject_TypeCheck(obj, (PyTypeObject *)state->gen_cf_future) ||
-        PyObject_TypeCheck(obj, (PyTypeObject *)state->asyncio_future))
+    if (PyObject_TypeCheck(obj, (PyTypeObject *)state->gen_cf_future))
         return 1;
     /* As asyncio.isfuture: the class must have the attribute. */
     PyObject *mark = PyObject_GetAttr((PyObject *)Py_TYPE(obj), state->gen_str_blocking);

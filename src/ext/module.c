@@ -54,6 +54,7 @@ static int module_clear(PyObject *module)
     plait_pool_clear(state);
     plait_thread_clear(state);
     plait_generators_clear(state);
+    plait_budget_clear(state);
 #define X(type, name) Py_CLEAR(state->name);
     PLAIT_OBJECTS(X)
 #undef X

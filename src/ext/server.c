@@ -3,7 +3,7 @@
  * A listener is owned by its registration in the core until it is closed. It keeps the
  * socket object that it was given, but does not close it: asyncio.Server's side does.
  */
-#include "loop.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <structmember.h>
@@ -65,9 +65,11 @@ static int welcome(ListenerObject *l, PyObject *context, int fd, const struct so
     }
     PyObject *protocol = PyObject_CallNoArgs(l->factory);
     PyObject *transport = NULL;
-    if (protocol != NULL)
+    if (protocol != NULL) {
+        plait_watch_evict(l->loop, fd);
         transport = plait_transport_new(l->loop, fd, NULL, protocol, NULL, NULL, l->server, context,
                                         addr, len);
+    }
     Py_XDECREF(protocol);
     if (transport == NULL) {
         (void)l->loop->core.sys->close(fd);
@@ -194,6 +196,7 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         .failed = on_failed,
         .closed = on_closed,
     };
+    plait_watch_evict(l->loop, fd);
     int r = pl_listener_open(&l->loop->core, &l->core, fd);
     if (r < 0) {
         Py_DECREF(l);

@@ -10,6 +10,7 @@
 #include <Python.h>
 
 #include "pl.h"
+#include "state_auto.h"
 #include "state_generators.h"
 #include "state_loop.h"
 #include "state_pool.h"
@@ -26,7 +27,9 @@
     X(pool)            \
     X(thread)          \
     X(file)            \
-    X(generators)
+    X(generators)      \
+    X(budget)          \
+    X(task)
 
 /* Every object of the state. */
 #define PLAIT_OBJECTS(X)         \
@@ -35,13 +38,15 @@
     PLAIT_TLS_OBJECTS(X)         \
     PLAIT_POOL_OBJECTS(X)        \
     PLAIT_THREAD_OBJECTS(X)      \
-    PLAIT_GENERATORS_OBJECTS(X)
+    PLAIT_GENERATORS_OBJECTS(X)  \
+    PLAIT_AUTO_OBJECTS(X)
 // clang-format on
 
 struct plait_state {
 #define X(type, name) type *name;
     PLAIT_OBJECTS(X)
 #undef X
+    struct plait_budget_state budget;
     struct plait_loop_state loop;
     struct plait_pool_state pool;
     struct plait_thread_state thread;
@@ -74,6 +79,7 @@ void plait_loop_clear(struct plait_state *state);
 void plait_pool_clear(struct plait_state *state);
 void plait_thread_clear(struct plait_state *state);
 void plait_generators_clear(struct plait_state *state);
+void plait_budget_clear(struct plait_state *state);
 
 /* Raises the exception for a negative code of the core: an OSError subclass for an
  * errno (with `what` as its context), MemoryError for -ENOMEM, plait's own for the

@@ -20,6 +20,7 @@
     X(PyObject, asyncio_stream_protocol)           \
     X(PyObject, asyncio_limit_overrun)             \
     X(PyObject, asyncio_incomplete_read)           \
+    X(PyObject, stock_future)                      \
     X(PyObject, stock_reader)                      \
     X(PyObject, stock_writer)                      \
     X(PyObject, stock_protocol)                    \

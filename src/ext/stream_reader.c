@@ -84,12 +84,22 @@ static int append(ReaderState *s, PyObject *bytes)
 
 /* ---- feeding ------------------------------------------------------------ */
 
-/* Keeps a future that is done for plait_reader_future; steals it. */
+/* Keeps a future that is done for plait_reader_future; steals it. A full ring loses its oldest,
+ * which somebody may hold for ever. */
 static void keep_spare(LoopObject *loop, PyObject *future)
 {
 #ifndef Py_GIL_DISABLED /* there, a count of one says nothing about other threads */
-    if (loop->spare_len < PLAIT_SPARE_FUTURES && loop->core_ready) {
-        loop->spares[(loop->spare_head + loop->spare_len++) % PLAIT_SPARE_FUTURES] = future;
+    if (loop->core_ready && Py_IS_TYPE(future, (PyTypeObject *)loop->state->stock_future)) {
+        unsigned at = (loop->spare_head + loop->spare_len) % PLAIT_SPARE_FUTURES;
+        PyObject *oldest = NULL;
+        if (loop->spare_len == PLAIT_SPARE_FUTURES) {
+            oldest = loop->spares[at];
+            loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
+        } else {
+            loop->spare_len++;
+        }
+        loop->spares[at] = future;
+        Py_XDECREF(oldest);
         return;
     }
 #endif
@@ -98,25 +108,24 @@ static void keep_spare(LoopObject *loop, PyObject *future)
 
 PyObject *plait_reader_future(LoopObject *loop)
 {
-    PyTypeObject *type = (PyTypeObject *)loop->state->asyncio_future;
+    struct plait_state *state = loop->state;
+    PyTypeObject *type = (PyTypeObject *)state->stock_future;
+    /* The oldest one has most likely been let go of by the task that it woke. Being made anew
+     * is what Future.__init__ is for. A program's own class is asked each time. */
+    if (loop->spare_len == 0 || Py_REFCNT(loop->spares[loop->spare_head]) != 1 ||
+        !Py_IS_TYPE(loop->spares[loop->spare_head], type) ||
+        PyDict_GetItemWithError(state->asyncio_futures, state->str_future) != (PyObject *)type)
+        return PyErr_Occurred() ? NULL : plait_loop_future(loop);
     if (PL_UNLIKELY(loop->future_kwargs == NULL)) {
         loop->future_kwargs = Py_BuildValue("{s:O}", "loop", (PyObject *)loop);
         if (loop->future_kwargs == NULL)
             return NULL;
     }
-    PyObject *future = NULL;
-    /* The oldest one has most likely been let go of by the task that it woke. Being made anew
-     * is what Future.__init__ is for. */
-    if (loop->spare_len > 0 && Py_REFCNT(loop->spares[loop->spare_head]) == 1 &&
-        Py_IS_TYPE(loop->spares[loop->spare_head], type)) {
-        future = loop->spares[loop->spare_head];
-        loop->spares[loop->spare_head] = NULL;
-        loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
-        loop->spare_len--;
-    } else {
-        future = type->tp_new(type, loop->state->no_args, NULL);
-    }
-    if (future != NULL && type->tp_init(future, loop->state->no_args, loop->future_kwargs) < 0)
+    PyObject *future = loop->spares[loop->spare_head];
+    loop->spares[loop->spare_head] = NULL;
+    loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
+    loop->spare_len--;
+    if (type->tp_init(future, state->no_args, loop->future_kwargs) < 0)
         Py_CLEAR(future);
     return future;
 }
@@ -678,6 +687,11 @@ static int import_classes(struct plait_state *state)
         {offsetof(struct plait_state, asyncio_limit_overrun), "LimitOverrunError"},
         {offsetof(struct plait_state, asyncio_incomplete_read), "IncompleteReadError"},
     };
+    PyObject *types = PyImport_ImportModule("_asyncio");
+    state->stock_future = types == NULL ? NULL : PyObject_GetAttrString(types, "Future");
+    Py_XDECREF(types);
+    if (state->stock_future == NULL)
+        return -1;
     PyObject *asyncio = PyImport_ImportModule("asyncio");
     for (size_t i = 0; asyncio != NULL && i < PL_ARRAY_LEN(classes); i++) {
         PyObject **place = (PyObject **)(void *)((char *)state + classes[i].offset);

@@ -275,7 +275,15 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
         text = _private._format_handle(what) if hasattr(what, "_callback") else repr(what)
         _private.logger.warning("Executing %s took %.3f seconds", text, seconds)
 
+    # Where the C methods go with what is not ordinary.
     _create_task_slow = asyncio.SelectorEventLoop.create_task
+    _slow_sock_recv = asyncio.SelectorEventLoop.sock_recv
+    _slow_sock_recv_into = asyncio.SelectorEventLoop.sock_recv_into
+    _slow_sock_sendall = asyncio.SelectorEventLoop.sock_sendall
+    _slow_sock_accept = asyncio.SelectorEventLoop.sock_accept
+    _slow_sock_recvfrom = asyncio.SelectorEventLoop.sock_recvfrom
+    _slow_sock_recvfrom_into = asyncio.SelectorEventLoop.sock_recvfrom_into
+    _slow_sock_sendto = asyncio.SelectorEventLoop.sock_sendto
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
@@ -489,7 +497,7 @@ def coverage() -> dict[str, str]:
         "tasks and futures": "the interpreter's C types",
         "TLS": "C between the ssl module's memory BIOs",
         "datagrams": theirs,
-        "sock_* calls": theirs,
+        "sock_* calls": "C, but for sock_connect and sock_sendfile",
         "pipes and subprocesses": theirs,
         "signals": theirs,
         "name resolution": "a thread pool, as in asyncio",
