@@ -105,6 +105,10 @@ void plait_transport_remember_names(TransportObject *t);
 
 /* Methods, for the type's table: transport_write.c, transport_info.c. */
 PyObject *plait_transport_write(PyObject *self, PyObject *data);
+#define PLAIT_WRITE_BATCH 16
+
+/* Queues n bytes objects that are not empty, PLAIT_WRITE_BATCH at most, in one go. */
+int plait_transport_write_bytes(TransportObject *t, PyObject *const *pieces, Py_ssize_t n);
 PyObject *plait_transport_writelines(PyObject *self, PyObject *pieces);
 PyObject *plait_transport_write_eof(PyObject *self, PyObject *ignored);
 PyObject *plait_transport_can_write_eof(PyObject *self, PyObject *ignored);
