@@ -19,6 +19,7 @@ PYTHON ?=
 VENV ?= .venv
 VENV_BENCH ?= .venv-bench
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 LAB_ARGS ?=
 BENCH_ARGS ?=
 WERROR ?=
@@ -121,7 +122,8 @@ endef
 test-ecosystem: build ## Run uvicorn, aiohttp, psycopg, redis-py and others on plait's loop
 	@tools/apt-install postgresql redis-server || \
 	    echo "going on without the servers: their tests are skipped" >&2
-	@$(PIP) install -r tests/ecosystem/requirements.txt
+	@$(PIP) install -r tests/ecosystem/requirements.txt || \
+	    echo "going on without some packages: their tests are skipped" >&2
 	@$(PY) -m pytest --timeout=120 tests/ecosystem $(PYTEST_ARGS)
 
 .PHONY: test-core
@@ -146,6 +148,30 @@ tsan: $(STAMPS)/deps ## Run the C tests under ThreadSanitizer
 	@mkdir -p build
 	$(call core,build/tsan,-Db_sanitize=thread,--timeout-multiplier 8,$(fixed_addresses))
 
+# $(call sanitized,DIR,SANITIZERS): builds the extension with a sanitizer, in a tree of its own
+# beside the installed one.
+define sanitized
+	@mkdir -p build
+	@if [ ! -f $(1)/build.ninja ]; then \
+	    rm -rf $(1) && meson setup $(1) -Dbuildtype=debugoptimized -Db_lundef=false $(werror) \
+	        -Db_sanitize=$(2) >$(1).log 2>&1 || { cat $(1).log >&2; rm -rf $(1); exit 1; }; \
+	fi
+	@ninja -C $(1) --quiet
+	@$(PY) tools/link-tree $(1)
+endef
+
+.PHONY: asan-py
+asan-py: build ## Run the Python tests with the extension under AddressSanitizer and UBSan
+	$(call sanitized,build/asan-$(pytag),address$(comma)undefined)
+	@tools/sanitized build/asan-$(pytag) $(PY) -m pytest --timeout=600 $(PYTEST_ARGS)
+
+.PHONY: tsan-py
+tsan-py: build ## Run what crosses threads, from Python, with the extension under ThreadSanitizer
+	$(call sanitized,build/tsan-$(pytag),thread)
+	@env LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libtsan.so)" \
+	    PYTHONPATH='$(abspath build/tsan-$(pytag))/tree' TSAN_OPTIONS=halt_on_error=1:exitcode=66 \
+	    $(fixed_addresses) $(PY) tests/isolated/loop_storm.py
+
 .PHONY: test-clang
 test-clang: $(STAMPS)/deps ## Build the core with clang and run its tests
 	@command -v clang >/dev/null || tools/apt-install clang
@@ -155,6 +181,36 @@ test-clang: $(STAMPS)/deps ## Build the core with clang and run its tests
 .PHONY: test-clang-with-cc
 test-clang-with-cc:
 	$(call core,build/clang,,)
+
+# libFuzzer comes with clang. Corpora are kept in build/fuzz between runs.
+FUZZ_SECONDS ?= 20
+FUZZERS := board wire
+.PHONY: fuzz
+fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_SECONDS=20 each)
+	@command -v clang >/dev/null || tools/apt-install clang
+	@mkdir -p build/fuzz
+	@for name in $(FUZZERS); do \
+	    mkdir -p build/fuzz/$$name && \
+	    clang -std=c11 -D_GNU_SOURCE -DPL_VERSION=\"fuzz\" -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined \
+	        -fno-sanitize-recover=undefined -Iinclude -Isrc/core tests/fuzz/fuzz_$$name.c \
+	        src/core/pl_{arena,base,bell,ring,sys,wire}.c -o build/fuzz/fuzz_$$name && \
+	    echo "fuzz: $$name for $(FUZZ_SECONDS) s" && \
+	    build/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -max_len=512 -verbosity=0 \
+	        -print_final_stats=1 -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name \
+	        $(wildcard tests/fuzz/corpus/$$name) || exit 1; \
+	done
+
+.PHONY: torture soak
+torture: build ## Crash workers in every way at every stage, under load
+	@$(PY) -m pytest --timeout=120 tests/torture $(PYTEST_ARGS)
+
+soak: build ## Two million tasks while workers are killed (SOAK_ARGS="--tasks N")
+	@$(PY) tests/torture/soak.py $(SOAK_ARGS)
+
+.PHONY: model-check
+model-check: ## Check the models that stand beside the code with spin
+	@command -v spin >/dev/null || tools/apt-install spin
+	@tests/models/check
 
 .PHONY: stress
 stress: build ## Repeat the C tests, and run the Python tests marked stress

@@ -58,7 +58,7 @@ class Plan:
     connections: int = 64
     idle: int = 0
     sizes: tuple[int, ...] = (1024, 102400)
-    styles: tuple[str, ...] = ("protocol", "streams", "sock", "generators")
+    styles: tuple[str, ...] = ("protocol", "streams", "sock", "generators", "tls")
     scale: float = 1.0
     memory_connections: int = 10_000
 
@@ -91,6 +91,8 @@ def run_echo(peer: str, style: str, size: int, plan: Plan) -> dict[str, float]:
     command = [str(machine.limits_dir() / "echo_load"), "--size", str(size)]
     command += ["--connections", str(plan.connections), "--idle", str(plan.idle)]
     command += ["--seconds", str(plan.seconds), "--warmup", str(min(0.5, plan.seconds / 4))]
+    if style == "tls" and peer != "C":  # the limit is the plain one
+        command += ["--tls", "1"]
     with machine.server(echo_command(peer, style), server_core) as (pid, port):
         with machine.popen([*command, "--port", str(port)], client_core) as load:
             assert load.stdout is not None
@@ -120,6 +122,7 @@ def echo_row(style: str, size: int) -> str:
         "streams": "streams",
         "sock": "sock_recv/sock_sendall",
         "generators": "plait.generators",
+        "tls": "TLS, Protocol",
     }
     amount = f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
     return f"{text[style]}, {amount}"

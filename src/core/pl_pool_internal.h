@@ -49,8 +49,8 @@ static inline uint64_t pl__slice_at(const struct pl_share *share, uint32_t owner
 /* ---- pl_arena.c ---- */
 
 enum pl__block_state {
-    PL__BLOCK_COLD,  /* free, pages given back */
-    PL__BLOCK_WARM,  /* free, pages kept */
+    PL__BLOCK_NONE,  /* an entry of the books that has no block */
+    PL__BLOCK_FREE,
     PL__BLOCK_OWN,   /* in use by the owner */
     PL__BLOCK_LENT,  /* goes with the task in cell `holder` */
     PL__BLOCK_EARLY, /* as LENT, and its worker has returned it already */
@@ -78,6 +78,8 @@ void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat);
 
 /* After a post (Dekker's other half is in pl_member_wait). */
 void pl__bell_posted(struct pl_pool *pool);
+/* A worker's: wakes the parent through the eventfd. */
+int pl__knock(struct pl_member *member);
 void pl__bell_ring_all(struct pl_pool *pool);
 uint32_t pl__bits_count(const _Atomic uint64_t *words);
 void pl__bits_clear(_Atomic uint64_t *words, uint32_t bit);

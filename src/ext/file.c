@@ -618,9 +618,8 @@ static PyType_Spec queue_spec = {
 
 int plait_file_exec(PyObject *module, struct plait_state *state)
 {
-    state->str_create_future = PyUnicode_InternFromString("create_future");
     state->str_set_exception = PyUnicode_InternFromString("set_exception");
-    if (state->str_create_future == NULL || state->str_set_exception == NULL)
+    if (state->str_set_exception == NULL)
         return -1;
     state->file_queue_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &queue_spec, NULL);
     return state->file_queue_type == NULL ? -1 : PyModule_AddType(module, state->file_queue_type);

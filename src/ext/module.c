@@ -1,5 +1,5 @@
 /* module.c - plait._core: initialisation only (PEP 489, multi-phase). */
-#include "state.h"
+#include "loop.h"
 
 static PyObject *build_config(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
@@ -30,14 +30,11 @@ static int module_exec(PyObject *module)
     struct plait_state *state = plait_state_of_module(module);
     if (PyModule_AddStringConstant(module, "__version__", pl_version()) < 0)
         return -1;
-    static int (*const parts[])(PyObject *, struct plait_state *) = {
-        plait_loop_exec, plait_pool_exec, plait_thread_exec, plait_file_exec, plait_generators_exec,
-        plait_scope_exec,
-        plait_channel_exec,
-    };
-    for (size_t i = 0; i < PL_ARRAY_LEN(parts); i++)
-        if (parts[i](module, state) < 0)
-            return -1;
+#define X(part)                                                                                    \
+    if (plait_##part##_exec(module, state) < 0)                                                    \
+        return -1;
+    PLAIT_PARTS(X)
+#undef X
     return 0;
 }
 
@@ -57,6 +54,7 @@ static int module_clear(PyObject *module)
     plait_pool_clear(state);
     plait_thread_clear(state);
     plait_generators_clear(state);
+    plait_budget_clear(state);
 #define X(type, name) Py_CLEAR(state->name);
     PLAIT_OBJECTS(X)
 #undef X

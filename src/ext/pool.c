@@ -200,7 +200,17 @@ static PyObject *pool_submit(PyObject *self, PyObject *const *args, Py_ssize_t n
         PyErr_SetString(PyExc_TypeError, "submit() needs a callable as its first argument");
         return NULL;
     }
-    return (PyObject *)plait_pool_submit(POOL(self), args[0], args + 1, nargs - 1, kwnames);
+    return (PyObject *)plait_pool_submit(POOL(self), args[0], args + 1, nargs - 1, kwnames, 0);
+}
+
+/* (fn, list): a task that calls fn on each item and returns the list of results. */
+static PyObject *pool_submit_each(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2 || !PyList_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "_submit_each() needs a callable and a list");
+        return NULL;
+    }
+    return (PyObject *)plait_pool_submit(POOL(self), args[0], args + 1, 1, NULL, PLAIT_EACH);
 }
 
 static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -209,7 +219,7 @@ static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "_submit_to_loop() needs a loop and a callable");
         return NULL;
     }
-    struct plait_future *f = plait_pool_submit(POOL(self), args[1], args + 2, nargs - 2, NULL);
+    struct plait_future *f = plait_pool_submit(POOL(self), args[1], args + 2, nargs - 2, NULL, 0);
     if (f == NULL)
         return NULL;
     PyObject *target = plait_future_for_loop(POOL(self)->state, f, args[0]);
@@ -364,7 +374,7 @@ static PyObject *pool_helper_is(PyObject *self, PyObject *arg)
     int there = PyObject_IsTrue(arg);
     if (there < 0)
         return NULL;
-    POOL(self)->helper_there = there != 0;
+    POOL(self)->helper_there = POOL(self)->core.payer = there != 0;
     Py_RETURN_NONE;
 }
 
@@ -373,6 +383,7 @@ static PyObject *pool_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
     struct plait_pool *pool = POOL(self);
     pool->forked = true;
     pool->led = pool->asleep = pool->helper_there = pool->helper_leads = false;
+    pool->core.payer = false;
     pool->followers = NULL;
     Py_RETURN_NONE;
 }
@@ -479,6 +490,8 @@ static PyMethodDef pool_methods[] = {
     {"_submit_to_loop", METHOD(pool_submit_to_loop), METH_FASTCALL,
      "_submit_to_loop($self, loop, fn, /, *args)\n--\n\n"
      "As submit, for a loop in its own thread: returns a future of that loop."},
+    {"_submit_each", METHOD(pool_submit_each), METH_FASTCALL, NULL},
+    {"share", plait_pool_share, METH_VARARGS, plait_pool_share_doc},
     {"_open", pool_open, METH_VARARGS, NULL},
     {"_on_ready", plait_pool_on_ready, METH_NOARGS, NULL},
     {"_help", plait_pool_help, METH_NOARGS, NULL},
@@ -545,6 +558,7 @@ int plait_pool_exec(PyObject *module, struct plait_state *state)
     state->loads_kwnames = Py_BuildValue("(s)", "buffers");
     state->str_append = PyUnicode_InternFromString("append");
     state->empty_tuple = PyTuple_New(0);
+    state->large_type = NULL; /* plait._share.Large, when it is first needed */
     if (state->protocol_5 == NULL || state->dumps_kwnames == NULL || state->loads_kwnames == NULL ||
         state->str_append == NULL || state->empty_tuple == NULL)
         return -1;

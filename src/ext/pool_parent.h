@@ -19,9 +19,9 @@ bool plait_pool_withdraw(struct plait_pool *pool, struct plait_future *f);
 
 /* ---- pool_send.c ---- */
 
-/* submit for all ways in: a new future, or NULL with an exception set. */
+/* submit for all ways in: a new future, or NULL with an exception set. `how` is 0 or PLAIT_EACH. */
 struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
-                                       Py_ssize_t nargs, PyObject *kwnames);
+                                       Py_ssize_t nargs, PyObject *kwnames, uint16_t how);
 /* Moves queued tasks to the board as long as it has room. */
 void plait_pool_feed(struct plait_pool *pool);
 

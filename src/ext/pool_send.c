@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#define UNRUNG_MAX 64 /* posts that would have liked a payer, before there is one */
 #define COPY_WITHOUT_LOCK (1 << 20)
 
 /* ---- encoding ---- */
@@ -56,15 +57,23 @@ static PyObject *encode_function(struct plait_pool *pool, PyObject *fn)
     return data;
 }
 
-static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t size,
-                     struct pl_block *block, void **data)
+/* Puts a block on the parcel's list; without memory for that it is freed. */
+static int keep_block(struct plait_pool *pool, struct parcel *parcel, const struct pl_block *block)
 {
     struct pl_block *grown = PyMem_Realloc(parcel->blocks, (parcel->nblocks + 1) * sizeof(*grown));
     if (grown == NULL) {
+        pl_pool_free(&pool->core, block);
         PyErr_NoMemory();
         return -1;
     }
     parcel->blocks = grown;
+    grown[parcel->nblocks++] = *block;
+    return 0;
+}
+
+static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t size,
+                     struct pl_block *block, void **data)
+{
     if (pl_pool_alloc(&pool->core, size, block, data) < 0) {
         PyErr_Format(PyExc_MemoryError,
                      "%llu bytes do not fit the pool's shared memory (limit %llu bytes, "
@@ -73,8 +82,7 @@ static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t si
                      (unsigned long long)pool->core.heap.used);
         return -1;
     }
-    grown[parcel->nblocks++] = *block;
-    return 0;
+    return keep_block(pool, parcel, block);
 }
 
 static void copy(void *to, const void *from, size_t len)
@@ -99,9 +107,13 @@ static int encode_buffers(struct plait_pool *pool, struct parcel *parcel, PyObje
             if (PyObject_GetBuffer(PyList_GET_ITEM(buffers, i), &view, PyBUF_ANY_CONTIGUOUS) < 0)
                 return -1;
         }
-        struct plait_wire_buf entry = {.readonly = (uint32_t)view.readonly};
+        struct pl_wire_buf entry = {.readonly = (uint32_t)view.readonly};
         int error = 0;
-        if (view.len < PLAIT_INLINE_BUFFER) {
+        int ticket = plait_pool_ticket(pool, view.buf, (uint64_t)view.len, &entry.block);
+        if (ticket != 0) {
+            entry.shared = 1;
+            error = ticket < 0 ? -1 : keep_block(pool, parcel, &entry.block);
+        } else if (view.len < PLAIT_INLINE_BUFFER) {
             entry.block.size = (uint64_t)view.len;
             error = plait_bytes_add(tail, view.buf, (size_t)view.len);
         } else {
@@ -122,7 +134,7 @@ static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject 
                        PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     struct plait_state *state = pool->state;
-    struct plait_wire_head head = {0};
+    struct pl_wire_head head = {0};
     Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
     PyObject *code = encode_function(pool, fn);
     PyObject *call = NULL;
@@ -164,11 +176,19 @@ static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject 
         PyTuple_SET_ITEM(call, 1, dict);
     if (tuple == NULL || dict == NULL)
         goto out;
-    for (Py_ssize_t i = 0; i < nargs; i++)
-        PyTuple_SET_ITEM(tuple, i, Py_NewRef(args[i]));
-    for (Py_ssize_t i = 0; i < nkw; i++)
-        if (PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i), args[nargs + i]) < 0)
+    for (Py_ssize_t i = 0; i < nargs + nkw; i++) {
+        PyObject *sent = plait_sendable(state, args[i]);
+        if (sent == NULL)
             goto out;
+        if (i < nargs) {
+            PyTuple_SET_ITEM(tuple, i, sent);
+            continue;
+        }
+        int failed = PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i - nargs), sent);
+        Py_DECREF(sent);
+        if (failed < 0)
+            goto out;
+    }
     if (!pool->by_value)
         body = plait_dumps(state, call, &buffers);
     if (body == NULL) {
@@ -202,7 +222,7 @@ static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject 
     head.body_len = (uint32_t)PyBytes_GET_SIZE(body);
     head.nbufs = (uint32_t)nbufs;
     for (size_t i = 0; i < nbufs; i++) {
-        struct plait_wire_buf none = {0};
+        struct pl_wire_buf none = {0};
         if (plait_bytes_add(&parcel->head, &none, sizeof(none)) < 0)
             goto out;
     }
@@ -286,9 +306,24 @@ void plait_pool_feed(struct plait_pool *pool)
     set_hungry(pool);
 }
 
+/* Work waits that no thread is about to look after: the helper is to do so in a moment. */
+static void call_helper(struct plait_pool *pool)
+{
+    if (!pool->helper_there) {
+        PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
+        if (started == NULL)
+            PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
+        Py_XDECREF(started);
+        return;
+    }
+    for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
+        if (w->future == NULL && !w->dozes && w->word == 0)
+            plait_pool_wake_waiter(w);
+}
+
 /* submit for all ways in: a new future, or NULL with an exception set. */
 struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
-                                       Py_ssize_t nargs, PyObject *kwnames)
+                                       Py_ssize_t nargs, PyObject *kwnames, uint16_t how)
 {
     if (!plait_pool_accepts(pool))
         return NULL;
@@ -316,7 +351,7 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, Py
         goto fail;
     f->pool = Py_NewRef((PyObject *)pool);
     f->fn = Py_NewRef(fn);
-    f->task_kind = parcel.kind;
+    f->task_kind = (uint16_t)(parcel.kind | how);
 
     uint32_t cell;
     int error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
@@ -349,13 +384,17 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, Py
     plait_bytes_free(&parcel.head);
     if (pool->queue_first != NULL) {
         set_hungry(pool);
-        if (!pool->helper_there && !pool->led) {
-            PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
-            if (started == NULL)
-                PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
-            Py_XDECREF(started);
-        }
+        /* A worker that finished after the look above, and found nobody hungry, has parked
+         * without a word; its slot is free for what is queued. */
+        if (pl_pool_ready(&pool->core))
+            plait_pool_collect(pool);
     }
+    /* A leader that sleeps does not come back to pay what is owed. */
+    if (pool->core.owed_wake != 0 && pool->asleep)
+        pl_pool_flush(&pool->core);
+    if (pool->queue_first != NULL || pool->core.owed_wake != 0 ||
+        (pool->core.unrung > UNRUNG_MAX && !pool->core.payer))
+        call_helper(pool);
     if (pool->notify != NULL && PyList_GET_SIZE(pool->notify) > 0)
         plait_pool_notify(pool);
     return f;

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from . import auto as auto
+from ._auto import Call as Call
+from ._auto import OverBudget as OverBudget
+from ._auto import Task as Task
+from ._auto import call as call
+from ._auto import task as task
 from ._bridges import from_thread as from_thread
 from ._bridges import to_process as to_process
 from ._bridges import to_thread as to_thread
@@ -20,6 +26,7 @@ from ._exceptions import TaskStopped as TaskStopped
 from ._exceptions import TaskTimeout as TaskTimeout
 from ._exceptions import Unstopped as Unstopped
 from ._exceptions import WorkerDied as WorkerDied
+from ._figures import explain as explain
 from ._files import BinaryFile as BinaryFile
 from ._files import TextFile as TextFile
 from ._files import open_file as open_file
@@ -42,6 +49,7 @@ from ._threads import stop_requested as stop_requested
 
 __all__ = [
     "BinaryFile",
+    "Call",
     "Channel",
     "ChannelClosed",
     "DeadlineExceeded",
@@ -51,6 +59,7 @@ __all__ = [
     "Limiter",
     "Lock",
     "Loop",
+    "OverBudget",
     "PlaitError",
     "PoolBroken",
     "PoolFull",
@@ -60,6 +69,7 @@ __all__ = [
     "ScopeClosed",
     "ScopeReport",
     "SharedChannel",
+    "Task",
     "TaskStopped",
     "TaskTimeout",
     "TextFile",
@@ -67,8 +77,11 @@ __all__ = [
     "Unstopped",
     "WorkerDied",
     "__version__",
+    "auto",
+    "call",
     "channel",
     "current_scope",
+    "explain",
     "from_thread",
     "install",
     "new_event_loop",
@@ -76,12 +89,13 @@ __all__ = [
     "run",
     "scope",
     "stop_requested",
+    "task",
     "to_process",
     "to_thread",
 ]
 
 for _name in __all__:
     _object = globals()[_name]
-    if hasattr(_object, "__module__"):
+    if hasattr(_object, "__module__") and _object.__module__ != __name__:
         _object.__module__ = __name__
 del _name, _object

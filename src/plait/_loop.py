@@ -18,10 +18,12 @@ import sys
 import threading
 import warnings
 import weakref
-from asyncio import base_events, constants, events, sslproto
+from asyncio import base_events, constants, events
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from . import _core
+from ._threads import ThreadPool
+from ._tls import TLSMethods
 
 if TYPE_CHECKING:
     import ssl
@@ -133,7 +135,7 @@ def _choose_backend(backend: str | None) -> str:
     return "epoll"
 
 
-class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
+class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[misc]
     """An asyncio event loop with its core in C.
 
     Args:
@@ -163,7 +165,11 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         _signal_handlers: dict[int, Any]
 
         def _check_callback(self, callback: Any, method: str) -> None: ...
+
+        _default_executor: Executor | None
+
         def _check_closed(self) -> None: ...
+        def _check_default_executor(self) -> None: ...
         def _check_running(self) -> None: ...
         def _set_coroutine_origin_tracking(self, enabled: bool) -> None: ...
         def _asyncgen_firstiter_hook(self, agen: Any) -> None: ...
@@ -274,7 +280,15 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         text = _private._format_handle(what) if hasattr(what, "_callback") else repr(what)
         _private.logger.warning("Executing %s took %.3f seconds", text, seconds)
 
+    # Where the C methods go with what is not ordinary.
     _create_task_slow = asyncio.SelectorEventLoop.create_task
+    _slow_sock_recv = asyncio.SelectorEventLoop.sock_recv
+    _slow_sock_recv_into = asyncio.SelectorEventLoop.sock_recv_into
+    _slow_sock_sendall = asyncio.SelectorEventLoop.sock_sendall
+    _slow_sock_accept = asyncio.SelectorEventLoop.sock_accept
+    _slow_sock_recvfrom = asyncio.SelectorEventLoop.sock_recvfrom
+    _slow_sock_recvfrom_into = asyncio.SelectorEventLoop.sock_recvfrom_into
+    _slow_sock_sendto = asyncio.SelectorEventLoop.sock_sendto
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
@@ -282,9 +296,11 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         """Run func(*args) in an executor; await the result.
 
         Args:
-            executor (concurrent.futures.Executor | None): None for the default thread pool. A
-                plait.ProcessPool's result comes straight from its rings to this loop,
-                without a thread in between.
+            executor (concurrent.futures.Executor | None): None for the default executor, a
+                plait.ThreadPool unless set_default_executor gave another one; cancelling
+                leaves its running tasks alone, as asyncio has it, but for
+                plait.stop_requested(). The result of one of plait's pools comes straight to
+                this loop, without a thread in between.
             func: what to call.
             *args: its arguments.
 
@@ -294,6 +310,13 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         Raises:
             RuntimeError: the loop is closed, or the executor is shut down.
         """
+        if executor is None:
+            self._check_closed()
+            self._check_default_executor()
+            executor = self._default_executor
+            if executor is None:
+                executor = ThreadPool(thread_name_prefix="asyncio", _gentle=True)
+                self._default_executor = executor
         submit = getattr(executor, "_submit_to_loop", None)
         if submit is None or self._thread_id != threading.get_ident():
             return super().run_in_executor(executor, func, *args)
@@ -302,6 +325,16 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
             self._check_callback(func, "run_in_executor")
         future: asyncio.Future[_T] = submit(self, func, *args)
         return future
+
+    # ---- children ----
+
+    def _child_watcher_callback(self, pid: int, returncode: int, transp: Any) -> None:
+        # Popen.send_signal may have reaped the child while it made sure that it still runs;
+        # the watcher then finds nobody, and says 255.
+        process = transp._proc
+        if process is not None and process.returncode is not None:
+            returncode = process.returncode
+        super()._child_watcher_callback(pid, returncode, transp)  # type: ignore[misc]
 
     # ---- transports ----
 
@@ -322,36 +355,6 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         context: Context | None = None,
     ) -> asyncio.Transport:
         return self._new_transport(sock, protocol, waiter, extra, server, context)
-
-    def _make_ssl_transport(
-        self,
-        rawsock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        sslcontext: ssl.SSLContext,
-        waiter: asyncio.Future[None] | None = None,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        extra: dict[str, Any] | None = None,
-        server: Any = None,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
-        context: Context | None = None,
-    ) -> asyncio.Transport:
-        make: Any = sslproto.SSLProtocol  # its stubs know fewer types than it takes
-        tls = make(
-            self,
-            protocol,
-            sslcontext,
-            waiter,
-            server_side,
-            server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-        )
-        self._new_transport(rawsock, tls, None, extra, server, context)
-        transport: asyncio.Transport = tls._app_transport
-        return transport
 
     def _start_serving(
         self,
@@ -516,9 +519,9 @@ def coverage() -> dict[str, str]:
         "servers": ours,
         "add_reader, add_writer": ours,
         "tasks and futures": "the interpreter's C types",
-        "TLS": "asyncio's protocol on plait's transport",
+        "TLS": "C between the ssl module's memory BIOs",
         "datagrams": theirs,
-        "sock_* calls": theirs,
+        "sock_* calls": "C, but for sock_connect and sock_sendfile",
         "pipes and subprocesses": theirs,
         "signals": theirs,
         "name resolution": "a thread pool, as in asyncio",
