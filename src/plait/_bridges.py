@@ -12,8 +12,9 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, TypeVar, overload
 
+from ._ending import GRACE
 from ._locks import Limiter
-from ._scope import GRACE, Scope, current_scope, home
+from ._scope import Scope, current_scope, home
 
 __all__ = ["from_thread", "to_process", "to_thread"]
 

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import _core
+from ._place import Placement
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -30,6 +31,7 @@ class Extra:
     __slots__ = (
         "args",
         "attempts",
+        "auto",
         "cancelled",
         "context",
         "expired",
@@ -37,6 +39,7 @@ class Extra:
         "kwargs",
         "outcome",
         "place",
+        "placement",
         "retries",
         "timeout",
         "timer",
@@ -50,6 +53,8 @@ class Extra:
         self.timeout: float | None = None
         self.retries = 0
         self.attempts = 1
+        self.placement = Placement("loop")
+        self.auto = False  # the strand was not asked for
         self.generator = False
         self.cancelled = False  # by Handle.cancel
         self.expired = False  # its timeout has passed

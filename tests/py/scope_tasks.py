@@ -6,6 +6,8 @@ import os
 import time
 from typing import Any
 
+import plait
+
 
 def fail(error: type[BaseException], text: str) -> None:
     raise error(text)
@@ -53,3 +55,10 @@ def flaky(path: str, failures: int) -> int:
     if count <= failures:
         raise OSError(f"attempt {count}")
     return count
+
+
+@plait.task(pure=True, budget=0.002)
+def count_down(n: int) -> int:
+    while n > 0:
+        n -= 1
+    return n

@@ -1044,3 +1044,56 @@ def test_closing_a_coroutine_inside_a_scope(run: Run) -> None:
         coro.close()
 
     run(main())
+
+
+# ---- auto ----------------------------------------------------------------------------
+
+
+def test_auto_learns_where_a_function_belongs(run: Run) -> None:
+    def short(n: int) -> int:
+        return n + 1
+
+    async def main() -> None:
+        places = set()
+        for n in range(200):
+            async with plait.scope() as s:
+                handle = s.start(short, n % 2)
+            assert handle.result() == n % 2 + 1
+            places.add(handle.where)
+        assert "inline" in places
+
+    run(main())
+
+
+def test_auto_errors_inline_and_away(run: Run) -> None:
+    def broken(n: int) -> float:
+        return 1 / n
+
+    async def main() -> None:
+        for _ in range(100):
+            async with plait.scope() as s:
+                s.start(broken, 1)
+            with pytest.raises(ZeroDivisionError):
+                async with plait.scope() as s:
+                    s.start(broken, 0)
+
+    run(main())
+
+
+def test_pure_tasks_go_to_processes_and_come_back(run: Run) -> None:
+    async def main() -> None:
+        async with plait.scope() as s:
+            handles = [s.start(scope_tasks.count_down, 3_000_000) for _ in range(3)]
+            small = s.start(scope_tasks.count_down, 3)
+        assert [h.result() for h in handles] == [0] * 3
+        assert small.result() == 0
+        async with plait.scope() as s:
+            explicit = s.start(scope_tasks.count_down, 3, where="process")
+            thread = s.start(scope_tasks.count_down, 3, where="thread")
+        assert (explicit.result(), thread.result()) == (0, 0)
+        assert (explicit.where, thread.where) == ("process", "thread")
+
+    run(main())
+    with plait.scope() as s:
+        handles = [s.start(scope_tasks.count_down, n) for n in (3, 3_000_000, 3_000_000)]
+    assert [h.result() for h in handles] == [0] * 3

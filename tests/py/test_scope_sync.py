@@ -180,11 +180,11 @@ def test_ctrl_c_ends_a_scope(tmp_path: pathlib.Path) -> None:
     script.write_text(
         "import plait, sys, time\n"
         "def spin():\n"
-        "    print('began', flush=True)\n"
         "    while True: pass\n"
         "try:\n"
         "    with plait.scope() as s:\n"
         "        h = s.start(spin, where='thread')\n"
+        "        print('began', flush=True)\n"
         "except KeyboardInterrupt:\n"
         "    print(h.state, flush=True)\n"
     )

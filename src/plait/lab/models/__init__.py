@@ -75,6 +75,13 @@ MODELS: dict[str, Model] = {
             "loop",
             "auto",
         ),
+        Model(
+            "plait+scope",
+            "plait_scope",
+            "one scope: clients on the loop, numbers in processes",
+            "loop",
+            "processes",
+        ),
         Model("c", "", "the limit: loop and workers in C, no Python", "loop", "processes"),
     )
 }

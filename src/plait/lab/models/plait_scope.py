@@ -17,7 +17,7 @@ import plait
 
 from ..fib import fib
 from ..protocol import MAX_LINE, BadLine, parse
-from ..serving import on_sigterm_cancel
+from ..serving import STARVED, on_sigterm_cancel, refuse_async
 
 
 def serve(listener: socket.socket, limit: int, workers: int) -> None:
@@ -34,7 +34,16 @@ async def main(listener: socket.socket, limit: int) -> None:
     async with plait.scope(name="server") as s:
         await s.start(fib, 1, where="process")  # Starts the workers.
         while True:
-            conn, _ = await loop.sock_accept(listener)
+            try:
+                conn, _ = await loop.sock_accept(listener)
+            except ConnectionError:
+                continue  # It was gone before we took it.
+            except OSError as error:
+                if error.errno not in STARVED:
+                    raise
+                # The client stays in the queue of the system until a descriptor is free.
+                await asyncio.sleep(0.1)
+                continue
             s.start(client, s, conn, limit)
 
 
@@ -48,7 +57,7 @@ async def client(s: plait.Scope, conn: socket.socket, limit: int) -> None:
                 writer.write(await answer(s, line, limit))
                 await writer.drain()
         except asyncio.LimitOverrunError:
-            writer.write(BadLine.too_long().answer)
+            await refuse_async(reader, writer)
         finally:
             writer.close()
 
