@@ -57,8 +57,8 @@ struct pl_channel {
     const struct pl_sys *sys;
     struct pl_channel_share *share;
     unsigned char *data;
-    int memfd; /* owns */
-    int pipes[2]; /* owns; by side */
+    int memfd;     /* owns */
+    int pipes[2];  /* owns; by side */
     uint64_t size; /* private copies: the shared ones could change */
     uint64_t total;
     uint64_t capacity;

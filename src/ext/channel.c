@@ -457,9 +457,8 @@ static PyObject *ring_arm(PyObject *self, PyObject *arg)
         return NULL;
     int for_room = PyObject_IsTrue(arg);
     return for_room < 0 ? NULL
-                        : PyBool_FromLong(pl_channel_arm(&RING(self)->core,
-                                                         for_room ? PL_CHANNEL_ROOM
-                                                                  : PL_CHANNEL_DATA));
+                        : PyBool_FromLong(pl_channel_arm(
+                              &RING(self)->core, for_room ? PL_CHANNEL_ROOM : PL_CHANNEL_DATA));
 }
 
 static PyObject *ring_disarm(PyObject *self, PyObject *arg)

@@ -74,8 +74,10 @@ class Channel(_core.ChannelBase, Generic[_T]):
         return self._closed
 
     def close(self) -> None:
-        """Take no more items. What is in the channel can still be received; then receivers get
-        ChannelClosed, and iterations end. Closing again does nothing.
+        """Take no more items.
+
+        What is in the channel can still be received; then receivers get ChannelClosed, and
+        iterations end. Closing again does nothing.
         """
         self._shut()
         for waiters in (self._receivers, self._senders):
@@ -120,9 +122,8 @@ class Channel(_core.ChannelBase, Generic[_T]):
 
     def _take(self, waiter: LoopWaiter | ThreadWaiter | None) -> Any:
         item = self._pop(waiter, _NOTHING)
-        if item is _NOTHING:
-            if self._closed:
-                raise ChannelClosed("the channel is closed and empty")
+        if item is _NOTHING and self._closed:
+            raise ChannelClosed("the channel is closed and empty")
         return item
 
     @staticmethod
@@ -303,10 +304,9 @@ class _Bell:
 
 
 class SharedChannel(Generic[_T]):
-    """A bounded queue between processes, their threads and their loops. Made by
-    `plait.channel(shared=True)`.
+    """A bounded queue between processes, their threads and their loops.
 
-    It has the methods of `Channel`. Items are pickled. It can be an argument or a result of a
+    `plait.channel(shared=True)` makes it. It has the methods of `Channel`. Items are pickled. It can be an argument or a result of a
     task of a process pool, and an item of another channel: what arrives is another end of the
     same channel, with descriptors of its own. It lasts until every end is gone; who sends one
     keeps its own until it has arrived. When a process dies, what it had not begun to take is
@@ -358,8 +358,12 @@ class SharedChannel(Generic[_T]):
         self._ring.close()
 
     def release(self) -> None:
-        """Let this end's memory and descriptors go; other ends stay. It is unusable then. Nobody
-        may be using this end.
+        """Let this end's memory and descriptors go; other ends stay.
+
+        It is unusable then. Nobody may be using it.
+
+        Raises:
+            RuntimeError: a task waits for it.
         """
         for bell in self._bells.values():
             if not bell.loop.is_closed() and bell.waiters:

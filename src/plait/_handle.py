@@ -92,8 +92,10 @@ class Handle(_core.HandleBase, Generic[_T]):
 
     @property
     def state(self) -> str:
-        """One of "waiting" (for the scope's limit), "running", "done", "failed", "cancelled"
-        and "unstopped" (the scope has given up; it goes on).
+        """How it stands.
+
+        One of "waiting" (for the scope's limit), "running", "done", "failed", "cancelled" and
+        "unstopped" (the scope has given up; it goes on).
         """
         return STATES[self._state]
 

@@ -251,8 +251,12 @@ class Scope(Ending):
         return _strands.threads().submit(self._in_thread, extra, fn, extra.args, extra.kwargs)
 
     def _run_inline(self, handle: Handle[Any], extra: Extra) -> bool:
-        """Run a call that is known to be short; False when it has gone away after all, and is
-        to be waited for on another strand."""
+        """Run a call that is known to be short.
+
+        Returns:
+            bool: False when it has gone away after all: then it is to be waited for on the
+            handle's strand.
+        """
         try:
             call = _place.call_inline(handle._fn, extra.args, extra.kwargs)
             if not call.done():
@@ -368,9 +372,14 @@ class Scope(Ending):
         pending = host.cancelling() - self._host_cancelling
         self._host = None
         parent = self._parent
-        if self._shield and parent is not None and parent._cancelled:
-            if parent._loop is self._loop and parent._phase != "closed":
-                parent._look_soon()
+        if (
+            self._shield
+            and parent is not None
+            and parent._cancelled
+            and parent._loop is self._loop
+            and parent._phase != "closed"
+        ):
+            parent._look_soon()  # what it has kept out until now
         error = self._verdict()
         if error is not None:
             if pending > 0 and (outer is not None or isinstance(exc, CancelledError)):

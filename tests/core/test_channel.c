@@ -192,8 +192,7 @@ static void many_on_both_ends(void)
     struct side sides[6];
     for (int i = 0; i < 6; i++) {
         sides[i] = (struct side){.channel = &channel, .who = (uint64_t)i};
-        CHECK_EQ(pthread_create(&threads[i], NULL, i < 3 ? send_many : receive_many, &sides[i]),
-                 0);
+        CHECK_EQ(pthread_create(&threads[i], NULL, i < 3 ? send_many : receive_many, &sides[i]), 0);
     }
     for (int i = 0; i < 3; i++)
         CHECK_EQ(pthread_join(threads[i], NULL), 0);
@@ -315,9 +314,15 @@ static void without_memory(void)
 }
 
 static const struct pl_test tests[] = {
-    PL_TEST(order_bounds_and_close), PL_TEST(sizes_wrap_around),     PL_TEST(indices_run_over),
-    PL_TEST(nonsense_is_found),      PL_TEST(many_on_both_ends),     PL_TEST(a_death_with_the_lock),
-    PL_TEST(arming),                 PL_TEST(a_lock_that_is_taken), PL_TEST(without_memory),
+    PL_TEST(order_bounds_and_close),
+    PL_TEST(sizes_wrap_around),
+    PL_TEST(indices_run_over),
+    PL_TEST(nonsense_is_found),
+    PL_TEST(many_on_both_ends),
+    PL_TEST(a_death_with_the_lock),
+    PL_TEST(arming),
+    PL_TEST(a_lock_that_is_taken),
+    PL_TEST(without_memory),
 };
 
 PL_TEST_MAIN(tests)

@@ -1,4 +1,4 @@
-"""One server, written in eleven ways: a file for each, to be read side by side.
+"""One server, written in twelve ways: a file for each, to be read side by side.
 
 Every file has a function ``serve(listener, limit, workers)`` that answers clients until it
 is interrupted. The model "c" is an executable without any Python.

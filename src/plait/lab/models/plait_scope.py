@@ -22,7 +22,8 @@ from ..serving import STARVED, on_sigterm_cancel, refuse_async
 
 def serve(listener: socket.socket, limit: int, workers: int) -> None:
     """Run the loop; the scope's process pool has as many workers as there are processors."""
-    with suppress(asyncio.CancelledError):
+    # A number that has not stopped in time is named in Unstopped; its process ends with ours.
+    with suppress(asyncio.CancelledError, plait.Unstopped):
         plait.run(main(listener, limit))
 
 
