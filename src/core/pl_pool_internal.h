@@ -49,7 +49,7 @@ static inline uint64_t pl__slice_at(const struct pl_share *share, uint32_t owner
 /* ---- pl_arena.c ---- */
 
 enum pl__block_state {
-    PL__BLOCK_NONE,  /* an entry of the books that has no block */
+    PL__BLOCK_NONE, /* an entry of the books that has no block */
     PL__BLOCK_FREE,
     PL__BLOCK_OWN,   /* in use by the owner */
     PL__BLOCK_LENT,  /* goes with the task in cell `holder` */
