@@ -112,6 +112,14 @@ def in_thread(function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
     return asyncio.get_running_loop().run_in_executor(None, function, *args)
 
 
+def receive(sock: socket.socket, size: int) -> bytes:
+    """Read this many bytes, or less at the end of the stream."""
+    data = bytearray()
+    while len(data) < size and (part := sock.recv(size - len(data))):
+        data += part
+    return bytes(data)
+
+
 def receive_all(sock: socket.socket, size: int = 1 << 20) -> bytes:
     """Read until the end of the stream."""
     parts = []
@@ -227,6 +235,29 @@ def test_pausing_and_resuming_follow_the_marks(run: Any, tcp: Any) -> None:
         await polled()
         assert protocol.told[-1] == "resume"
         transport.abort()
+        await protocol.lost
+
+    run(main())
+
+
+@pytest.mark.parametrize("first", [1, 40_000])
+def test_a_large_write_after_a_pause_resumes(run: Any, tcp: Any, first: int) -> None:
+    """What is paused for before it is sent goes out with the next write, all of it."""
+
+    async def main() -> None:
+        ours, theirs = tcp()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        transport, protocol = await connect(Recorder, ours)
+        transport.set_write_buffer_limits(high=first - 1)
+        transport.write(b"x" * first)
+        assert protocol.told[-1] == "pause"
+        transport.write(b"y" * 65_536)
+        total = first + 65_536
+        received = in_thread(receive, theirs, total)
+        await protocol.heard("resume")
+        assert len(await received) == total
+        assert protocol.told == ["made", "pause", "resume"]
+        transport.close()
         await protocol.lost
 
     run(main())
