@@ -765,3 +765,61 @@ def test_closing_the_loop_during_a_handshake(tcp: Any) -> None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         del task, loop
         gc.collect()
+
+
+def test_nothing_is_written_into_a_sendfile(run: Any, tcp: Any, tmp_path: Any) -> None:
+    """Not even when something had to be sent before the file."""
+    content = bytes(range(256)) * 16_384
+    (tmp_path / "file").write_bytes(content)
+
+    async def main(file: Any) -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = tcp()
+        transport, protocol = await connect(Recorder, ours)
+        before = b"b" * (4 << 20)
+        transport.write(before)
+        assert transport.get_write_buffer_size() > 0
+        sending = asyncio.ensure_future(loop.sendfile(transport, file))
+        total = len(before) + len(content)
+        received = bytearray()
+        while len(received) < total:
+            received += await in_thread(theirs.recv, 1 << 16)
+            if not sending.done() and len(received) < total - (1 << 20):
+                with pytest.raises(RuntimeError, match="sendfile is in progress"):
+                    transport.write(b"intruder")
+        assert await sending == len(content)
+        assert received == before + content
+        transport.write(b"after")
+        assert await in_thread(receive, theirs, 5) == b"after"
+        transport.close()
+        await protocol.lost
+
+    with open(tmp_path / "file", "rb") as file:
+        run(main(file))
+
+
+def test_a_sendfile_that_is_cancelled_gives_the_transport_back(
+    run: Any, tcp: Any, tmp_path: Any
+) -> None:
+    (tmp_path / "file").write_bytes(b"f")
+
+    async def main(file: Any) -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = tcp()
+        transport, protocol = await connect(Recorder, ours)
+        transport.write(b"b" * (4 << 20))
+        sending = asyncio.ensure_future(loop.sendfile(transport, file))
+        await asyncio.sleep(0)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert transport.is_reading()
+        transport.write(b"after")
+        total = (4 << 20) + 5
+        received = await in_thread(receive, theirs, total)
+        assert received[-6:] == b"bafter"
+        transport.close()
+        await protocol.lost
+
+    with open(tmp_path / "file", "rb") as file:
+        run(main(file))
