@@ -237,6 +237,14 @@ PyObject *plait_transport_set_limits(PyObject *self, PyObject *args, PyObject *k
         plait_transport_pause_writing(t);
     Py_RETURN_NONE;
 }
+
+/* The transport keeps the future: writes are refused until it is reset. */
+void plait_transport_tell_empty(TransportObject *t)
+{
+    PyObject *waiter = Py_NewRef(t->empty_waiter);
+    plait_transport_finish_waiter(t, &waiter);
+}
+
 const char plait_transport_make_empty_waiter_doc[] =
     PyDoc_STR("_make_empty_waiter($self, /)\n--\n\n"
               "Return a future that is done when all is sent.");
@@ -250,11 +258,8 @@ PyObject *plait_transport_make_empty_waiter(PyObject *self, PyObject *Py_UNUSED(
     if (waiter == NULL)
         return NULL;
     t->empty_waiter = Py_NewRef(waiter);
-    if (t->stream.queued == 0) {
-        PyObject *kept = Py_NewRef(waiter);
-        plait_transport_finish_waiter(t, &t->empty_waiter);
-        t->empty_waiter = kept; /* writes are refused until it is reset */
-    }
+    if (t->stream.queued == 0)
+        plait_transport_tell_empty(t);
     return waiter;
 }
 
