@@ -88,6 +88,7 @@ struct pl_seat {
     /* The parent writes. */
     _Alignas(PL_CACHE_LINE) _Atomic uint32_t handed_back; /* the worker's blocks: id + 1 */
     _Atomic uint32_t retire; /* nonzero: this worker ends once it is idle */
+    _Atomic uint64_t stop;   /* the ticket of the task that is to stop, or 0 */
 };
 
 /* The first bytes of the mapping. Constant after pl_pool_init but for the atomics. */
@@ -271,6 +272,15 @@ bool pl_pool_withdraw(struct pl_pool *pool, uint32_t cell);
 /* Whether a worker has begun the task in a cell that this caller posted. */
 bool pl_pool_claimed(const struct pl_pool *pool, uint32_t cell);
 
+/* Which worker has the task in a cell that this caller posted: false when none has. `since`
+ * is the worker's word for when it began (monotonic nanoseconds), 0 while it has not said so. */
+bool pl_pool_holder(const struct pl_pool *pool, uint32_t cell, uint32_t *seat, int64_t *since);
+
+/* Asks the worker that has a task to stop that task, and no other: the request names this
+ * posting of it (its ticket). The caller then signals the worker, which compares. False when
+ * no worker has the task, because it is not claimed yet or has ended. */
+bool pl_pool_stop(struct pl_pool *pool, uint32_t cell, uint32_t *seat);
+
 /* The next finished task: 1 with *cell set, 0 when there is none, or PL_EPROTO with *seat
  * set: that worker must be killed. The caller reads pool->slots[cell] (which a hostile
  * worker may still be changing: load once, check) and gives it back by pl_pool_release. */
@@ -375,6 +385,12 @@ void pl_member_fini(struct pl_member *member);
 /* Claims the next task: 1 with *cell set, 0 when there is none, PL_ECLOSED when the pool (or
  * this seat) ends and nothing is left, PL_EPROTO. */
 int pl_member_take(struct pl_member *member, uint32_t *cell) PL_MUST_CHECK;
+
+/* The name of this posting of a claimed task: never 0, and of no other posting. */
+uint64_t pl_member_ticket(const struct pl_member *member, uint32_t cell);
+
+/* Whether the parent asks for the end of that task. Async-signal-safe. */
+bool pl_member_asked(const struct pl_member *member, uint64_t ticket);
 
 /* Publishes the result that was written into the slot, and rings if the parent asked. */
 void pl_member_done(struct pl_member *member, uint32_t cell);

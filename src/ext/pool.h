@@ -85,9 +85,10 @@ struct plait_pool {
     struct plait_state *state; /* borrows: the module outlives its types' objects */
     bool open;                 /* core is initialised */
     bool closed;               /* no more submits */
-    bool by_value; /* main cannot be imported by workers: cloudpickle for all that is no atom */
-    bool forked;   /* this is a child's copy */
-    bool led;      /* someone leads */
+    bool by_value;    /* main cannot be imported by workers: cloudpickle for all that is no atom */
+    bool interrupted; /* Ctrl+C ended a wait, and nothing was submitted since */
+    bool forked;      /* this is a child's copy */
+    bool led;         /* someone leads */
     bool helper_leads;
     bool helper_there;
     bool asleep; /* the leader sleeps: the eventfd is its to read, no one else's */
@@ -102,6 +103,7 @@ struct plait_pool {
     uint64_t suspects;    /* bit per seat to be killed (seat % 64) */
     PyObject *fn_cache;   /* dict: function -> pickle by reference */
     PyObject *notify;     /* list of futures to be notified */
+    PyObject *again;      /* list of futures that failed and may have tries left */
     PyObject *last_loop;  /* borrows: identity only, the attached loop used last */
     PyObject *broken;     /* exception: why nothing works any more */
     PyObject *dict;

@@ -19,9 +19,25 @@ bool plait_pool_withdraw(struct plait_pool *pool, struct plait_future *f);
 
 /* ---- pool_send.c ---- */
 
+/* A call to be made in a worker; borrows everything. */
+struct plait_call {
+    PyObject *fn;
+    PyObject *const *args;
+    Py_ssize_t nargs;
+    PyObject *kwnames;
+    PyObject *name;  /* for errors, or NULL */
+    PyObject *order; /* what plait._options keeps with the future, or NULL */
+    bool again;      /* a failure goes to the policy first */
+};
+
 /* submit for all ways in: a new future, or NULL with an exception set. */
-struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
-                                       Py_ssize_t nargs, PyObject *kwnames);
+struct plait_future *plait_pool_submit(struct plait_pool *pool, const struct plait_call *call);
+/* Another try of a resting future: 1 when it is under way, 0 when it was cancelled meanwhile,
+ * -1 with an exception set and the future as it was. */
+int plait_pool_resubmit(struct plait_pool *pool, struct plait_future *f,
+                        const struct plait_call *call);
+/* Takes a future out of its rest; what its last try came to is dropped. */
+void plait_pool_unrest(struct plait_future *f);
 /* Moves queued tasks to the board as long as it has room. */
 void plait_pool_feed(struct plait_pool *pool);
 

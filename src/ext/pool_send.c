@@ -1,6 +1,7 @@
 /* pool_send.c - tasks on their way to the workers: encoding, posting, the private queue. */
 #include "pool_parent.h"
 
+#include <errno.h>
 #include <string.h>
 
 #define COPY_WITHOUT_LOCK (1 << 20)
@@ -12,6 +13,7 @@ struct parcel {
     struct pl_block *blocks; /* PyMem */
     uint32_t nblocks;
     uint16_t kind;
+    bool in_block; /* the whole message is in the last of the blocks, too */
 };
 
 static void parcel_drop(struct plait_pool *pool, struct parcel *parcel)
@@ -286,39 +288,13 @@ void plait_pool_feed(struct plait_pool *pool)
     set_hungry(pool);
 }
 
-/* submit for all ways in: a new future, or NULL with an exception set. */
-struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
-                                       Py_ssize_t nargs, PyObject *kwnames)
+/* Puts an encoded task on the board, or into the queue when there is no room. Takes over the
+ * parcel. 0, or -1 with an exception set and nothing done. */
+static int dispatch(struct plait_pool *pool, struct plait_future *f, struct parcel *parcel)
 {
-    if (!plait_pool_accepts(pool))
-        return NULL;
-    if (!PyCallable_Check(fn)) {
-        PyErr_Format(PyExc_TypeError, "fn must be callable, not %.200s", Py_TYPE(fn)->tp_name);
-        return NULL;
-    }
-    struct parcel parcel = {0};
-    struct plait_future *f = NULL;
-    if (encode_task(pool, &parcel, fn, args, nargs, kwnames) < 0)
-        goto unsendable;
-    bool big = parcel.head.len > PL_SLOT_INLINE;
-    if (big) {
-        struct pl_block block;
-        void *data;
-        if (new_block(pool, &parcel, parcel.head.len, &block, &data) < 0)
-            goto unsendable;
-        copy(data, parcel.head.data, parcel.head.len);
-    }
-    f = plait_future_new(pool->state, &plait_pool_keeper);
-    if (f == NULL)
-        goto fail;
-    /* Pickling and copying may have let other threads close the pool. */
-    if (!plait_pool_accepts(pool))
-        goto fail;
-    f->pool = Py_NewRef((PyObject *)pool);
-    f->fn = Py_NewRef(fn);
-    f->task_kind = parcel.kind;
-
+    struct pl_block *message = parcel->in_block ? &parcel->blocks[parcel->nblocks - 1] : NULL;
     uint32_t cell;
+    f->task_kind = parcel->kind;
     int error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
     if (error < 0 && pl_pool_ready(&pool->core)) {
         plait_pool_collect(pool);
@@ -326,16 +302,16 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, Py
     }
     if (error == 0) {
         Py_INCREF(f); /* the cell's */
-        post(pool, f, cell, parcel.head.data, parcel.head.len,
-             big ? &parcel.blocks[parcel.nblocks - 1] : NULL, parcel.blocks, parcel.nblocks);
-        PyMem_Free(parcel.blocks);
+        post(pool, f, cell, parcel->head.data, parcel->head.len, message, parcel->blocks,
+             parcel->nblocks);
+        PyMem_Free(parcel->blocks);
     } else {
-        f->message = PyBytes_FromStringAndSize(big ? NULL : parcel.head.data,
-                                               big ? 0 : (Py_ssize_t)parcel.head.len);
+        f->message = PyBytes_FromStringAndSize(message != NULL ? NULL : parcel->head.data,
+                                               message != NULL ? 0 : (Py_ssize_t)parcel->head.len);
         if (f->message == NULL)
-            goto fail;
-        f->blocks = parcel.blocks;
-        f->nblocks = parcel.nblocks;
+            return -1;
+        f->blocks = parcel->blocks;
+        f->nblocks = parcel->nblocks;
         f->state = PLAIT_QUEUED;
         Py_INCREF(f); /* the queue's */
         if (pool->queue_last != NULL)
@@ -345,8 +321,13 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, Py
         pool->queue_last = f;
         pool->queued++;
     }
-    pool->outstanding++;
-    plait_bytes_free(&parcel.head);
+    plait_bytes_free(&parcel->head);
+    return 0;
+}
+
+/* After a dispatch, when no lock or role is held. */
+static void dispatched(struct plait_pool *pool)
+{
     if (pool->queue_first != NULL) {
         set_hungry(pool);
         if (!pool->helper_there && !pool->led) {
@@ -358,23 +339,67 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, Py
     }
     if (pool->notify != NULL && PyList_GET_SIZE(pool->notify) > 0)
         plait_pool_notify(pool);
+}
+
+/* Encodes a call, into a block if it is large. -1 with an exception set; the parcel is to be
+ * dropped then. */
+static int pack(struct plait_pool *pool, struct parcel *parcel, PyObject *fn, PyObject *const *args,
+                Py_ssize_t nargs, PyObject *kwnames)
+{
+    if (encode_task(pool, parcel, fn, args, nargs, kwnames) < 0)
+        return -1;
+    if (parcel->head.len <= PL_SLOT_INLINE)
+        return 0;
+    struct pl_block block;
+    void *data;
+    if (new_block(pool, parcel, parcel->head.len, &block, &data) < 0)
+        return -1;
+    copy(data, parcel->head.data, parcel->head.len);
+    parcel->in_block = true;
+    return 0;
+}
+
+struct plait_future *plait_pool_submit(struct plait_pool *pool, const struct plait_call *call)
+{
+    if (!plait_pool_accepts(pool))
+        return NULL;
+    if (!PyCallable_Check(call->fn)) {
+        PyErr_Format(PyExc_TypeError, "fn must be callable, not %.200s",
+                     Py_TYPE(call->fn)->tp_name);
+        return NULL;
+    }
+    struct parcel parcel = {0};
+    struct plait_future *f = NULL;
+    if (pack(pool, &parcel, call->fn, call->args, call->nargs, call->kwnames) < 0)
+        goto unsendable;
+    f = plait_future_new(pool->state, &plait_pool_keeper);
+    if (f == NULL)
+        goto fail;
+    /* Pickling and copying may have let other threads close the pool. */
+    if (!plait_pool_accepts(pool))
+        goto fail;
+    f->pool = Py_NewRef((PyObject *)pool);
+    f->fn = Py_NewRef(call->fn);
+    f->name = Py_XNewRef(call->name);
+    f->order = Py_XNewRef(call->order);
+    f->again = call->again;
+    if (dispatch(pool, f, &parcel) < 0)
+        goto fail;
+    pool->outstanding++;
+    pool->interrupted = false;
+    dispatched(pool);
     return f;
 
 unsendable:
     /* What cannot be sent is the task's own failure, as concurrent.futures has it; only what
      * is no Exception (an interrupt) leaves by here. */
     if (PyErr_ExceptionMatches(PyExc_Exception)) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
+        PyObject *error = plait_take_exception();
         f = plait_future_new(pool->state, &plait_pool_keeper);
         if (f != NULL) {
-            f->exception = Py_XNewRef(value);
+            f->exception = error;
             plait_future_end(f, false);
         }
-        Py_XDECREF(type);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
         parcel_drop(pool, &parcel);
         return f;
     }
@@ -385,4 +410,39 @@ fail:
         Py_DECREF(f);
     }
     return NULL;
+}
+
+void plait_pool_unrest(struct plait_future *f)
+{
+    PyObject *old[] = {f->exception, f->message, f->block, f->buffers};
+    f->resting = false;
+    f->kind = 0;
+    f->exception = f->message = f->block = f->buffers = NULL;
+    for (size_t i = 0; i < PL_ARRAY_LEN(old); i++)
+        Py_XDECREF(old[i]);
+}
+
+int plait_pool_resubmit(struct plait_pool *pool, struct plait_future *f,
+                        const struct plait_call *call)
+{
+    struct parcel parcel = {0};
+    int error = pack(pool, &parcel, call->fn, call->args, call->nargs, call->kwnames);
+    if (!f->resting) {
+        /* It was cancelled meanwhile, or while its arguments were pickled. */
+        PyErr_Clear();
+        parcel_drop(pool, &parcel);
+        return 0;
+    }
+    if (error == 0) {
+        f->again = call->again;
+        plait_pool_unrest(f);
+        error = dispatch(pool, f, &parcel);
+        if (error == 0) {
+            dispatched(pool);
+            return 1;
+        }
+        f->resting = true;
+    }
+    parcel_drop(pool, &parcel);
+    return -1;
 }

@@ -74,6 +74,16 @@ static uint32_t arm_for(const struct plait_pool *pool, const struct plait_future
     return f != NULL ? PL_ARM_ANY : PL_ARM_DRY;
 }
 
+/* Runs the handlers of signals, and remembers a Ctrl+C: shutdown will not wait then. */
+static int check_signals(struct plait_pool *pool)
+{
+    if (PyErr_CheckSignals() == 0)
+        return 0;
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        pool->interrupted = true;
+    return -1;
+}
+
 static int64_t time_left(int64_t deadline)
 {
     if (deadline < 0)
@@ -98,8 +108,8 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
     uint32_t tags = 0;
     for (;;) {
         plait_pool_collect(pool);
-        if (PyList_GET_SIZE(pool->notify) > 0 || pool->suspects != 0 ||
-            (f != NULL ? plait_future_done(f) : pool->outstanding == 0)) {
+        if (PyList_GET_SIZE(pool->notify) > 0 || PyList_GET_SIZE(pool->again) > 0 ||
+            pool->suspects != 0 || (f != NULL ? plait_future_done(f) : pool->outstanding == 0)) {
             put_down(pool);
             return 1;
         }
@@ -128,7 +138,7 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
         if (n == -EINTR) {
             put_down(pool);
             plait_pool_hand_over(pool);
-            return PyErr_CheckSignals() < 0 ? -1 : 1;
+            return check_signals(pool) < 0 ? -1 : 1;
         }
         if (n < 0) {
             put_down(pool);
@@ -219,7 +229,7 @@ int plait_pool_wait_for(PyObject *self, struct plait_future *f, int64_t deadline
             break;
         }
         signalled = follow(pool, f, left) == -EINTR;
-        if (signalled && PyErr_CheckSignals() < 0) {
+        if (signalled && check_signals(pool) < 0) {
             result = -1;
             break;
         }
@@ -312,7 +322,7 @@ PyObject *plait_pool_wait_idle(PyObject *self, PyObject *arg)
         int64_t left = time_left(deadline);
         if (left < 0 || left > 10000000)
             left = 10000000;
-        if (follow(pool, NULL, left) == -EINTR && PyErr_CheckSignals() < 0)
+        if (follow(pool, NULL, left) == -EINTR && check_signals(pool) < 0)
             return NULL;
         Py_RETURN_NONE;
     }
@@ -327,7 +337,7 @@ PyObject *plait_pool_wait_idle(PyObject *self, PyObject *arg)
         int n;
         int64_t left = time_left(deadline);
         Py_BEGIN_ALLOW_THREADS n = pl_pool_wait(&pool->core, left, &tags);
-        Py_END_ALLOW_THREADS if (n == -EINTR && PyErr_CheckSignals() < 0) return NULL;
+        Py_END_ALLOW_THREADS if (n == -EINTR && check_signals(pool) < 0) return NULL;
     }
     if (round < 0 || plait_pool_tend(pool, tags) < 0)
         return NULL;

@@ -12,13 +12,18 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, low_mark, load, "
-                                    "dump, /)\n--\n\nServe a pool's tasks until it closes.";
+const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, low_mark, "
+                                    "stackfd, load, dump, install, /)\n--\n\n"
+                                    "Serve a pool's tasks until it closes.";
 
 #define MAX_KNOWN 1024
 
 struct worker {
     struct plait_state *state;
+    uint64_t ticket;   /* of the task that may be stopped now; 0: none */
+    uint64_t told;     /* the one that has been told to stop */
+    int stackfd;       /* where signals leave the Python stack */
+    PyObject *stopped; /* the exception TaskStopped */
     struct pl_member member;
     PyObject *load;  /* bytes -> function */
     PyObject *dump;  /* exception -> bytes */
@@ -375,10 +380,12 @@ static int serve_one(struct worker *w, uint32_t cell)
     struct held held = {0};
     int64_t start = w->member.sys->now();
     atomic_store_explicit(&w->member.mine->started, start, memory_order_relaxed); /* a hint */
+    w->ticket = pl_member_ticket(&w->member, cell);
     PyObject *value = run_task(w, slot, &held);
     int error = -1;
     if (value != NULL)
         error = put_value(w, slot, value, &held);
+    w->ticket = 0; /* from here on the task is over, and nothing may hit the next one */
     if (error < 0) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_SystemError, "a task ended without a result");
@@ -388,8 +395,50 @@ static int serve_one(struct worker *w, uint32_t cell)
     if (error < 0)
         return -1;
     slot->run_ns = w->member.sys->now() - start;
+    /* Relaxed: pl_member_done's release comes before the next claim. */
+    atomic_store_explicit(&w->member.mine->started, 0, memory_order_relaxed);
     pl_member_done(&w->member, cell);
     return 0;
+}
+
+/* ---- being stopped ---- */
+
+/* Runs as the Python handler of the pool's signal, between two byte codes of whatever the
+ * main thread does: in the task, or in the loop around it. */
+static PyObject *on_stop(PyObject *capsule, PyObject *Py_UNUSED(args))
+{
+    struct worker *w = PyCapsule_GetPointer(capsule, NULL);
+    if (w == NULL)
+        return NULL;
+    if (w->ticket == w->told || !pl_member_asked(&w->member, w->ticket)) {
+        /* Meant for a task that is over, or not by us: the stack that the signal left is of no
+         * use to anyone. Without the descriptor there is nothing to clear. */
+        if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
+            w->stackfd = -1;
+        Py_RETURN_NONE;
+    }
+    w->told = w->ticket;
+    PyErr_SetString(w->stopped, "the task was stopped");
+    return NULL;
+}
+
+static PyMethodDef on_stop_def = {"on_stop", on_stop, METH_VARARGS, NULL};
+
+/* Hands the handler to Python's side, which installs it. */
+static int install_stop(struct worker *w, PyObject *install)
+{
+    PyObject *exceptions = PyImport_ImportModule("plait._exceptions");
+    if (exceptions == NULL)
+        return -1;
+    w->stopped = PyObject_GetAttrString(exceptions, "TaskStopped");
+    Py_DECREF(exceptions);
+    PyObject *capsule = w->stopped == NULL ? NULL : PyCapsule_New(w, NULL, NULL);
+    PyObject *handler = capsule == NULL ? NULL : PyCFunction_New(&on_stop_def, capsule);
+    PyObject *told = handler == NULL ? NULL : PyObject_CallOneArg(install, handler);
+    Py_XDECREF(capsule);
+    Py_XDECREF(handler);
+    Py_XDECREF(told);
+    return told == NULL ? -1 : 0;
 }
 
 PyObject *plait_worker_run(PyObject *module, PyObject *args)
@@ -399,7 +448,9 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     int eventfd;
     unsigned int seat;
     unsigned long long low_mark;
-    if (!PyArg_ParseTuple(args, "iiIKOO", &memfd, &eventfd, &seat, &low_mark, &w.load, &w.dump))
+    PyObject *install;
+    if (!PyArg_ParseTuple(args, "iiIKiOOO", &memfd, &eventfd, &seat, &low_mark, &w.stackfd, &w.load,
+                          &w.dump, &install))
         return NULL;
     void *base;
     uint64_t total;
@@ -410,7 +461,7 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     if (error < 0)
         return plait_raise(w.state, error, "joining a pool");
     w.known = PyDict_New();
-    if (w.known == NULL)
+    if (w.known == NULL || install_stop(&w, install) < 0)
         return NULL;
     for (;;) {
         uint32_t cell;
@@ -428,13 +479,23 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
         Py_BEGIN_ALLOW_THREADS error = pl_member_wait(&w.member);
         Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) break;
     }
+    /* From here on the signal means nothing: the handler must not find a struct that is gone. */
+    PyObject *failure = plait_take_exception();
+    PyObject *told = PyObject_CallOneArg(install, Py_None);
+    if (told == NULL)
+        PyErr_WriteUnraisable(install);
+    Py_XDECREF(told);
+    Py_XDECREF(w.stopped);
     /* Blocks that objects of the user's still hold point at w.member's memory, so neither the
      * mapping nor they are touched: the process ends after this. */
     Py_XDECREF(w.last_fn);
     PyMem_Free(w.last_code);
     Py_DECREF(w.known);
-    if (PyErr_Occurred())
+    if (failure != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(failure), failure);
+        Py_DECREF(failure);
         return NULL;
+    }
     Py_RETURN_NONE;
 }
 

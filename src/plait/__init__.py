@@ -6,6 +6,8 @@ from ._core import __version__ as __version__
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
 from ._exceptions import RemoteError as RemoteError
+from ._exceptions import TaskStopped as TaskStopped
+from ._exceptions import TaskTimeout as TaskTimeout
 from ._exceptions import WorkerDied as WorkerDied
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
@@ -21,6 +23,8 @@ __all__ = [
     "PoolBroken",
     "ProcessPool",
     "RemoteError",
+    "TaskStopped",
+    "TaskTimeout",
     "WorkerDied",
     "__version__",
     "install",

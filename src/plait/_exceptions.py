@@ -1,7 +1,10 @@
 """The exceptions of plait.
 
-Exception
- └── PlaitError
+BaseException
+ ├── TaskStopped           raised inside of a task that is to stop
+ └── Exception
+     └── PlaitError
+      ├── TaskTimeout      a task ran for longer than it was given
       ├── WorkerDied       a worker process ended while it ran a task
       ├── PoolBroken       a pool cannot start workers any more
       └── RemoteError      a task raised what cannot be sent between processes
@@ -12,11 +15,53 @@ from __future__ import annotations
 import signal as _signal
 from concurrent.futures import BrokenExecutor
 
-__all__ = ["PlaitError", "PoolBroken", "RemoteError", "RemoteTraceback", "WorkerDied"]
+__all__ = [
+    "PlaitError",
+    "PoolBroken",
+    "RemoteError",
+    "RemoteTraceback",
+    "TaskStopped",
+    "TaskTimeout",
+    "WorkerDied",
+]
 
 
 class PlaitError(Exception):
     """Base class of the errors that plait itself raises."""
+
+
+class TaskStopped(BaseException):
+    """Raised inside of a task that was cancelled or ran out of time.
+
+    It is no Exception, so that ``except Exception`` does not keep the task going. A task may
+    catch it to clean up, and should then let it go on: what ignores it is killed.
+    """
+
+
+class TaskTimeout(PlaitError, TimeoutError):
+    """A task ran for longer than it was given, and was stopped.
+
+    Its ``__cause__`` tells where the task was when the exception reached it.
+
+    Attributes:
+        task: name of the task, or None.
+        timeout: seconds that it was given.
+        stack: the Python stack of the worker when the task had to be killed, or None.
+    """
+
+    def __init__(
+        self, task: str | None = None, timeout: float | None = None, stack: str | None = None
+    ) -> None:
+        super().__init__(task, timeout, stack)
+        self.task = task
+        self.timeout = timeout
+        self.stack = stack
+
+    def __str__(self) -> str:
+        text = f"{self.task or 'a task'} ran for longer than {self.timeout} s and was stopped"
+        if self.stack:
+            text += f"; its Python stack:\n{self.stack}"
+        return text
 
 
 class WorkerDied(PlaitError):
@@ -27,7 +72,8 @@ class WorkerDied(PlaitError):
         exitcode: its exit code, or None when a signal ended it or nothing is known.
         signal: number of the signal that ended it, or None.
         peak_memory: largest resident size of the worker in bytes, or None if unknown.
-        task: name of the function that it ran, or None.
+        task: name of the task that it ran, or None.
+        stack: its Python stack when a fault ended it, or None.
     """
 
     def __init__(
@@ -37,13 +83,15 @@ class WorkerDied(PlaitError):
         signal: int | None = None,
         peak_memory: int | None = None,
         task: str | None = None,
+        stack: str | None = None,
     ) -> None:
-        super().__init__(pid, exitcode, signal, peak_memory, task)
+        super().__init__(pid, exitcode, signal, peak_memory, task, stack)
         self.pid = pid
         self.exitcode = exitcode
         self.signal = signal
         self.peak_memory = peak_memory
         self.task = task
+        self.stack = stack
 
     def __str__(self) -> str:
         if self.signal is not None:
@@ -61,6 +109,8 @@ class WorkerDied(PlaitError):
             text += f" while it ran {self.task}"
         if self.peak_memory is not None:
             text += f" (peak memory {self.peak_memory / 1048576:.1f} MiB)"
+        if self.stack:
+            text += f"; its Python stack:\n{self.stack}"
         return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import signal
@@ -94,7 +95,30 @@ def dump_exception(error: BaseException) -> bytes:
     return pickle.dumps((data, f"{kind.__module__}.{kind.__qualname__}", message, text), 5)
 
 
-def serve(data: dict[str, Any], seat: int, low_mark: int, control: socket.socket) -> int:
+STOP_SIGNAL = signal.SIGURG
+"""Asks a worker to stop its task. Ignored by default, so it harms nobody who is not ready."""
+
+
+def watch_faults(stackfd: int, handler: Any) -> None:
+    """Have faults leave the Python stack in a file, and the pool's signal do so, too.
+
+    The signal does both: its C half writes the stack, even while the interpreter hangs in
+    foreign code, and then `handler` runs when the interpreter gets to it.
+    """
+    import faulthandler
+
+    if handler is None:
+        faulthandler.unregister(STOP_SIGNAL)
+        signal.signal(STOP_SIGNAL, signal.SIG_IGN)
+        return
+    faulthandler.enable(stackfd, all_threads=False)
+    signal.signal(STOP_SIGNAL, handler)
+    faulthandler.register(STOP_SIGNAL, stackfd, all_threads=False, chain=True)
+
+
+def serve(
+    data: dict[str, Any], seat: int, low_mark: int, control: socket.socket, stackfd: int
+) -> int:
     """Be a worker until the pool ends.
 
     Returns:
@@ -118,7 +142,16 @@ def serve(data: dict[str, Any], seat: int, low_mark: int, control: socket.socket
         return 1
     send(control, HEAD.pack(b"R", seat, os.getpid(), 0, 0, 0))
     control.close()
-    _core.worker_run(data["memfd"], data["eventfd"], seat, low_mark, load_function, dump_exception)
+    _core.worker_run(
+        data["memfd"],
+        data["eventfd"],
+        seat,
+        low_mark,
+        stackfd,
+        load_function,
+        dump_exception,
+        functools.partial(watch_faults, stackfd),
+    )
     return 0
 
 
