@@ -123,7 +123,8 @@ struct pl_share {
     _Alignas(PL_CACHE_LINE) _Atomic uint64_t spinning[PL_SEAT_WORDS];
 };
 
-_Static_assert(offsetof(struct pl_share, tail) == 128, "the layout is shared");
+#define PL_SHARE_CONSTANTS 128 /* bytes of the header that never change */
+_Static_assert(offsetof(struct pl_share, tail) == PL_SHARE_CONSTANTS, "the layout is shared");
 _Static_assert(offsetof(struct pl_share, head) == 192, "the layout is shared");
 _Static_assert(offsetof(struct pl_share, armed) == 256, "the layout is shared");
 
@@ -228,9 +229,11 @@ struct pl_pool {
     struct pl_cell *cells;        /* owns */
     struct pl_parent_seat *seats; /* owns */
     struct pl_heap heap;
-    int64_t mean_ns; /* moving average of run_ns; -1 while unknown */
-    bool owed_wake;  /* a post left a parked worker asleep although work waits */
-    uint64_t wakes;  /* figures */
+    int64_t mean_ns;                             /* moving average of run_ns; -1 while unknown */
+    bool closing;                                /* pl_pool_close was called */
+    unsigned char constants[PL_SHARE_CONSTANTS]; /* the header's, should a worker spoil it */
+    bool owed_wake; /* a post left a parked worker asleep although work waits */
+    uint64_t wakes; /* figures */
     uint64_t waits;
     uint64_t posted;
     uint64_t finished;
@@ -370,6 +373,7 @@ struct pl_member {
     struct pl_heap heap;
     uint32_t nslots;
     uint32_t line_size;
+    bool mute;      /* the eventfd is gone: only this worker's end can wake the parent */
     uint64_t parks; /* figures */
     uint64_t spins;
 };

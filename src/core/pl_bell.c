@@ -131,6 +131,7 @@ void pl__bell_ring_all(struct pl_pool *pool)
 
 void pl_pool_close(struct pl_pool *pool)
 {
+    pool->closing = true;
     /* seq_cst: as the tail, the other half of the Dekker in pl_member_wait. */
     atomic_store_explicit(&pool->share->closing, 1, memory_order_seq_cst);
     pl__bell_ring_all(pool);
@@ -264,7 +265,9 @@ int pl_member_wait(struct pl_member *member)
         atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) != PL_ARM_NONE) {
         uint64_t one = 1;
         /* A full counter means that the parent has enough to wake up for. */
-        (void)member->sys->write(member->eventfd, &one, sizeof(one));
+        pl__member_told(member, member->sys->write(member->eventfd, &one, sizeof(one)));
+        if (member->mute)
+            return 0;
     }
     member->parks++;
     int error = member->sys->futex_wait((uint32_t *)&member->mine->bell, bell, -1);

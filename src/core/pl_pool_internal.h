@@ -4,6 +4,8 @@
 
 #include "pl_internal.h"
 
+#include <errno.h>
+
 /* ---- pl_slot.state: status in bits 0-7, seat in 8-23, position in 24-63 ---- */
 
 enum pl__status {
@@ -73,6 +75,19 @@ void pl__blocks_recall(struct pl_pool *pool, uint32_t cell);
 int pl__blocks_collect(struct pl_pool *pool, uint32_t *seat);
 /* The same for one seat, and then all that its dead worker held; orphans its views. */
 void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat);
+
+/* ---- pl_stop.c ---- */
+
+/* After a worker's end: undoes what it may have written where it had no business. */
+void pl__pool_repair(struct pl_pool *pool);
+
+/* A worker has written to the eventfd. Without it the parent hears of nothing, so the worker
+ * has to end, which the parent does hear of. A full counter is no failure. */
+static inline void pl__member_told(struct pl_member *member, ssize_t written)
+{
+    if (written < 0 && written != -EAGAIN)
+        member->mute = true;
+}
 
 /* ---- pl_bell.c ---- */
 

@@ -43,6 +43,7 @@ int pl_pool_init(struct pl_pool *pool, const struct pl_pool_config *config)
     pool->nslots = share->nslots;
     pool->nseats = share->nseats;
     pool->line_size = share->line_size;
+    memcpy(pool->constants, share, sizeof(pool->constants));
     pool->slots = (struct pl_slot *)(void *)(pool->base + share->slots_at);
     pool->line = (_Atomic uint32_t *)(void *)(pool->base + share->line_at);
     uint64_t slice = pl__slice_at(share, share->nseats);
@@ -338,6 +339,7 @@ enum pl_burial pl_pool_bury(struct pl_pool *pool, uint32_t seat, uint32_t *cell)
     pl__bits_clear(pool->share->parked, seat);
     pl__bits_clear(pool->share->spinning, seat);
     mine->taken = false;
+    pl__pool_repair(pool);
     atomic_fetch_sub_explicit(&pool->share->alive, 1, memory_order_relaxed);
     /* The dead may have been rung for a task that is still there. */
     pl_pool_flush(pool);
@@ -396,6 +398,8 @@ int pl_member_take(struct pl_member *member, uint32_t *cell)
                 return PL_ECLOSED;
             return 0;
         }
+        if (tail - head > member->line_size)
+            return PL_EPROTO; /* someone wrote nonsense there; the parent repairs it */
         uint32_t number = atomic_load_explicit(&member->line[head & (member->line_size - 1)],
                                                memory_order_relaxed); /* ordered by tail */
         if (number >= member->nslots)
@@ -440,7 +444,7 @@ void pl_member_done(struct pl_member *member, uint32_t cell)
             PL_ARM_NONE) {
             uint64_t one = 1;
             /* A full counter means that the parent has enough to wake up for. */
-            (void)member->sys->write(member->eventfd, &one, sizeof(one));
+            pl__member_told(member, member->sys->write(member->eventfd, &one, sizeof(one)));
         }
     }
 }

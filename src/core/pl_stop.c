@@ -1,4 +1,4 @@
-/* pl_stop.c - which worker has a task, and the request to stop it.
+/* pl_stop.c - which worker has a task, the request to stop it, repairs after a worker's end.
  *
  * Each posting of a task has a position in the line that no other posting has: its ticket.
  * The parent writes the ticket into the seat of the worker that has claimed the task and
@@ -6,6 +6,8 @@
  * that comes late, when the worker has the next task already, stops nothing.
  */
 #include "pl_pool_internal.h"
+
+#include <string.h>
 
 bool pl_pool_holder(const struct pl_pool *pool, uint32_t cell, uint32_t *seat, int64_t *since)
 {
@@ -45,4 +47,35 @@ bool pl_member_asked(const struct pl_member *member, uint64_t ticket)
 {
     /* Acquire: partner is pl_pool_stop. */
     return ticket != 0 && atomic_load_explicit(&member->mine->stop, memory_order_acquire) == ticket;
+}
+
+/* ---- repairs ---- */
+
+void pl__pool_repair(struct pl_pool *pool)
+{
+    struct pl_share *share = pool->share;
+    /* The other workers read the constants when they start, the tail and the head always. */
+    if (memcmp(share, pool->constants, sizeof(pool->constants)) != 0)
+        memcpy(share, pool->constants, sizeof(pool->constants));
+    if (atomic_load_explicit(&share->tail, memory_order_relaxed) != pool->tail)
+        atomic_store_explicit(&share->tail, pool->tail, memory_order_seq_cst);
+    if (!pool->closing && atomic_load_explicit(&share->closing, memory_order_relaxed) != 0)
+        atomic_store_explicit(&share->closing, 0, memory_order_seq_cst);
+    uint64_t first = pool->tail;
+    for (uint32_t i = 0; i < pool->nslots; i++) {
+        uint64_t pos = pool->cells[i].pos;
+        if (pool->cells[i].state == PL_CELL_POSTED && pos < first &&
+            atomic_load_explicit(&pool->slots[i].state, memory_order_relaxed) ==
+                pl__state(PL__READY, 0, pos))
+            first = pos;
+    }
+    uint64_t head = atomic_load_explicit(&share->head, memory_order_relaxed);
+    /* A head that lies behind is fine: workers pass over what is not ready. One that lies
+     * beyond a task that waits would hide it for ever. A worker that moves the head at this
+     * very moment does so by compare-and-swap from what it saw, so neither undoes the other
+     * for long: at worst it skips nothing that is ready. */
+    if (head > first || pool->tail - head > pool->line_size) {
+        atomic_store_explicit(&share->head, first, memory_order_seq_cst);
+        pool->owed_wake = true;
+    }
 }

@@ -9,11 +9,12 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
 const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, low_mark, "
-                                    "stackfd, load, dump, install, /)\n--\n\n"
+                                    "stackfd, most, load, dump, install, /)\n--\n\n"
                                     "Serve a pool's tasks until it closes.";
 
 #define MAX_KNOWN 1024
@@ -22,6 +23,8 @@ struct worker {
     struct plait_state *state;
     uint64_t ticket;   /* of the task that may be stopped now; 0: none */
     uint64_t told;     /* the one that has been told to stop */
+    uint64_t most;     /* tasks until it ends by itself; 0: no bound */
+    uint32_t *canary;  /* owns: one page that is zero in a child that a task forked */
     int stackfd;       /* where signals leave the Python stack */
     PyObject *stopped; /* the exception TaskStopped */
     struct pl_member member;
@@ -374,6 +377,34 @@ static int put_exception(struct worker *w, struct pl_slot *slot)
     return error;
 }
 
+/* A task has forked and its copy has come back to us: it has no part in the pool. */
+static void leave_if_forked(const struct worker *w)
+{
+    if (*w->canary != 0)
+        return;
+    static const char *const streams[] = {"stdout", "stderr"};
+    PyErr_Clear();
+    for (size_t i = 0; i < PL_ARRAY_LEN(streams); i++) {
+        PyObject *stream = PySys_GetObject(streams[i]); // borrowed
+        PyObject *told = stream == NULL ? NULL : PyObject_CallMethod(stream, "flush", NULL);
+        Py_XDECREF(told);
+        PyErr_Clear();
+    }
+    _exit(0);
+}
+
+static int make_canary(struct worker *w)
+{
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED || madvise(page, 4096, MADV_WIPEONFORK) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    w->canary = page;
+    *w->canary = 1;
+    return 0;
+}
+
 static int serve_one(struct worker *w, uint32_t cell)
 {
     struct pl_slot *slot = &w->member.slots[cell];
@@ -382,9 +413,11 @@ static int serve_one(struct worker *w, uint32_t cell)
     atomic_store_explicit(&w->member.mine->started, start, memory_order_relaxed); /* a hint */
     w->ticket = pl_member_ticket(&w->member, cell);
     PyObject *value = run_task(w, slot, &held);
+    leave_if_forked(w);
     int error = -1;
     if (value != NULL)
         error = put_value(w, slot, value, &held);
+    leave_if_forked(w);
     w->ticket = 0; /* from here on the task is over, and nothing may hit the next one */
     if (error < 0) {
         if (!PyErr_Occurred())
@@ -449,8 +482,9 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     unsigned int seat;
     unsigned long long low_mark;
     PyObject *install;
-    if (!PyArg_ParseTuple(args, "iiIKiOOO", &memfd, &eventfd, &seat, &low_mark, &w.stackfd, &w.load,
-                          &w.dump, &install))
+    unsigned long long most;
+    if (!PyArg_ParseTuple(args, "iiIKiKOOO", &memfd, &eventfd, &seat, &low_mark, &w.stackfd, &most,
+                          &w.load, &w.dump, &install))
         return NULL;
     void *base;
     uint64_t total;
@@ -460,8 +494,9 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     error = pl_member_init(&w.member, NULL, base, total, eventfd, seat, low_mark);
     if (error < 0)
         return plait_raise(w.state, error, "joining a pool");
+    w.most = most;
     w.known = PyDict_New();
-    if (w.known == NULL || install_stop(&w, install) < 0)
+    if (w.known == NULL || make_canary(&w) < 0 || install_stop(&w, install) < 0)
         return NULL;
     for (;;) {
         uint32_t cell;
@@ -469,7 +504,14 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
         if (found == 1) {
             if (serve_one(&w, cell) < 0)
                 break;
-            continue;
+            if (w.most != 0 && --w.most == 0)
+                break;
+            if (!w.member.mute)
+                continue;
+        }
+        if (w.member.mute) {
+            PyErr_SetString(PyExc_RuntimeError, "a task closed the descriptors of its worker");
+            break;
         }
         if (found < 0) {
             if (found != PL_ECLOSED)

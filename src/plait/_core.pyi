@@ -224,6 +224,7 @@ def worker_run(
     seat: int,
     low_mark: int,
     stackfd: int,
+    most: int,
     load: Callable[[bytes], Any],
     dump: Callable[[BaseException], bytes],
     install: Callable[[Any], object],

@@ -40,6 +40,7 @@ STILLBORN_MAX = 5
 """So many workers in a row may end before they are ready; then the pool is broken."""
 
 STACK_MAX = 65536
+MEMORY_LEAST = 64 << 20
 STABLE = 1.0
 """A worker that lived for so many seconds, or did a task, was no failure."""
 
@@ -218,6 +219,10 @@ class ProcessPool(_core.PoolBase, Executor):
             method is not "fork" (workers always begin in a clean process).
         grace: seconds that a task has to end after it was asked to (`Future.cancel`, a timeout);
             then its process is killed.
+        max_tasks_per_worker: a worker ends after so many tasks, and another takes its place.
+        memory_limit: bound in bytes of a worker's private memory (its heap and stacks, the
+            interpreter included; not what lies in the pool's shared memory). An allocation
+            beyond it raises MemoryError in the task; the worker goes on.
         shared_memory: bound in bytes of what tasks, and the results of each worker, may have
             in shared memory at once; None for half of the machine's memory.
 
@@ -241,6 +246,8 @@ class ProcessPool(_core.PoolBase, Executor):
         mp_context: Any = None,
         shared_memory: int | None = None,
         grace: float = 1.0,
+        max_tasks_per_worker: int | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         if workers is None:
             workers = default_workers()
@@ -256,6 +263,16 @@ class ProcessPool(_core.PoolBase, Executor):
             raise TypeError(f"grace must be a number of seconds, not {grace!r}")
         if not 0 <= grace < float("inf"):
             raise ValueError(f"grace must be finite and at least 0 seconds, not {grace}")
+        for what, value, least in (
+            ("max_tasks_per_worker", max_tasks_per_worker, 1),
+            ("memory_limit", memory_limit, MEMORY_LEAST),
+        ):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{what} must be an int or None, not {value!r}")
+            if not least <= value < 1 << 63:
+                raise ValueError(f"{what} must be at least {least}, not {value}")
         if mp_context is not None and mp_context.get_start_method() == "fork":
             raise ValueError(
                 "mp_context with start method 'fork' is not supported: workers begin in a clean "
@@ -280,6 +297,8 @@ class ProcessPool(_core.PoolBase, Executor):
         self._young_deaths = 0
         self._finished_at_death = 0
         self._grace = float(grace)
+        self._max_tasks = max_tasks_per_worker or 0
+        self._memory_limit = memory_limit or 0
         self._watchdog = Watchdog(self)
         self._resting: set[Any] = set()
         self._stopping: bool | str = False
@@ -372,6 +391,8 @@ class ProcessPool(_core.PoolBase, Executor):
                     "parent": os.getpid(),
                     "main": self._main,
                     "setup": self._setup,
+                    "most": self._max_tasks,
+                    "memory_limit": self._memory_limit,
                 }
             )
             view = memoryview(data)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import pickle
+import resource
 import signal
 import socket
 import sys
@@ -116,6 +118,29 @@ def watch_faults(stackfd: int, handler: Any) -> None:
     faulthandler.register(STOP_SIGNAL, stackfd, all_threads=False, chain=True)
 
 
+def out_of_the_way(fd: int) -> int:
+    """Move a descriptor to a high number.
+
+    A task that closes descriptors by the range and opens others then gets low numbers: what
+    the worker writes to its own descriptor cannot end up in the task's files.
+    """
+    try:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(fd, min(soft, 1024) - 16))
+    except OSError:
+        return fd
+    os.close(fd)
+    return high
+
+
+def limit_memory(limit: int) -> None:
+    """Bound this process's private memory: what goes beyond raises MemoryError."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
 def serve(
     data: dict[str, Any], seat: int, low_mark: int, control: socket.socket, stackfd: int
 ) -> int:
@@ -130,7 +155,10 @@ def serve(
     if data["main"] is not None:
         main = MainModule(data["main"])
         sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    stackfd = out_of_the_way(stackfd)
     try:
+        if data["memory_limit"]:
+            limit_memory(data["memory_limit"])
         initializer, initargs = load_setup(data)
         if initializer is not None:
             initializer(*initargs)
@@ -144,10 +172,11 @@ def serve(
     control.close()
     _core.worker_run(
         data["memfd"],
-        data["eventfd"],
+        out_of_the_way(data["eventfd"]),
         seat,
         low_mark,
         stackfd,
+        data["most"],
         load_function,
         dump_exception,
         functools.partial(watch_faults, stackfd),

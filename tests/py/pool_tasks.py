@@ -254,3 +254,34 @@ def raise_then(path: str, errors: int) -> int:
     if tries <= errors:
         raise ValueError(f"try {tries}")
     return tries
+
+
+def close_descriptors() -> str:
+    os.closerange(3, 65536)
+    return "closed"
+
+
+def fork_and_return() -> int:
+    """Return in both processes."""
+    os.fork()
+    return os.getpid()
+
+
+def fork_and_raise() -> int:
+    if os.fork() == 0:
+        raise ValueError("in the child")
+    return os.getpid()
+
+
+def spoil_board(offset: int, data: bytes) -> str:
+    """Write into the first page of the pool's memory, as a stray pointer would."""
+    for line in open("/proc/self/maps", encoding="ascii"):
+        if "plait-pool" in line:
+            start = int(line.split("-")[0], 16)
+            ctypes.memmove(start + offset, data, len(data))
+            return "spoilt"
+    raise RuntimeError("no pool's memory here")
+
+
+def eat_memory(n: int) -> int:
+    return len(bytearray(n))
