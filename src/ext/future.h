@@ -79,6 +79,7 @@ struct plait_future {
     /* A process pool's. */
     struct plait_future *next; /* in the pool's queue */
     PyObject *order;           /* what plait._options knows about the task, or NULL */
+    uint64_t turn;             /* in which it was submitted, among those with a priority */
     int32_t priority;
     uint8_t stop; /* enum plait_stop: how it is to end */
     bool again;   /* its order has tries left: an exception goes to policy first */

@@ -191,8 +191,9 @@ static PyObject *pool_open(PyObject *self, PyObject *args)
     unsigned int workers;
     unsigned int slots;
     unsigned long long limit;
+    unsigned long long max_pending;
     int by_value;
-    if (!PyArg_ParseTuple(args, "IIKp", &workers, &slots, &limit, &by_value))
+    if (!PyArg_ParseTuple(args, "IIKpK", &workers, &slots, &limit, &by_value, &max_pending))
         return NULL;
     if (pool->open) {
         PyErr_SetString(PyExc_RuntimeError, "the pool is open");
@@ -206,6 +207,8 @@ static PyObject *pool_open(PyObject *self, PyObject *args)
     if (error < 0)
         return plait_raise(pool->state, error, "making the shared memory of a pool");
     pool->open = true;
+    pool->workers = workers;
+    pool->max_pending = max_pending;
     pool->by_value = by_value != 0;
     return Py_BuildValue("iii", pool->core.memfd, pool->core.eventfd, pool->core.waitfd);
 }
@@ -222,17 +225,21 @@ static PyObject *pool_submit(PyObject *self, PyObject *const *args, Py_ssize_t n
     return (PyObject *)plait_pool_submit(POOL(self), &call);
 }
 
-/* _submit_order(order, name, again, fn, *args, **kwargs) */
+/* _submit_order(order, name, again, priority, fn, *args, **kwargs) */
 static PyObject *pool_submit_order(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                    PyObject *kwnames)
 {
-    if (nargs < 4) {
+    if (nargs < 5) {
         PyErr_SetString(PyExc_TypeError, "submit() needs a callable as its first argument");
         return NULL;
     }
-    struct plait_call call = {.fn = args[3],
-                              .args = args + 4,
-                              .nargs = nargs - 4,
+    long priority = PyLong_AsLong(args[3]);
+    if (priority == -1 && PyErr_Occurred())
+        return NULL;
+    struct plait_call call = {.fn = args[4],
+                              .args = args + 5,
+                              .nargs = nargs - 5,
+                              .priority = (int32_t)priority,
                               .kwnames = kwnames,
                               .order = args[0],
                               .name = args[1],
@@ -441,6 +448,10 @@ static PyObject *pool_recall(PyObject *self, PyObject *Py_UNUSED(ignored))
     for (struct plait_future *f = pool->queue_first; f != NULL; f = f->next)
         if (f->state == PLAIT_QUEUED && PyList_Append(all, (PyObject *)f) < 0)
             goto fail;
+    for (size_t i = 0; i < pool->nheap; i++)
+        if (pool->heap[i].future->state == PLAIT_QUEUED &&
+            PyList_Append(all, (PyObject *)pool->heap[i].future) < 0)
+            goto fail;
     for (uint32_t i = 0; i < pool->core.nslots; i++)
         if (pool->core.cells[i].state == PL_CELL_POSTED &&
             PyList_Append(all, pool->core.cells[i].user) < 0)
@@ -550,24 +561,6 @@ static PyObject *pool_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-static PyObject *pool_figures(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct plait_pool *pool = POOL(self);
-    if (!plait_pool_usable(pool))
-        return NULL;
-    uint32_t parked = 0;
-    for (int i = 0; i < PL_SEAT_WORDS; i++)
-        parked += (uint32_t)__builtin_popcountll(
-            atomic_load_explicit(&pool->core.share->parked[i], memory_order_relaxed));
-    return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:L}", "posted", (unsigned long long)pool->core.posted,
-        "finished", (unsigned long long)pool->core.finished, "queued",
-        (unsigned long long)pool->queued, "outstanding", (unsigned long long)pool->outstanding,
-        "wakes", (unsigned long long)pool->core.wakes, "arena_used",
-        (unsigned long long)pool->core.heap.used, "parked", parked, "mean_ns",
-        (long long)pool->core.mean_ns);
-}
-
 static PyObject *pool_get_outstanding(PyObject *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromUnsignedLongLong(POOL(self)->outstanding);
@@ -641,6 +634,7 @@ static void pool_dealloc(PyObject *self)
     PyObject_GC_UnTrack(self);
     /* Futures that are under way hold a reference, so none is left. */
     pl_pool_fini(&pool->core);
+    PyMem_Free(pool->heap);
     pool->open = false;
     (void)pool_clear(self);
     type->tp_free(self);
@@ -685,7 +679,8 @@ static PyMethodDef pool_methods[] = {
     {"_forget_loop", pool_detach_loops, METH_NOARGS, NULL},
     {"_helper_is", pool_helper_is, METH_O, NULL},
     {"_after_fork", pool_after_fork, METH_NOARGS, NULL},
-    {"_figures", pool_figures, METH_NOARGS, NULL},
+    {"_figures", plait_pool_figures, METH_NOARGS, NULL},
+    {"_running", plait_pool_running, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -15,6 +15,14 @@ static void defer(struct plait_pool *pool, struct plait_future *f)
 
 void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool cancelled)
 {
+    if (cancelled)
+        pool->ended_cancelled++;
+    else if (f->stop == PLAIT_STOP_FAIL)
+        pool->ended_timed_out++;
+    else if (f->exception != NULL || f->kind == PLAIT_EXCEPTION)
+        pool->ended_failed++;
+    else
+        pool->ended_done++;
     plait_future_end(f, cancelled);
     pool->outstanding--;
     if (f->watched) {
@@ -174,6 +182,8 @@ void plait_pool_finish(struct plait_pool *pool, uint32_t cell, uint32_t seat)
         else
             Py_XDECREF(error);
     }
+    plait_figures_add(&pool->waited, pool->core.slots[cell].posted);
+    plait_figures_add(&pool->ran, pool->core.slots[cell].run_ns);
     pl_pool_release(&pool->core, cell);
     if (f->stop != PLAIT_STOP_NONE)
         finish_stopped(pool, f);

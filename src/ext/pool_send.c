@@ -237,6 +237,7 @@ static void post(struct plait_pool *pool, struct plait_future *f, uint32_t cell,
     struct pl_slot *slot = &pool->core.slots[cell];
     slot->kind = f->task_kind;
     slot->flags = 0;
+    slot->posted = pool->core.sys->now(); /* the worker makes it the time spent waiting */
     slot->len = (uint32_t)len;
     if (message != NULL)
         slot->block = *message;
@@ -251,23 +252,25 @@ static void post(struct plait_pool *pool, struct plait_future *f, uint32_t cell,
 
 static void set_hungry(struct plait_pool *pool)
 {
-    pl_pool_hungry(&pool->core, pool->queue_first != NULL);
+    pl_pool_hungry(&pool->core, !plait_queue_empty(pool));
 }
 
 /* Moves queued tasks to the board as long as it has room. */
 void plait_pool_feed(struct plait_pool *pool)
 {
-    if (pool->queue_first == NULL)
+    if (plait_queue_empty(pool))
         return;
-    while (pool->queue_first != NULL) {
-        struct plait_future *f = pool->queue_first;
+    struct plait_future *f;
+    while ((f = plait_queue_first(pool)) != NULL) {
         uint32_t cell;
-        if (f->state == PLAIT_QUEUED && pl_pool_stage(&pool->core, f, &cell) < 0)
-            return;
-        pool->queue_first = f->next;
-        if (pool->queue_first == NULL)
-            pool->queue_last = NULL;
-        f->next = NULL;
+        if (f->state == PLAIT_QUEUED) {
+            /* With priorities the board is kept short: what is on it cannot be passed. */
+            if (pool->nheap > 0 && pool->core.cells_used >= 3 * pool->workers)
+                break;
+            if (pl_pool_stage(&pool->core, f, &cell) < 0)
+                return;
+        }
+        (void)plait_queue_take(pool); /* f, whose reference is ours now */
         if (f->state != PLAIT_QUEUED) {
             Py_DECREF(f); /* cancelled while it waited; pool->queued knows */
             continue;
@@ -295,10 +298,11 @@ static int dispatch(struct plait_pool *pool, struct plait_future *f, struct parc
     struct pl_block *message = parcel->in_block ? &parcel->blocks[parcel->nblocks - 1] : NULL;
     uint32_t cell;
     f->task_kind = parcel->kind;
-    int error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
-    if (error < 0 && pl_pool_ready(&pool->core)) {
+    bool ranked = f->priority != 0;
+    int error = ranked || !plait_queue_empty(pool) ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
+    if (error < 0 && !ranked && pl_pool_ready(&pool->core)) {
         plait_pool_collect(pool);
-        error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
+        error = !plait_queue_empty(pool) ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
     }
     if (error == 0) {
         Py_INCREF(f); /* the cell's */
@@ -313,13 +317,16 @@ static int dispatch(struct plait_pool *pool, struct plait_future *f, struct parc
         f->blocks = parcel->blocks;
         f->nblocks = parcel->nblocks;
         f->state = PLAIT_QUEUED;
-        Py_INCREF(f); /* the queue's */
-        if (pool->queue_last != NULL)
-            pool->queue_last->next = f;
-        else
-            pool->queue_first = f;
-        pool->queue_last = f;
-        pool->queued++;
+        if (plait_queue_add(pool, f) < 0) {
+            f->blocks = NULL;
+            f->nblocks = 0;
+            Py_CLEAR(f->message);
+            return -1;
+        }
+        if (ranked) {
+            plait_queue_recall(pool, f->priority);
+            plait_pool_feed(pool);
+        }
     }
     plait_bytes_free(&parcel->head);
     return 0;
@@ -328,7 +335,7 @@ static int dispatch(struct plait_pool *pool, struct plait_future *f, struct parc
 /* After a dispatch, when no lock or role is held. */
 static void dispatched(struct plait_pool *pool)
 {
-    if (pool->queue_first != NULL) {
+    if (!plait_queue_empty(pool)) {
         set_hungry(pool);
         if (!pool->helper_there && !pool->led) {
             PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
@@ -368,6 +375,14 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, const struct pla
                      Py_TYPE(call->fn)->tp_name);
         return NULL;
     }
+    if (pool->max_pending != 0 && pool->outstanding >= pool->max_pending) {
+        PyObject *told = PyObject_CallMethod((PyObject *)pool, "_when_full", NULL);
+        if (told == NULL)
+            return NULL;
+        Py_DECREF(told);
+        if (!plait_pool_accepts(pool))
+            return NULL;
+    }
     struct parcel parcel = {0};
     struct plait_future *f = NULL;
     if (pack(pool, &parcel, call->fn, call->args, call->nargs, call->kwnames) < 0)
@@ -383,6 +398,7 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, const struct pla
     f->name = Py_XNewRef(call->name);
     f->order = Py_XNewRef(call->order);
     f->again = call->again;
+    f->priority = call->priority;
     if (dispatch(pool, f, &parcel) < 0)
         goto fail;
     pool->outstanding++;
@@ -438,6 +454,7 @@ int plait_pool_resubmit(struct plait_pool *pool, struct plait_future *f,
         plait_pool_unrest(f);
         error = dispatch(pool, f, &parcel);
         if (error == 0) {
+            pool->retried++;
             dispatched(pool);
             return 1;
         }

@@ -74,6 +74,15 @@ static uint32_t arm_for(const struct plait_pool *pool, const struct plait_future
     return f != NULL ? PL_ARM_ANY : PL_ARM_DRY;
 }
 
+/* What a wait for no future in particular waits for: the end of everything, or, as long as
+ * new tasks may come, room for one. */
+static bool has_room(const struct plait_pool *pool)
+{
+    if (pool->closed || pool->max_pending == 0)
+        return pool->outstanding == 0;
+    return pool->outstanding < pool->max_pending;
+}
+
 /* Runs the handlers of signals, and remembers a Ctrl+C: shutdown will not wait then. */
 static int check_signals(struct plait_pool *pool)
 {
@@ -109,7 +118,7 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
     for (;;) {
         plait_pool_collect(pool);
         if (PyList_GET_SIZE(pool->notify) > 0 || PyList_GET_SIZE(pool->again) > 0 ||
-            pool->suspects != 0 || (f != NULL ? plait_future_done(f) : pool->outstanding == 0)) {
+            pool->suspects != 0 || (f != NULL ? plait_future_done(f) : has_room(pool))) {
             put_down(pool);
             return 1;
         }
@@ -275,7 +284,7 @@ PyObject *plait_pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (!pool->open || pl_pool_forked(&pool->core))
         Py_RETURN_FALSE;
     bool callbacks = pool->watched > 0;
-    bool backlog = pool->queue_first != NULL || pool->core.owed_wake;
+    bool backlog = !plait_queue_empty(pool) || pool->core.owed_wake;
     if (!pool->led && callbacks) {
         pool->led = pool->helper_leads = true;
         int round = lead_round(pool, NULL, -1);
@@ -288,7 +297,7 @@ PyObject *plait_pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
         /* With a backlog that others will most likely see to, it looks again soon; without,
          * it sleeps until it is called. */
         (void)follow(pool, NULL, backlog ? 1000000 : -1);
-        if (pool->open && !pool->led && (pool->queue_first != NULL || pool->core.owed_wake)) {
+        if (pool->open && !pool->led && (!plait_queue_empty(pool) || pool->core.owed_wake)) {
             plait_pool_collect(pool);
             pl_pool_flush(&pool->core);
         }

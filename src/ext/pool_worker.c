@@ -410,6 +410,7 @@ static int serve_one(struct worker *w, uint32_t cell)
     struct pl_slot *slot = &w->member.slots[cell];
     struct held held = {0};
     int64_t start = w->member.sys->now();
+    int64_t posted = slot->posted;
     atomic_store_explicit(&w->member.mine->started, start, memory_order_relaxed); /* a hint */
     w->ticket = pl_member_ticket(&w->member, cell);
     PyObject *value = run_task(w, slot, &held);
@@ -428,6 +429,7 @@ static int serve_one(struct worker *w, uint32_t cell)
     if (error < 0)
         return -1;
     slot->run_ns = w->member.sys->now() - start;
+    slot->posted = start - posted;
     /* Relaxed: pl_member_done's release comes before the next claim. */
     atomic_store_explicit(&w->member.mine->started, 0, memory_order_relaxed);
     pl_member_done(&w->member, cell);

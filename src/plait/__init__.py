@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._core import __version__ as __version__
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
+from ._exceptions import PoolFull as PoolFull
 from ._exceptions import RemoteError as RemoteError
 from ._exceptions import TaskStopped as TaskStopped
 from ._exceptions import TaskTimeout as TaskTimeout
@@ -21,6 +22,7 @@ __all__ = [
     "Loop",
     "PlaitError",
     "PoolBroken",
+    "PoolFull",
     "ProcessPool",
     "RemoteError",
     "TaskStopped",

@@ -7,6 +7,7 @@ BaseException
       ├── TaskTimeout      a task ran for longer than it was given
       ├── WorkerDied       a worker process ended while it ran a task
       ├── PoolBroken       a pool cannot start workers any more
+      ├── PoolFull         a pool has as many tasks as it may have
       └── RemoteError      a task raised what cannot be sent between processes
 """
 
@@ -18,6 +19,7 @@ from concurrent.futures import BrokenExecutor
 __all__ = [
     "PlaitError",
     "PoolBroken",
+    "PoolFull",
     "RemoteError",
     "RemoteTraceback",
     "TaskStopped",
@@ -116,6 +118,10 @@ class WorkerDied(PlaitError):
 
 class PoolBroken(PlaitError, BrokenExecutor):
     """A pool cannot start workers any more; all that it had to do has failed with this."""
+
+
+class PoolFull(PlaitError):
+    """A pool has as many unfinished tasks as it may have, and was told to refuse more."""
 
 
 class RemoteError(PlaitError):

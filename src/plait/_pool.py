@@ -24,12 +24,14 @@ from . import _core, _worker
 from ._exceptions import (
     PlaitError,
     PoolBroken,
+    PoolFull,
     RemoteError,
     RemoteTraceback,
     TaskTimeout,
     WorkerDied,
 )
 from ._options import Options, Order
+from ._statistics import PoolStatistics, gather
 from ._watchdog import Watchdog
 from ._zygote import HEAD
 
@@ -223,6 +225,10 @@ class ProcessPool(_core.PoolBase, Executor):
         memory_limit: bound in bytes of a worker's private memory (its heap and stacks, the
             interpreter included; not what lies in the pool's shared memory). An allocation
             beyond it raises MemoryError in the task; the worker goes on.
+        max_pending: so many tasks may be unfinished at once; None for no bound.
+        when_full: what submit does beyond that: "block" waits for room, "raise" raises
+            `PoolFull`, and so does "await", for programs on a loop that submit with
+            ``await pool.submit_soon(...)``, which waits for room without blocking the loop.
         shared_memory: bound in bytes of what tasks, and the results of each worker, may have
             in shared memory at once; None for half of the machine's memory.
 
@@ -248,6 +254,8 @@ class ProcessPool(_core.PoolBase, Executor):
         grace: float = 1.0,
         max_tasks_per_worker: int | None = None,
         memory_limit: int | None = None,
+        max_pending: int | None = None,
+        when_full: str = "block",
     ) -> None:
         if workers is None:
             workers = default_workers()
@@ -266,6 +274,7 @@ class ProcessPool(_core.PoolBase, Executor):
         for what, value, least in (
             ("max_tasks_per_worker", max_tasks_per_worker, 1),
             ("memory_limit", memory_limit, MEMORY_LEAST),
+            ("max_pending", max_pending, 1),
         ):
             if value is None:
                 continue
@@ -273,6 +282,8 @@ class ProcessPool(_core.PoolBase, Executor):
                 raise TypeError(f"{what} must be an int or None, not {value!r}")
             if not least <= value < 1 << 63:
                 raise ValueError(f"{what} must be at least {least}, not {value}")
+        if when_full not in ("block", "raise", "await"):
+            raise ValueError(f"when_full must be 'block', 'raise' or 'await', not {when_full!r}")
         if mp_context is not None and mp_context.get_start_method() == "fork":
             raise ValueError(
                 "mp_context with start method 'fork' is not supported: workers begin in a clean "
@@ -297,6 +308,8 @@ class ProcessPool(_core.PoolBase, Executor):
         self._young_deaths = 0
         self._finished_at_death = 0
         self._grace = float(grace)
+        self._max_pending = max_pending or 0
+        self._on_full = when_full
         self._max_tasks = max_tasks_per_worker or 0
         self._memory_limit = memory_limit or 0
         self._watchdog = Watchdog(self)
@@ -311,7 +324,9 @@ class ProcessPool(_core.PoolBase, Executor):
         self._zygote_deaths = 0
         self._setup = setup
         by_value = self._main[0] == "none" and _cloudpickle() is not None
-        memfd, eventfd, waitfd = self._open(workers, 0, shared_memory or 0, by_value)
+        memfd, eventfd, waitfd = self._open(
+            workers, 0, shared_memory or 0, by_value, self._max_pending
+        )
         self._fds = (memfd, eventfd)
         self._waitfd = waitfd
         try:
@@ -668,7 +683,9 @@ class ProcessPool(_core.PoolBase, Executor):
             name = getattr(fn, "__qualname__", None) or repr(fn)
         call = (fn, args, kwargs) if options.retries else None
         order = Order(options.timeout, options.retries, call)
-        future = self._submit_order(order, name, options.retries > 0, fn, *args, **kwargs)
+        future = self._submit_order(
+            order, name, options.retries > 0, options.priority, fn, *args, **kwargs
+        )
         if options.timeout is not None and not future._ended:
             self._watchdog.at(time.monotonic() + options.timeout, "timeout", future)
         return future
@@ -752,6 +769,44 @@ class ProcessPool(_core.PoolBase, Executor):
                     loop.call_soon_threadsafe(self._detach, loop)
 
     # ---- Executor ------------------------------------------------------------------
+
+    def statistics(self) -> PoolStatistics:
+        """How the pool stands: tasks by state and outcome, workers, waiting and running times.
+
+        Any thread may call this; it stops nobody.
+
+        Raises:
+            RuntimeError: the pool belongs to another process.
+        """
+        return gather(self)
+
+    def _when_full(self) -> None:
+        """Called by submit, in its thread, when there is no room."""
+        if self._on_full != "block":
+            advice = "" if self._on_full == "raise" else "; use `await pool.submit_soon(...)`"
+            raise PoolFull(
+                f"{self._outstanding} tasks are unfinished, as many as max_pending allows{advice}"
+            )
+        self._wait_room()
+
+    def _wait_room(self) -> None:
+        while self._outstanding >= self._max_pending and not self._closed:
+            self._wait_idle(-1.0)
+
+    async def submit_soon(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Any:
+        """Submit as soon as there is room, without blocking the event loop.
+
+        Returns:
+            Future: of the task, not yet awaited.
+
+        Raises:
+            RuntimeError: the pool was shut down.
+        """
+        import asyncio
+
+        while self._max_pending and self._outstanding >= self._max_pending and not self._closed:
+            await asyncio.to_thread(self._wait_room)
+        return self.submit(fn, *args, **kwargs)
 
     def options(
         self,

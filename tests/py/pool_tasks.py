@@ -285,3 +285,8 @@ def spoil_board(offset: int, data: bytes) -> str:
 
 def eat_memory(n: int) -> int:
     return len(bytearray(n))
+
+
+def write_line(path: str, text: str) -> None:
+    with open(path, "a", encoding="ascii") as file:
+        file.write(text + "\n")

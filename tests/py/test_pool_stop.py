@@ -213,9 +213,9 @@ def test_timeout(
 
 def test_time_in_the_queue_does_not_count(pool: plait.ProcessPool, gate: Gate) -> None:
     held = gate.hold(pool, 2)
-    futures = [pool.options(timeout=5.0).submit(tasks.plus_one, i) for i in range(20)]
-    short = pool.options(timeout=0.02).submit(tasks.noop)
-    time.sleep(0.1)  # its time passes while nobody runs it
+    futures = [pool.options(timeout=TIMEOUT).submit(tasks.plus_one, i) for i in range(20)]
+    short = pool.options(timeout=0.5).submit(tasks.noop)
+    time.sleep(0.7)  # its time passes while nobody runs it
     gate.open()
     assert short.result(TIMEOUT) is None
     assert [f.result(TIMEOUT) for f in futures] == list(range(1, 21))
@@ -231,10 +231,10 @@ def test_timeouts_need_nobody_who_waits(pool: plait.ProcessPool, tmp_path: pathl
 
 
 def test_map_with_options(pool: plait.ProcessPool, tmp_path: pathlib.Path) -> None:
-    options = pool.options(timeout=0.1)
+    options = pool.options(timeout=TIMEOUT)
     assert list(options.map(tasks.plus_one, range(10), chunksize=3)) == list(range(1, 11))
     with pytest.raises(plait.TaskTimeout):
-        list(options.map(tasks.sleep_long, [str(tmp_path / "here")]))
+        list(pool.options(timeout=0.1).map(tasks.sleep_long, [str(tmp_path / "here")]))
 
 
 def test_long_timeouts_keep_no_futures(pool: plait.ProcessPool) -> None:
@@ -302,6 +302,42 @@ def test_what_waits_for_its_next_try_can_be_cancelled(
     with pytest.raises(concurrent.futures.CancelledError):
         future.result(TIMEOUT)
     assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
+
+
+# ---- priorities --------------------------------------------------------------------
+
+
+def test_priorities(pool: plait.ProcessPool, gate: Gate, tmp_path: pathlib.Path) -> None:
+    held = gate.hold(pool, 2)
+    log = str(tmp_path / "log")
+    futures = []
+    order = [0, 5, -3, 0, 9, 5, -3, 0, 1]
+    with plait.ProcessPool(1) as single:
+        (first,) = gate.hold(single)
+        for i, priority in enumerate(order):
+            futures.append(single.options(priority=priority).submit(tasks.write_line, log, str(i)))
+        gate.open()
+        assert first.result(TIMEOUT) > 0
+        for future in futures:
+            future.result(TIMEOUT)
+    lines = [int(line) for line in pathlib.Path(log).read_text().split()]
+    assert lines == sorted(range(len(order)), key=lambda i: (-order[i], i))
+    assert all(f.result(TIMEOUT) > 0 for f in held)
+
+
+def test_priorities_among_thousands(pool: plait.ProcessPool, gate: Gate) -> None:
+    gate.hold(pool, 2)
+    plain = [pool.submit(tasks.plus_one, i) for i in range(2500)]
+    urgent = [pool.options(priority=i % 7 - 3).submit(tasks.plus_one, i) for i in range(1000)]
+    for future in [*plain[::5], *urgent[::5]]:
+        assert future.cancel()
+    gate.open()
+    for futures in (plain, urgent):
+        for i, future in enumerate(futures):
+            if i % 5 == 0:
+                assert future.cancelled()
+            else:
+                assert future.result(TIMEOUT) == i + 1
 
 
 # ---- the end of the pool -----------------------------------------------------------
