@@ -64,7 +64,7 @@ void plait_pool_hand_over(struct plait_pool *pool)
 /* What the leader should be woken for. */
 static uint32_t arm_for(const struct plait_pool *pool, const struct plait_future *f)
 {
-    if (pool->watched > 0 || pool->closed)
+    if (pool->watched > 0 || pool->closed || (f == NULL && pool->max_pending != 0))
         return PL_ARM_ANY;
     for (const struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
         if (w->future != NULL)
