@@ -17,8 +17,10 @@
 #define PL_H
 
 #include "pl_base.h"
+#include "pl_file.h"
 #include "pl_loop.h"
 #include "pl_pool.h"
 #include "pl_sys.h"
+#include "pl_thread.h"
 
 #endif /* PL_H */

@@ -86,6 +86,7 @@ struct pl_io {
     uint8_t want;       /* what the poller is asked for */
     uint8_t ready;      /* what the poller said and no one has handled */
     bool queued;        /* in the ready queue */
+    bool idle;          /* kept for its registration only, see pl_io_open */
     struct pl_io *late; /* see pl__io_enqueue */
 };
 
@@ -246,7 +247,11 @@ static inline bool pl_timer_active(const struct pl_timer *timer)
 
 /* Takes a place for fd in the loop's table. The kernel is not asked before
  * pl_io_watch. -EEXIST when the loop has that descriptor already, -EBADF for a
- * negative one, -ENOMEM. */
+ * negative one, -ENOMEM.
+ *
+ * An io whose owner sets `idle` keeps its place only so that the next wait costs no call to
+ * the poller: whoever opens the same descriptor takes the place over, as after pl_io_close.
+ * The owner learns that by pl_io_has_place. */
 int pl_io_open(struct pl_loop *loop, struct pl_io *io, int fd, enum pl_io_mode mode,
                void (*run)(struct pl_loop *loop, struct pl_op *op)) PL_MUST_CHECK;
 
@@ -262,8 +267,14 @@ int pl_io_watch(struct pl_loop *loop, struct pl_io *io, unsigned want) PL_MUST_C
  * last until then. */
 void pl_io_close(struct pl_loop *loop, struct pl_io *io);
 
-/* The io that has the descriptor, or NULL. */
+/* The io that has the descriptor, or NULL. An idle one is as good as none. */
 struct pl_io *pl_io_find(struct pl_loop *loop, int fd);
+
+/* Whether io still has the place of its descriptor. */
+static inline bool pl_io_has_place(const struct pl_loop *loop, const struct pl_io *io)
+{
+    return (uint32_t)io->fd < loop->nfds && loop->fds[io->fd].io == io;
+}
 
 /* ---- streams ------------------------------------------------------------ */
 

@@ -20,6 +20,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+struct io_uring_params;
+
 struct pl_sys {
     /* Memory. alloc and realloc return NULL when there is none. */
     void *(*alloc)(size_t size);
@@ -39,6 +41,15 @@ struct pl_sys {
     int (*socketpair)(int domain, int type, int protocol, int fds[2]);
     int (*shutdown)(int fd, int how);
     int (*close)(int fd);
+
+    /* Files, for threads that may block. offset -1: the file's own position. The _cached
+     * calls never wait for a disk: -EAGAIN when they would have to. */
+    int (*open)(const char *path, int flags, unsigned mode);
+    ssize_t (*pread)(int fd, void *buf, size_t len, int64_t offset);
+    ssize_t (*pwrite)(int fd, const void *buf, size_t len, int64_t offset);
+    ssize_t (*pread_cached)(int fd, void *buf, size_t len, int64_t offset);
+    int (*fsync)(int fd);
+    int (*fdatasync)(int fd);
     int (*poll_one)(int fd, short events, int timeout_ms);
 
     /* Poller. wait's timeout is in nanoseconds, -1 for ever. */
@@ -46,6 +57,14 @@ struct pl_sys {
     int (*epoll_ctl)(int epfd, int op, int fd, struct epoll_event *event);
     int (*epoll_wait)(int epfd, struct epoll_event *events, int max, int64_t timeout_ns);
     int (*eventfd)(unsigned initial);
+
+    /* io_uring; -ENOSYS where the headers of the build do not know it. mmap_ring maps a part
+     * of a ring, by its magic offset. */
+    int (*uring_setup)(uint32_t entries, struct io_uring_params *params);
+    int (*uring_enter)(int fd, uint32_t submit, uint32_t least, uint32_t flags, const void *arg,
+                       size_t size);
+    int (*uring_register)(int fd, uint32_t op, void *arg, uint32_t n);
+    int (*mmap_ring)(int fd, size_t size, int64_t offset, void **out);
 
     /* Time. */
     int64_t (*now)(void);

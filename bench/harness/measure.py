@@ -58,7 +58,7 @@ class Plan:
     connections: int = 64
     idle: int = 0
     sizes: tuple[int, ...] = (1024, 102400)
-    styles: tuple[str, ...] = ("protocol", "streams", "sock")
+    styles: tuple[str, ...] = ("protocol", "streams", "sock", "generators", "tls")
     scale: float = 1.0
     memory_connections: int = 10_000
 
@@ -91,6 +91,8 @@ def run_echo(peer: str, style: str, size: int, plan: Plan) -> dict[str, float]:
     command = [str(machine.limits_dir() / "echo_load"), "--size", str(size)]
     command += ["--connections", str(plan.connections), "--idle", str(plan.idle)]
     command += ["--seconds", str(plan.seconds), "--warmup", str(min(0.5, plan.seconds / 4))]
+    if style == "tls" and peer != "C":  # the limit is the plain one
+        command += ["--tls", "1"]
     with machine.server(echo_command(peer, style), server_core) as (pid, port):
         with machine.popen([*command, "--port", str(port)], client_core) as load:
             assert load.stdout is not None
@@ -115,7 +117,13 @@ def run_echo(peer: str, style: str, size: int, plan: Plan) -> dict[str, float]:
 
 def echo_row(style: str, size: int) -> str:
     """Name a row of the echo table."""
-    text = {"protocol": "Protocol", "streams": "streams", "sock": "sock_recv/sock_sendall"}
+    text = {
+        "protocol": "Protocol",
+        "streams": "streams",
+        "sock": "sock_recv/sock_sendall",
+        "generators": "plait.generators",
+        "tls": "TLS, Protocol",
+    }
     amount = f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
     return f"{text[style]}, {amount}"
 
@@ -128,7 +136,9 @@ def measure_echo(plan: Plan) -> list[Series]:
             for style in plan.styles:
                 row = echo_row(style, size)
                 # Each row has its own run of the limit, close in time to what it limits.
-                for peer in ("C", *plan.loops):
+                # Generators as coroutines are plait's alone.
+                peers = [p for p in plan.loops if style != "generators" or p == "plait"]
+                for peer in ("C", *peers):
                     series = found.setdefault((row, peer), Series(row, peer, "requests/s"))
                     if series.error:
                         continue

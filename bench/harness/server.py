@@ -1,4 +1,4 @@
-"""An echo server on one of the loops, written in one of three styles.
+"""An echo server on one of the loops, written in one of four styles.
 
     python -m harness.server --loop plait --style protocol
 
@@ -11,6 +11,9 @@ import argparse
 import asyncio
 import resource
 import socket
+import ssl
+import subprocess
+import tempfile
 from collections.abc import Callable, Coroutine
 from typing import cast
 
@@ -44,6 +47,26 @@ async def serve_protocol() -> None:
     server = await loop.create_server(Echo, "127.0.0.1", 0, backlog=4096)
     announce(server.sockets[0].getsockname()[1])
     # Not serve_forever, which one of the peers does not do.
+    await loop.create_future()
+
+
+def server_context() -> ssl.SSLContext:
+    """Make a context with a certificate of its own, by the openssl command."""
+    with tempfile.TemporaryDirectory() as directory:
+        cert, key = f"{directory}/cert.pem", f"{directory}/key.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"]
+        command += ["ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
+        command += ["-days", "2", "-keyout", key, "-out", cert]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+    return context
+
+
+async def serve_tls() -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Echo, "127.0.0.1", 0, backlog=4096, ssl=server_context())
+    announce(server.sockets[0].getsockname()[1])
     await loop.create_future()
 
 
@@ -88,10 +111,35 @@ async def serve_sock() -> None:
         task.add_done_callback(tasks.discard)
 
 
+async def serve_generators() -> None:
+    from plait import generators
+
+    def talk(conn: socket.socket) -> generators.Strand[None]:
+        with conn:
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                while data := (yield generators.recv(conn, 262144)):
+                    yield generators.send(conn, data)
+            except ConnectionError:
+                pass
+
+    def listen() -> generators.Strand[None]:
+        with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+            listener.setblocking(False)
+            announce(listener.getsockname()[1])
+            while True:
+                conn, _ = yield generators.accept(listener)
+                yield generators.spawn(talk(conn))
+
+    await generators.start(listen())
+
+
 STYLES: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "protocol": serve_protocol,
     "streams": serve_streams,
     "sock": serve_sock,
+    "generators": serve_generators,
+    "tls": serve_tls,
 }
 
 

@@ -2,7 +2,7 @@
  * waits for all of it to come back, compares it, and sends the next.
  *
  *   echo_load --port P [--connections N] [--idle N] [--size BYTES] [--seconds S]
- *             [--warmup S]
+ *             [--warmup S] [--tls 1]
  *
  * Idle connections exchange one message at the start and then only exist. Prints one line
  * of JSON: requests, seconds, rate, latencies in microseconds, the time at which counting
@@ -12,6 +12,7 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdbool.h>
@@ -25,6 +26,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#if ECHO_TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
+
 #define EVENTS 256
 
 /* Latencies in buckets of 1/32 of a power of two: an error below 3 %, no memory per
@@ -32,8 +38,16 @@
 #define SUB 32
 #define BUCKETS (64 * SUB)
 
-struct conn {
+/* One end of a connection; with TLS the engine reads and writes the socket itself. */
+struct line {
     int fd;
+#if ECHO_TLS
+    SSL *ssl; /* owns; NULL without TLS */
+#endif
+};
+
+struct conn {
+    struct line line;
     size_t sent;
     size_t got;
     int64_t began;
@@ -42,7 +56,7 @@ struct conn {
 };
 
 struct options {
-    int port, connections, idle;
+    int port, connections, idle, tls;
     size_t size;
     double seconds, warmup;
 };
@@ -107,20 +121,106 @@ static int dial(int port)
     return fd;
 }
 
+#if ECHO_TLS
+static void secure(struct line *line)
+{
+    static SSL_CTX *context;
+    if (context == NULL) {
+        context = SSL_CTX_new(TLS_client_method());
+        if (context == NULL)
+            fail("SSL_CTX_new");
+        SSL_CTX_set_mode(context,
+                         SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+        /* Whatever has arrived in one system call: the load must not be what is measured. */
+        SSL_CTX_set_read_ahead(context, 1);
+        SSL_CTX_set_default_read_buffer_len(context, 262144);
+    }
+    line->ssl = SSL_new(context);
+    if (line->ssl == NULL || SSL_set_fd(line->ssl, line->fd) != 1 || SSL_connect(line->ssl) != 1) {
+        ERR_print_errors_fp(stderr);
+        fail("the TLS handshake");
+    }
+}
+
+/* As recv and send answer. */
+static ssize_t answer(struct line *line, int r, size_t n)
+{
+    if (r > 0)
+        return (ssize_t)n;
+    int error = SSL_get_error(line->ssl, r);
+    if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
+        errno = EAGAIN;
+    else if (error == SSL_ERROR_ZERO_RETURN)
+        return 0;
+    else if (error != SSL_ERROR_SYSCALL || errno == 0)
+        errno = EPROTO;
+    return -1;
+}
+#endif
+
+static struct line open_line(const struct options *o)
+{
+    struct line line = {.fd = dial(o->port)};
+    if (o->tls) {
+#if ECHO_TLS
+        secure(&line);
+#else
+        errno = 0;
+        fail("built without OpenSSL: no --tls");
+#endif
+    }
+    return line;
+}
+
+static ssize_t put(struct line *line, const char *data, size_t len, int flags)
+{
+#if ECHO_TLS
+    if (line->ssl != NULL) {
+        size_t n = 0;
+        int r = SSL_write_ex(line->ssl, data, len, &n);
+        return answer(line, r, n);
+    }
+#endif
+    return send(line->fd, data, len, MSG_NOSIGNAL | flags);
+}
+
+static ssize_t take(struct line *line, char *buf, size_t len, int flags)
+{
+#if ECHO_TLS
+    if (line->ssl != NULL) {
+        size_t n = 0;
+        int r = SSL_read_ex(line->ssl, buf, len, &n);
+        return answer(line, r, n);
+    }
+#endif
+    return recv(line->fd, buf, len, flags);
+}
+
+/* Whether the engine holds more that the poller will not tell of. */
+static bool has_more(const struct line *line)
+{
+#if ECHO_TLS
+    return line->ssl != NULL && SSL_has_pending(line->ssl);
+#else
+    (void)line;
+    return false;
+#endif
+}
+
 /* One message there and back on a blocking socket, so that the server has met it. */
-static void greet(int fd, const char *message, char *buf, size_t size)
+static void greet(struct line *line, const char *message, char *buf, size_t size)
 {
     size_t sent = 0;
     size_t got = 0;
     while (sent < size) {
-        ssize_t n = send(fd, message + sent, size - sent, MSG_NOSIGNAL);
+        ssize_t n = put(line, message + sent, size - sent, 0);
         if (n <= 0)
             fail("send");
         sent += (size_t)n;
     }
     while (got < size) {
         errno = 0;
-        ssize_t n = recv(fd, buf + got, size - got, 0);
+        ssize_t n = take(line, buf + got, size - got, 0);
         if (n <= 0)
             fail("the server closed a connection or was silent for 20 s");
         got += (size_t)n;
@@ -139,8 +239,8 @@ static const char *message_of(const struct conn *c, const char *pattern)
 static void send_some(int epfd, struct conn *c, const char *pattern, size_t size)
 {
     while (c->sent < size) {
-        ssize_t n = send(c->fd, message_of(c, pattern) + c->sent, size - c->sent,
-                         MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n =
+            put(&c->line, message_of(c, pattern) + c->sent, size - c->sent, MSG_DONTWAIT);
         if (n < 0) {
             if (errno == EINTR)
                 continue;
@@ -153,7 +253,7 @@ static void send_some(int epfd, struct conn *c, const char *pattern, size_t size
     bool blocked = c->sent < size;
     if (blocked != c->blocked) {
         struct epoll_event ev = {.events = EPOLLIN | (blocked ? EPOLLOUT : 0), .data.ptr = c};
-        if (epoll_ctl(epfd, EPOLL_CTL_MOD, c->fd, &ev) < 0)
+        if (epoll_ctl(epfd, EPOLL_CTL_MOD, c->line.fd, &ev) < 0)
             fail("epoll_ctl");
         c->blocked = blocked;
     }
@@ -188,6 +288,8 @@ static struct options parse_options(int argc, char **argv)
             o.size = (size_t)parse(name, value, 1, 1 << 28);
         else if (strcmp(name, "--seconds") == 0)
             o.seconds = parse(name, value, 0.01, 86400);
+        else if (strcmp(name, "--tls") == 0)
+            o.tls = (int)parse(name, value, 0, 1);
         else if (strcmp(name, "--warmup") == 0)
             o.warmup = parse(name, value, 0, 3600);
         else {
@@ -200,6 +302,39 @@ static struct options parse_options(int argc, char **argv)
         exit(2);
     }
     return o;
+}
+
+static int64_t longest;
+
+/* Takes what has arrived; a whole answer begins the next round. */
+static void receive(int epfd, struct conn *c, const char *pattern, char *buf,
+                    const struct options *o, uint64_t *requests)
+{
+    ssize_t r = take(&c->line, buf, o->size - c->got, MSG_DONTWAIT);
+    if (r < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (r <= 0) {
+        errno = r == 0 ? 0 : errno;
+        fail("the server closed a connection");
+    }
+    if (memcmp(message_of(c, pattern) + c->got, buf, (size_t)r) != 0) {
+        errno = 0;
+        fail("the answer differs from the message");
+    }
+    c->got += (size_t)r;
+    if (c->got < o->size)
+        return;
+    int64_t t = now();
+    if (requests != NULL) {
+        ++*requests;
+        buckets[bucket_of((uint64_t)(t - c->began))]++;
+        if (t - c->began > longest)
+            longest = t - c->began;
+    }
+    c->sent = c->got = 0;
+    c->round++;
+    c->began = t;
+    send_some(epfd, c, pattern, o->size);
 }
 
 int main(int argc, char **argv)
@@ -221,13 +356,18 @@ int main(int argc, char **argv)
         seed = seed * 1664525 + 1013904223;
         pattern[i] = (char)(seed >> 24);
     }
-    for (int i = 0; i < o.idle; i++)
-        greet(dial(o.port), pattern, buf, o.size < 64 ? o.size : 64); /* kept until we end */
+    for (int i = 0; i < o.idle; i++) {
+        struct line idle = open_line(&o); /* kept until we end */
+        greet(&idle, pattern, buf, o.size < 64 ? o.size : 64);
+    }
     for (int i = 0; i < o.connections; i++) {
-        conns[i].fd = dial(o.port);
-        greet(conns[i].fd, pattern, buf, o.size);
+        conns[i].line = open_line(&o);
+        greet(&conns[i].line, pattern, buf, o.size);
+        int flags = fcntl(conns[i].line.fd, F_GETFL);
+        if (flags < 0 || fcntl(conns[i].line.fd, F_SETFL, flags | O_NONBLOCK) < 0)
+            fail("O_NONBLOCK");
         struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &conns[i]};
-        if (epoll_ctl(epfd, EPOLL_CTL_ADD, conns[i].fd, &ev) < 0)
+        if (epoll_ctl(epfd, EPOLL_CTL_ADD, conns[i].line.fd, &ev) < 0)
             fail("epoll_ctl");
     }
 
@@ -239,7 +379,6 @@ int main(int argc, char **argv)
         send_some(epfd, &conns[i], pattern, o.size);
     }
     uint64_t requests = 0;
-    int64_t longest = 0;
     bool counting = false;
     int64_t last = begin;
     struct epoll_event events[EVENTS];
@@ -264,31 +403,9 @@ int main(int argc, char **argv)
                 send_some(epfd, c, pattern, o.size);
             if (!(events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
                 continue;
-            ssize_t r = recv(c->fd, buf, o.size - c->got, MSG_DONTWAIT);
-            if (r < 0 && (errno == EAGAIN || errno == EINTR))
-                continue;
-            if (r <= 0) {
-                errno = r == 0 ? 0 : errno;
-                fail("the server closed a connection");
-            }
-            if (memcmp(message_of(c, pattern) + c->got, buf, (size_t)r) != 0) {
-                errno = 0;
-                fail("the answer differs from the message");
-            }
-            c->got += (size_t)r;
-            if (c->got < o.size)
-                continue;
-            int64_t t = now();
-            if (counting) {
-                requests++;
-                buckets[bucket_of((uint64_t)(t - c->began))]++;
-                if (t - c->began > longest)
-                    longest = t - c->began;
-            }
-            c->sent = c->got = 0;
-            c->round++;
-            c->began = t;
-            send_some(epfd, c, pattern, o.size);
+            do
+                receive(epfd, c, pattern, buf, &o, counting ? &requests : NULL);
+            while (has_more(&c->line));
         }
     }
     printf("end\n");

@@ -44,8 +44,10 @@ int pl_io_open(struct pl_loop *loop, struct pl_io *io, int fd, enum pl_io_mode m
             return r;
     }
     struct pl_fd_slot *slot = &loop->fds[fd];
-    if (slot->io != NULL)
+    if (slot->io != NULL && !slot->io->idle)
         return -EEXIST;
+    if (slot->io != NULL)
+        pl_io_close(loop, slot->io);
     *io = (struct pl_io){.op.run = run, .fd = fd, .mode = (uint8_t)mode};
     slot->io = io;
     slot->known = false;
@@ -94,7 +96,8 @@ void pl_io_close(struct pl_loop *loop, struct pl_io *io)
 
 struct pl_io *pl_io_find(struct pl_loop *loop, int fd)
 {
-    return fd < 0 || (uint32_t)fd >= loop->nfds ? NULL : loop->fds[fd].io;
+    struct pl_io *io = fd < 0 || (uint32_t)fd >= loop->nfds ? NULL : loop->fds[fd].io;
+    return io == NULL || io->idle ? NULL : io;
 }
 
 int pl__io_report(struct pl_loop *loop, uint64_t key, unsigned events)

@@ -7,6 +7,7 @@
 #include "pl_sys.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <poll.h>
@@ -106,6 +107,41 @@ static int sys_close(int fd)
     CALL(int, close(fd));
 }
 
+static int sys_open(const char *path, int flags, unsigned mode)
+{
+    CALL(int, open(path, flags | O_CLOEXEC, mode));
+}
+
+static ssize_t sys_pread(int fd, void *buf, size_t len, int64_t offset)
+{
+    if (offset < 0)
+        CALL(ssize_t, read(fd, buf, len));
+    CALL(ssize_t, pread(fd, buf, len, (off_t)offset));
+}
+
+static ssize_t sys_pwrite(int fd, const void *buf, size_t len, int64_t offset)
+{
+    if (offset < 0)
+        CALL(ssize_t, write(fd, buf, len));
+    CALL(ssize_t, pwrite(fd, buf, len, (off_t)offset));
+}
+
+static ssize_t sys_pread_cached(int fd, void *buf, size_t len, int64_t offset)
+{
+    struct iovec iov = {.iov_base = buf, .iov_len = len};
+    CALL(ssize_t, preadv2(fd, &iov, 1, (off_t)offset, RWF_NOWAIT));
+}
+
+static int sys_fsync(int fd)
+{
+    CALL(int, fsync(fd));
+}
+
+static int sys_fdatasync(int fd)
+{
+    CALL(int, fdatasync(fd));
+}
+
 static int sys_poll_one(int fd, short events, int timeout_ms)
 {
     struct pollfd pfd = {.fd = fd, .events = events};
@@ -158,6 +194,38 @@ static int sys_epoll_wait(int epfd, struct epoll_event *events, int max, int64_t
 static int sys_eventfd(unsigned initial)
 {
     CALL(int, eventfd(initial, EFD_CLOEXEC | EFD_NONBLOCK));
+}
+
+static int sys_uring_setup(uint32_t entries, struct io_uring_params *params)
+{
+#ifdef SYS_io_uring_setup
+    CALL(int, syscall(SYS_io_uring_setup, entries, params));
+#else
+    (void)entries;
+    (void)params;
+    return -ENOSYS;
+#endif
+}
+
+static int sys_uring_enter(int fd, uint32_t submit, uint32_t least, uint32_t flags, const void *arg,
+                           size_t size)
+{
+#ifdef SYS_io_uring_enter
+    CALL(int, syscall(SYS_io_uring_enter, fd, submit, least, flags, arg, size));
+#else
+    (void)fd, (void)submit, (void)least, (void)flags, (void)arg, (void)size;
+    return -ENOSYS;
+#endif
+}
+
+static int sys_uring_register(int fd, uint32_t op, void *arg, uint32_t n)
+{
+#ifdef SYS_io_uring_register
+    CALL(int, syscall(SYS_io_uring_register, fd, op, arg, n));
+#else
+    (void)fd, (void)op, (void)arg, (void)n;
+    return -ENOSYS;
+#endif
 }
 
 static int64_t sys_now(void)
@@ -214,6 +282,20 @@ static int sys_ftruncate(int fd, int64_t size)
     CALL(int, ftruncate(fd, (off_t)size));
 }
 
+static int sys_mmap_ring(int fd, size_t size, int64_t offset, void **out)
+{
+    int saved = errno;
+    void *addr =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)offset);
+    if (addr == MAP_FAILED) {
+        int error = -errno;
+        errno = saved;
+        return error;
+    }
+    *out = addr;
+    return 0;
+}
+
 static int sys_mmap_shared(int fd, size_t size, void **out)
 {
     int saved = errno;
@@ -265,11 +347,21 @@ static const struct pl_sys kernel = {
     .socketpair = sys_socketpair,
     .shutdown = sys_shutdown,
     .close = sys_close,
+    .open = sys_open,
+    .pread = sys_pread,
+    .pwrite = sys_pwrite,
+    .pread_cached = sys_pread_cached,
+    .fsync = sys_fsync,
+    .fdatasync = sys_fdatasync,
     .poll_one = sys_poll_one,
     .epoll_create = sys_epoll_create,
     .epoll_ctl = sys_epoll_ctl,
     .epoll_wait = sys_epoll_wait,
     .eventfd = sys_eventfd,
+    .uring_setup = sys_uring_setup,
+    .uring_enter = sys_uring_enter,
+    .uring_register = sys_uring_register,
+    .mmap_ring = sys_mmap_ring,
     .now = sys_now,
     .fork = sys_fork,
     .pidfd_open = sys_pidfd_open,

@@ -74,7 +74,10 @@ struct plait_future {
     PyObject *waiters;   /* list of (loop, asyncio future), or NULL */
     PyObject *condition; /* these two only when concurrent.futures.wait asks for them */
     PyObject *cf_waiters;
-    void *task; /* borrows: the keeper's own record of the task, or NULL */
+
+    /* A thread pool's. */
+    struct plait_task *task;   /* borrows: what there is to do; NULL once it is done */
+    struct pl_berth *sleepers; /* borrows: threads in result() */
 
     /* A process pool's. */
     struct plait_future *next; /* in the pool's queue */

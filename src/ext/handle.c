@@ -3,9 +3,9 @@
  * Invariants:
  *   - A handle in the ready queue or among the posts owns a reference to itself.
  *   - So does a started timer handle, for the heap; stopping gives it up.
- *   - callback is NULL only after cancel, and then there are no arguments (but `args` may
- *     hold the text of a handle cancelled in debug mode); a handle that is cancelled
- *     while it runs keeps them until the call has returned.
+ *   - callback is NULL only after cancel, and then there are no arguments; a handle that is
+ *     cancelled while it runs keeps them until the call has returned.
+ *   - The types derive from asyncio's, for isinstance; nothing of those classes is run.
  * Runs in the loop's thread, with the interpreter attached. cancel may be called by any
  * thread that holds the interpreter's lock; as in asyncio it does not wake the loop.
  */
@@ -13,6 +13,12 @@
 #include "loop.h"
 
 #include <structmember.h>
+
+/* A thread that waits for the end of a run; lies on its stack. */
+struct plait_handle_wait {
+    PyThread_type_lock lock; /* released by the runner */
+    struct plait_handle_wait *next;
+};
 
 static void handle_run(struct pl_loop *core, struct pl_op *op);
 static void timer_run(struct pl_loop *core, struct pl_op *op);
@@ -22,12 +28,11 @@ static void timer_run(struct pl_loop *core, struct pl_op *op);
 static int handle_fill(HandleObject *h, LoopObject *loop, PyObject *callback, PyObject *const *args,
                        Py_ssize_t nargs, PyObject *context)
 {
-    h->callback = NULL;
-    h->args = NULL;
-    h->stack = NULL;
+    h->callback = h->args = h->unused = h->repr = h->stack = NULL;
+    h->spare[0] = h->spare[1] = h->spare[2] = NULL;
     h->nargs = 0;
-    h->cancelled = false;
-    h->running = false;
+    h->cancelled = h->running = h->threadsafe = false;
+    h->waits = NULL;
     h->loop = (LoopObject *)Py_NewRef(loop);
     /* As in asyncio, None stands for "not given". */
     h->context =
@@ -54,20 +59,21 @@ static int handle_fill(HandleObject *h, LoopObject *loop, PyObject *callback, Py
     return 0;
 }
 
-HandleObject *plait_handle_new(LoopObject *loop, PyObject *callback, PyObject *const *args,
-                               Py_ssize_t nargs, PyObject *context)
+static HandleObject *handle_new(LoopObject *loop, PyTypeObject *type, PyObject *callback,
+                                PyObject *const *args, Py_ssize_t nargs, PyObject *context)
 {
-    struct plait_state *state = loop->state;
     HandleObject *h;
 #ifndef Py_GIL_DISABLED
-    if (state->loop.free_handles_len > 0) {
-        h = (HandleObject *)state->loop.free_handles[--state->loop.free_handles_len];
-        (void)PyObject_Init((PyObject *)h, state->handle_type);
-        Py_DECREF(state->handle_type); /* the parked handle had kept its own */
+    struct plait_loop_state *parked = &loop->state->loop;
+    if (parked->free_handles_len > 0) {
+        h = (HandleObject *)parked->free_handles[--parked->free_handles_len];
+        PyTypeObject *kept = Py_TYPE(h); /* of the same size */
+        (void)PyObject_Init((PyObject *)h, type);
+        Py_DECREF(kept);
     } else
 #endif
     {
-        h = PyObject_GC_New(HandleObject, state->handle_type);
+        h = PyObject_GC_New(HandleObject, type);
         if (h == NULL)
             return NULL;
     }
@@ -78,6 +84,24 @@ HandleObject *plait_handle_new(LoopObject *loop, PyObject *callback, PyObject *c
         return NULL;
     }
     PyObject_GC_Track(h);
+    return h;
+}
+
+HandleObject *plait_handle_new(LoopObject *loop, PyObject *callback, PyObject *const *args,
+                               Py_ssize_t nargs, PyObject *context)
+{
+    return handle_new(loop, loop->state->handle_type, callback, args, nargs, context);
+}
+
+HandleObject *plait_handle_new_threadsafe(LoopObject *loop, PyObject *callback,
+                                          PyObject *const *args, Py_ssize_t nargs,
+                                          PyObject *context)
+{
+    struct plait_state *state = loop->state;
+    HandleObject *h =
+        handle_new(loop, state->threadsafe_handle_type, callback, args, nargs, context);
+    if (h != NULL)
+        h->threadsafe = state->loop.safe_handles;
     return h;
 }
 
@@ -131,6 +155,49 @@ static void handle_error(HandleObject *h)
     Py_XDECREF(message);
 }
 
+/* Lets those go on that wait for the end of the run. */
+static void end_waits(HandleObject *h)
+{
+    while (h->waits != NULL) {
+        struct plait_handle_wait *wait = h->waits;
+        h->waits = wait->next; /* read before the release: the node is gone afterwards */
+        PyThread_release_lock(wait->lock);
+    }
+}
+
+/* From 3.14 on, asyncio answers another thread that asks about a handle, or cancels it, only
+ * when its callback does not run at that moment. 0, or -1 with an exception of a signal
+ * handler. */
+static int await_run(HandleObject *h)
+{
+    if (PL_LIKELY(!h->threadsafe || !h->running || h->runner == PyThread_get_thread_ident()))
+        return 0;
+    struct plait_handle_wait wait = {.lock = PyThread_allocate_lock(), .next = h->waits};
+    if (wait.lock == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    (void)PyThread_acquire_lock(wait.lock, WAIT_LOCK);
+    h->waits = &wait;
+    int result = 0;
+    PyLockStatus status;
+    do {
+        Py_BEGIN_ALLOW_THREADS;
+        status = PyThread_acquire_lock_timed(wait.lock, -1, 1);
+        Py_END_ALLOW_THREADS;
+        result = status == PY_LOCK_INTR ? PyErr_CheckSignals() : 0;
+    } while (status == PY_LOCK_INTR && result == 0);
+    for (struct plait_handle_wait **at = &h->waits; *at != NULL; at = &(*at)->next) {
+        if (*at == &wait) { /* the signal came first */
+            *at = wait.next;
+            break;
+        }
+    }
+    PyThread_release_lock(wait.lock);
+    PyThread_free_lock(wait.lock);
+    return result;
+}
+
 void plait_handle_call(HandleObject *h)
 {
     if (h->cancelled || h->callback == NULL)
@@ -139,6 +206,8 @@ void plait_handle_call(HandleObject *h)
     int64_t t0 = PL_UNLIKELY(loop->debug) ? loop->core.sys->now() : 0;
     bool outer = !h->running;
     h->running = true;
+    if (h->threadsafe)
+        h->runner = PyThread_get_thread_ident();
     PyObject *result = NULL;
     if (PyContext_Enter(h->context) == 0) {
         size_t flags = h->args == NULL ? PY_VECTORCALL_ARGUMENTS_OFFSET : 0;
@@ -154,6 +223,8 @@ void plait_handle_call(HandleObject *h)
         plait_loop_report_slow(loop, (PyObject *)h, t0);
     if (outer) {
         h->running = false;
+        if (PL_UNLIKELY(h->waits != NULL))
+            end_waits(h);
         if (h->cancelled) {
             Py_CLEAR(h->callback);
             drop_args(h);
@@ -196,6 +267,7 @@ static int handle_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(h->callback);
     Py_VISIT(h->context);
     Py_VISIT(h->stack);
+    Py_VISIT(h->repr);
     Py_VISIT(h->args);
     for (uint32_t i = 0; h->args == NULL && i < h->nargs; i++)
         Py_VISIT(h->inlined[i + 1]);
@@ -209,6 +281,7 @@ static int handle_clear(PyObject *self)
     Py_CLEAR(h->callback);
     Py_CLEAR(h->context);
     Py_CLEAR(h->stack);
+    Py_CLEAR(h->repr);
     Py_CLEAR(h->loop);
     return 0;
 }
@@ -218,11 +291,14 @@ static void handle_dealloc(PyObject *self)
     HandleObject *h = (HandleObject *)self;
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    /* The list's place depends on the version; the offset may be negative. */
+    if (PL_UNLIKELY(*(PyObject **)(void *)((char *)self + type->tp_weaklistoffset) != NULL))
+        PyObject_ClearWeakRefs(self);
     /* clear drops the loop, and with the last reference to it perhaps the module. */
     PyObject *module = NULL;
 #ifndef Py_GIL_DISABLED
     struct plait_state *state = h->loop != NULL ? h->loop->state : NULL;
-    if (state != NULL && type == state->handle_type &&
+    if (state != NULL && type != state->timer_handle_type &&
         state->loop.free_handles_len < PLAIT_FREE_HANDLES) {
         module = Py_XNewRef(PyType_GetModule(type));
         (void)handle_clear(self);
@@ -247,17 +323,19 @@ PyDoc_STRVAR(cancel_doc, "cancel($self, /)\n--\n\n"
 static PyObject *handle_cancel(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     HandleObject *h = (HandleObject *)self;
+    if (await_run(h) < 0)
+        return NULL;
     if (h->cancelled)
         Py_RETURN_NONE;
     h->cancelled = true;
     if (h->running || h->loop == NULL)
         Py_RETURN_NONE;
-    /* In debug mode its text stays, in the place of its arguments. */
+    /* In debug mode its text stays. */
     PyObject *text = h->loop->debug ? PyObject_Repr(self) : NULL;
     if (text == NULL)
         PyErr_Clear(); /* a repr that fails is no reason not to cancel */
+    Py_XSETREF(h->repr, text);
     drop_args(h);
-    h->args = text;
     Py_CLEAR(h->callback);
     Py_RETURN_NONE;
 }
@@ -276,7 +354,8 @@ PyDoc_STRVAR(cancelled_doc, "cancelled($self, /)\n--\n\nTell whether it has been
 
 static PyObject *handle_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyBool_FromLong(((HandleObject *)self)->cancelled);
+    HandleObject *h = (HandleObject *)self;
+    return await_run(h) < 0 ? NULL : PyBool_FromLong(h->cancelled);
 }
 
 PyDoc_STRVAR(get_context_doc, "get_context($self, /)\n--\n\n"
@@ -340,6 +419,22 @@ static PyObject *get_stack(PyObject *self, void *Py_UNUSED(closure))
     return Py_NewRef(h->stack != NULL ? h->stack : Py_None);
 }
 
+static PyObject *get_repr(PyObject *self, void *Py_UNUSED(closure))
+{
+    HandleObject *h = (HandleObject *)self;
+    return Py_NewRef(h->repr != NULL ? h->repr : Py_None);
+}
+
+static PyObject *get_context(PyObject *self, void *Py_UNUSED(closure))
+{
+    return handle_get_context(self, NULL);
+}
+
+static PyObject *get_when(PyObject *self, void *Py_UNUSED(closure))
+{
+    return timer_when(self, NULL);
+}
+
 static PyObject *get_scheduled(PyObject *self, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(pl_timer_active(&((TimerHandleObject *)self)->timer));
@@ -350,8 +445,8 @@ static PyObject *handle_repr(PyObject *self)
     HandleObject *h = (HandleObject *)self;
     LoopObject *loop = h->loop;
     PyObject *when = NULL;
-    if (h->callback == NULL && h->args != NULL)
-        return Py_NewRef(h->args); /* see handle_cancel */
+    if (h->callback == NULL && h->repr != NULL)
+        return Py_NewRef(h->repr);
     if (loop != NULL && Py_IS_TYPE(self, loop->state->timer_handle_type)) {
         PyObject *number = PyFloat_FromDouble(((TimerHandleObject *)self)->when);
         when = number == NULL ? NULL : PyUnicode_FromFormat(" when=%R", number);
@@ -392,20 +487,30 @@ static Py_hash_t timer_hash(PyObject *self)
     return (Py_hash_t)((uintptr_t)self >> 4);
 }
 
+/* What all types have: they derive from asyncio's, not from each other. */
+// clang-format off
+#define COMMON_METHODS                                                         \
+    {"cancelled", handle_cancelled, METH_NOARGS, cancelled_doc},               \
+    {"get_context", handle_get_context, METH_NOARGS, get_context_doc},         \
+    {"_run", handle_run_now, METH_NOARGS, run_doc}
+#define COMMON_GETSET                                                          \
+    {"_callback", get_callback, NULL, "The callback, or None once cancelled.", NULL}, \
+    {"_args", get_args, NULL, "Its arguments, or None once cancelled.", NULL}, \
+    {"_cancelled", get_cancelled, NULL, "Whether it has been cancelled.", NULL}, \
+    {"_loop", get_loop, NULL, "The loop.", NULL},                              \
+    {"_source_traceback", get_stack, NULL, "Where it was made, in debug mode.", NULL}, \
+    {"_repr", get_repr, NULL, "Its text when it was cancelled, in debug mode.", NULL}, \
+    {"_context", get_context, NULL, "Where the callback is called.", NULL}
+// clang-format on
+
 static PyMethodDef handle_methods[] = {
     {"cancel", handle_cancel, METH_NOARGS, cancel_doc},
-    {"cancelled", handle_cancelled, METH_NOARGS, cancelled_doc},
-    {"get_context", handle_get_context, METH_NOARGS, get_context_doc},
-    {"_run", handle_run_now, METH_NOARGS, run_doc},
+    COMMON_METHODS,
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef handle_getset[] = {
-    {"_callback", get_callback, NULL, "The callback, or None once cancelled.", NULL},
-    {"_args", get_args, NULL, "Its arguments, or None once cancelled.", NULL},
-    {"_cancelled", get_cancelled, NULL, "Whether it has been cancelled.", NULL},
-    {"_loop", get_loop, NULL, "The loop.", NULL},
-    {"_source_traceback", get_stack, NULL, "Where it was made, in debug mode.", NULL},
+    COMMON_GETSET,
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -420,22 +525,35 @@ static PyType_Slot handle_slots[] = {
     {0, NULL},
 };
 
+/* Not immutable: the bases are not, and from 3.14 on an immutable type must not change with
+ * its base. */
+#define HANDLE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION)
+
 static PyType_Spec handle_spec = {
     .name = "plait._core.Handle",
     .basicsize = sizeof(HandleObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
-             Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_BASETYPE,
+    .flags = HANDLE_FLAGS,
+    .slots = handle_slots,
+};
+
+static PyType_Spec threadsafe_spec = {
+    .name = "plait._core.ThreadsafeHandle",
+    .basicsize = sizeof(HandleObject),
+    .flags = HANDLE_FLAGS,
     .slots = handle_slots,
 };
 
 static PyMethodDef timer_methods[] = {
     {"cancel", timer_cancel, METH_NOARGS, cancel_doc},
     {"when", timer_when, METH_NOARGS, when_doc},
+    COMMON_METHODS,
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef timer_getset[] = {
+    COMMON_GETSET,
     {"_scheduled", get_scheduled, NULL, "Whether it waits for its time.", NULL},
+    {"_when", get_when, NULL, "The time for which it is scheduled.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -446,6 +564,7 @@ static PyType_Slot timer_slots[] = {
     {Py_tp_clear, handle_clear},
     {Py_tp_methods, timer_methods},
     {Py_tp_getset, timer_getset},
+    {Py_tp_repr, handle_repr},
     {Py_tp_richcompare, timer_compare},
     {Py_tp_hash, timer_hash},
     {0, NULL},
@@ -454,19 +573,47 @@ static PyType_Slot timer_slots[] = {
 static PyType_Spec timer_spec = {
     .name = "plait._core.TimerHandle",
     .basicsize = sizeof(TimerHandleObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
-             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = HANDLE_FLAGS,
     .slots = timer_slots,
 };
 
+/* Makes a type of ours from a class of asyncio.events. */
+static PyTypeObject *derive(PyObject *module, PyType_Spec *spec, PyObject *events, const char *name)
+{
+    PyObject *base = PyObject_GetAttrString(events, name);
+    if (base == NULL)
+        return NULL;
+    PyTypeObject *type = NULL;
+    if (!PyType_Check(base) ||
+        ((PyTypeObject *)base)->tp_basicsize > (Py_ssize_t)offsetof(HandleObject, post))
+        PyErr_Format(PyExc_ImportError, "asyncio.events.%s is not as plait knows it: %R", name,
+                     base);
+    else
+        type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, base);
+    Py_DECREF(base);
+    if (type != NULL && type->tp_weaklistoffset == 0) {
+        PyErr_Format(PyExc_ImportError, "asyncio.events.%s has no weak references", name);
+        Py_CLEAR(type);
+    }
+    if (type != NULL && PyModule_AddType(module, type) < 0)
+        Py_CLEAR(type);
+    return type;
+}
+
 int plait_handle_types(PyObject *module, struct plait_state *state)
 {
-    state->handle_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &handle_spec, NULL);
-    if (state->handle_type == NULL || PyModule_AddType(module, state->handle_type) < 0)
+    PyObject *events = PyImport_ImportModule("asyncio.events");
+    if (events == NULL)
         return -1;
-    state->timer_handle_type = (PyTypeObject *)PyType_FromModuleAndSpec(
-        module, &timer_spec, (PyObject *)state->handle_type);
-    if (state->timer_handle_type == NULL || PyModule_AddType(module, state->timer_handle_type) < 0)
-        return -1;
-    return 0;
+    state->handle_type = derive(module, &handle_spec, events, "Handle");
+    if (state->handle_type != NULL)
+        state->timer_handle_type = derive(module, &timer_spec, events, "TimerHandle");
+    if (state->timer_handle_type != NULL) {
+        state->loop.safe_handles = PyObject_HasAttrString(events, "_ThreadSafeHandle");
+        state->threadsafe_handle_type =
+            state->loop.safe_handles ? derive(module, &threadsafe_spec, events, "_ThreadSafeHandle")
+                                     : (PyTypeObject *)Py_NewRef(state->handle_type);
+    }
+    Py_DECREF(events);
+    return state->threadsafe_handle_type == NULL ? -1 : 0;
 }

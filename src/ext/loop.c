@@ -1,7 +1,7 @@
 /* loop.c - plait._core.Loop: the hot methods of the event loop, and its run.
  *
- * Sections: checks and errors; scheduling; watching descriptors; the run; what a closed
- * loop drops; the type.
+ * Sections: checks and errors; scheduling; transports and forks; the run; what a closed loop
+ * drops; the type.
  *
  * The type is the C half of plait.Loop, which adds the rest of asyncio's interface by
  * inheriting, after this type, from the interpreter's own selector loop. The members
@@ -15,6 +15,8 @@
 #include "loop.h"
 
 #include "args.h"
+#include "generators.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <math.h>
@@ -24,15 +26,6 @@
  * kernel costs more than a short callback does. */
 #define MAX_SKIPPED_POLLS 16
 #define MAX_SKIPPED_NS 50000
-
-/* A descriptor watched by add_reader and add_writer. Owned by the loop's table. */
-struct watch {
-    struct pl_io io;
-    HandleObject *reader; /* owns; NULL without one */
-    HandleObject *writer; /* owns; NULL without one */
-    PyObject *file;       /* owns; what was watched: a closed file has only this name left */
-    bool running;
-};
 
 /* ---- checks and errors -------------------------------------------------- */
 
@@ -196,7 +189,7 @@ static PyObject *loop_call_soon_threadsafe(PyObject *self, PyObject *const *args
         return NULL;
     if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_soon_threadsafe", args[0], false) < 0)
         return NULL;
-    HandleObject *h = plait_handle_new(loop, args[0], args + 1, nargs - 1, context);
+    HandleObject *h = plait_handle_new_threadsafe(loop, args[0], args + 1, nargs - 1, context);
     if (h == NULL)
         return NULL;
     Py_INCREF(h); /* the list's */
@@ -214,19 +207,6 @@ static int64_t deadline_of(double when)
     if (ns >= 9.2e18)
         return INT64_MAX;
     return ns <= 0 ? 0 : (int64_t)ns;
-}
-
-static PyObject *schedule_at(LoopObject *loop, double when, PyObject *callback,
-                             PyObject *const *args, Py_ssize_t nargs, PyObject *context)
-{
-    TimerHandleObject *t = plait_timer_handle_new(loop, when, callback, args, nargs, context);
-    if (t == NULL)
-        return NULL;
-    if (pl_timer_start(&loop->core, &t->timer, deadline_of(when)) < 0) {
-        Py_DECREF(t);
-        return PyErr_NoMemory();
-    }
-    return Py_NewRef(t); /* one reference for the heap, one for the caller */
 }
 
 static int parse_time(const char *method, const char *name, PyObject *number, double *out)
@@ -261,6 +241,39 @@ static double time_now(LoopObject *loop)
     return (double)loop->core.sys->now() * 1e-9;
 }
 
+/* What loop.time() answers: the clock, unless a subclass or a test has put a method of its
+ * own in the place of ours. 0, or -1 with an exception set. */
+static int time_of(LoopObject *loop, double *out)
+{
+    if (PL_LIKELY(!loop->own_time)) {
+        *out = time_now(loop);
+        return 0;
+    }
+    PyObject *number = PyObject_CallMethodNoArgs((PyObject *)loop, loop->state->str_time);
+    if (number == NULL)
+        return -1;
+    *out = PyFloat_AsDouble(number);
+    Py_DECREF(number);
+    return *out == -1.0 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* Starts a timer for `delay` after `now`, in seconds of loop.time(). Where that is a method of
+ * the program's own, the delay counts from this moment on the core's clock. */
+static PyObject *schedule_at(LoopObject *loop, double now, double delay, PyObject *callback,
+                             PyObject *const *args, Py_ssize_t nargs, PyObject *context)
+{
+    double when = now + delay;
+    TimerHandleObject *t = plait_timer_handle_new(loop, when, callback, args, nargs, context);
+    if (t == NULL)
+        return NULL;
+    double deadline = PL_LIKELY(!loop->own_time) ? when : time_now(loop) + delay;
+    if (pl_timer_start(&loop->core, &t->timer, deadline_of(deadline)) < 0) {
+        Py_DECREF(t);
+        return PyErr_NoMemory();
+    }
+    return Py_NewRef(t); /* one reference for the heap, one for the caller */
+}
+
 PyDoc_STRVAR(call_later_doc,
              "call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
              "Call callback(*args) after delay seconds.\n\n"
@@ -286,7 +299,10 @@ static PyObject *loop_call_later(PyObject *self, PyObject *const *args, Py_ssize
         return NULL;
     if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_later", args[1], true) < 0)
         return NULL;
-    return schedule_at(loop, time_now(loop) + delay, args[1], args + 2, nargs - 2, context);
+    double now;
+    if (time_of(loop, &now) < 0)
+        return NULL;
+    return schedule_at(loop, now, delay, args[1], args + 2, nargs - 2, context);
 }
 
 PyDoc_STRVAR(call_at_doc, "call_at($self, when, callback, /, *args, context=None)\n--\n\n"
@@ -304,7 +320,10 @@ static PyObject *loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t 
         return NULL;
     if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_at", args[1], true) < 0)
         return NULL;
-    return schedule_at(loop, when, args[1], args + 2, nargs - 2, context);
+    double now = 0;
+    if (PL_UNLIKELY(loop->own_time) && time_of(loop, &now) < 0)
+        return NULL;
+    return schedule_at(loop, now, when - now, args[1], args + 2, nargs - 2, context);
 }
 
 PyDoc_STRVAR(time_doc, "time($self, /)\n--\n\n"
@@ -315,15 +334,37 @@ static PyObject *loop_time(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyFloat_FromDouble(time_now((LoopObject *)self));
 }
 
+/* What a module of asyncio holds under a name at this moment: programs put their own Task or
+ * Future there. `names` is the module's dict. */
+static PyObject *class_of_asyncio(PyObject *names, PyObject *name)
+{
+    PyObject *type = PyDict_GetItemWithError(names, name); // borrowed
+    if (type != NULL)
+        return Py_NewRef(type);
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_AttributeError, "asyncio has no %U any more", name);
+    return NULL;
+}
+
+PyObject *plait_loop_future(LoopObject *loop)
+{
+    struct plait_state *state = loop->state;
+    PyObject *args[2] = {NULL, (PyObject *)loop};
+    PyObject *type = class_of_asyncio(state->asyncio_futures, state->str_future);
+    if (type == NULL)
+        return NULL;
+    PyObject *future = PyObject_Vectorcall(type, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                           state->kwnames_loop);
+    Py_DECREF(type);
+    return future;
+}
+
 PyDoc_STRVAR(create_future_doc, "create_future($self, /)\n--\n\n"
                                 "Return a new asyncio.Future of this loop.");
 
 static PyObject *loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    struct plait_state *state = ((LoopObject *)self)->state;
-    PyObject *args[2] = {NULL, self};
-    return PyObject_Vectorcall(state->asyncio_future, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                               state->kwnames_loop);
+    return plait_loop_future((LoopObject *)self);
 }
 
 PyDoc_STRVAR(create_task_doc,
@@ -354,261 +395,33 @@ static PyObject *loop_create_task(PyObject *self, PyObject *const *args, Py_ssiz
         return result;
     }
     PyObject *stack[8] = {NULL, args[0], self};
-    if (nkw == 0)
-        return PyObject_Vectorcall(state->asyncio_task, stack + 1,
-                                   1 | PY_VECTORCALL_ARGUMENTS_OFFSET, state->kwnames_loop);
-    PyObject *names = PyTuple_New(nkw + 1);
-    if (names == NULL)
+    PyObject *type = class_of_asyncio(state->asyncio_tasks, state->str_task);
+    if (type == NULL)
         return NULL;
+    if (nkw == 0) {
+        PyObject *made = PyObject_Vectorcall(type, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                             state->kwnames_loop);
+        Py_DECREF(type);
+        return made;
+    }
+    PyObject *names = PyTuple_New(nkw + 1);
+    if (names == NULL) {
+        Py_DECREF(type);
+        return NULL;
+    }
     PyTuple_SET_ITEM(names, 0, Py_NewRef(PyTuple_GET_ITEM(state->kwnames_loop, 0)));
     for (Py_ssize_t i = 0; i < nkw; i++) {
         PyTuple_SET_ITEM(names, i + 1, Py_NewRef(PyTuple_GET_ITEM(kwnames, i)));
         stack[3 + i] = args[1 + i];
     }
-    PyObject *task = PyObject_Vectorcall(state->asyncio_task, stack + 1,
-                                         1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+    PyObject *task =
+        PyObject_Vectorcall(type, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names);
     Py_DECREF(names);
+    Py_DECREF(type);
     return task;
 }
 
-/* ---- watching descriptors ----------------------------------------------- */
-
-static void watch_run(struct pl_loop *core, struct pl_op *op);
-
-static struct watch *watch_of(struct pl_io *io)
-{
-    return io != NULL && io->op.run == watch_run ? PL_CONTAINER_OF(io, struct watch, io) : NULL;
-}
-
-/* Leaves the table; freed when its op is not queued and it does not run. */
-static void watch_close(LoopObject *loop, struct watch *w)
-{
-    PyObject *file = w->file;
-    w->file = NULL;
-    pl_io_close(&loop->core, &w->io);
-    if (!w->io.queued && !w->running)
-        PyMem_Free(w);
-    Py_XDECREF(file);
-}
-
-static void watch_run(struct pl_loop *core, struct pl_op *op)
-{
-    (void)core;
-    struct watch *w = PL_CONTAINER_OF(op, struct watch, io.op);
-    unsigned ready = w->io.ready;
-    w->io.queued = false;
-    w->io.ready = 0;
-    w->running = true;
-    /* The callbacks may remove or replace their handles. What the first takes away the
-     * second does not see; both belong to one event of the poller, as in asyncio. */
-    HandleObject *reader = ready & PL_READABLE ? (HandleObject *)Py_XNewRef(w->reader) : NULL;
-    HandleObject *writer = ready & PL_WRITABLE ? (HandleObject *)Py_XNewRef(w->writer) : NULL;
-    if (reader != NULL) {
-        plait_handle_call(reader);
-        Py_DECREF(reader);
-    }
-    if (writer != NULL) {
-        plait_handle_call(writer);
-        Py_DECREF(writer);
-    }
-    w->running = false;
-    if (w->reader == NULL && w->writer == NULL && !w->io.queued)
-        PyMem_Free(w); /* closed by the callbacks */
-}
-
-static int watch_fd(PyObject *obj)
-{
-    int fd = PyObject_AsFileDescriptor(obj);
-    if (fd >= 0)
-        return fd;
-    /* selectors' error for what is no file. */
-    if (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "Invalid file object: %R", obj);
-    }
-    return -1;
-}
-
-/* The watch that arg names. A program may close a file before it stops watching it, and asyncio
- * then still knows it by the object; -1 with an exception when nothing goes by that name. */
-static int watch_find(LoopObject *loop, PyObject *arg, struct watch **out)
-{
-    *out = NULL;
-    int fd = watch_fd(arg);
-    if (fd >= 0) {
-        *out = watch_of(pl_io_find(&loop->core, fd));
-        return 0;
-    }
-    if (PyLong_Check(arg) || !PyErr_ExceptionMatches(PyExc_ValueError))
-        return -1;
-    for (uint32_t i = 0; i < loop->core.nfds; i++) {
-        struct watch *w = watch_of(loop->core.fds[i].io);
-        if (w != NULL && w->file == arg) {
-            PyErr_Clear();
-            *out = w;
-            return 0;
-        }
-    }
-    return -1;
-}
-
-static unsigned watch_wants(const struct watch *w)
-{
-    return (w->reader != NULL ? PL_READABLE : 0u) | (w->writer != NULL ? PL_WRITABLE : 0u);
-}
-
-static PyObject *watch_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                           PyObject *kwnames, const char *method, unsigned event)
-{
-    LoopObject *loop = (LoopObject *)self;
-    PyObject *context;
-    if (plait_args_keyword(method, args, nargs, kwnames, 2, "context", &context) < 0 ||
-        plait_loop_check(loop) < 0)
-        return NULL;
-    int fd = watch_fd(args[0]);
-    if (fd < 0)
-        return NULL;
-    /* Making the handle may run code of the user's, so the watch is looked up afterwards. */
-    HandleObject *h = plait_handle_new(loop, args[1], args + 2, nargs - 2, context);
-    if (h == NULL)
-        return NULL;
-    if (plait_loop_check(loop) < 0) {
-        Py_DECREF(h);
-        return NULL;
-    }
-    struct pl_io *io = pl_io_find(&loop->core, fd);
-    struct watch *w = watch_of(io);
-    if (io != NULL && w == NULL) {
-        PyErr_Format(PyExc_RuntimeError, "File descriptor %d is used by a transport or server", fd);
-        Py_DECREF(h);
-        return NULL;
-    }
-    int r;
-    if (w == NULL) {
-        w = PyMem_Calloc(1, sizeof(*w));
-        if (w == NULL) {
-            Py_DECREF(h);
-            return PyErr_NoMemory();
-        }
-        r = pl_io_open(&loop->core, &w->io, fd, PL_IO_LEVEL, watch_run);
-        if (r < 0) {
-            PyMem_Free(w);
-            Py_DECREF(h);
-            return plait_raise(loop->state, r, NULL);
-        }
-        w->file = Py_NewRef(args[0]);
-    }
-    HandleObject **place = event == PL_READABLE ? &w->reader : &w->writer;
-    r = pl_io_watch(&loop->core, &w->io, watch_wants(w) | event);
-    if (r < 0) {
-        if (watch_wants(w) == 0)
-            watch_close(loop, w);
-        Py_DECREF(h);
-        return plait_raise(loop->state, r, NULL);
-    }
-    HandleObject *old = *place;
-    *place = (HandleObject *)Py_NewRef(h);
-    if (old != NULL) {
-        Py_XDECREF(PyObject_CallMethod((PyObject *)old, "cancel", NULL));
-        Py_DECREF(old);
-    }
-    return (PyObject *)h;
-}
-
-static PyObject *watch_remove(PyObject *self, PyObject *arg, unsigned event)
-{
-    LoopObject *loop = (LoopObject *)self;
-    if (loop->closed || !loop->core_ready)
-        Py_RETURN_FALSE;
-    struct watch *w;
-    if (watch_find(loop, arg, &w) < 0)
-        return NULL;
-    HandleObject **place = w == NULL ? NULL : event == PL_READABLE ? &w->reader : &w->writer;
-    if (w == NULL || *place == NULL)
-        Py_RETURN_FALSE;
-    HandleObject *old = *place;
-    *place = NULL;
-    unsigned wants = watch_wants(w);
-    if (wants == 0)
-        watch_close(loop, w);
-    else if (pl_io_watch(&loop->core, &w->io, wants) < 0)
-        PyErr_Clear(); /* the descriptor is closed: no events, as wanted */
-    Py_XDECREF(PyObject_CallMethod((PyObject *)old, "cancel", NULL));
-    Py_DECREF(old);
-    Py_RETURN_TRUE;
-}
-
-PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, /, *args)\n--\n\n"
-                             "Call callback(*args) whenever fd can be read.");
-
-static PyObject *loop_add_reader(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                 PyObject *kwnames)
-{
-    return watch_add(self, args, nargs, kwnames, "add_reader", PL_READABLE);
-}
-
-PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, /, *args)\n--\n\n"
-                             "Call callback(*args) whenever fd can be written.");
-
-static PyObject *loop_add_writer(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                 PyObject *kwnames)
-{
-    return watch_add(self, args, nargs, kwnames, "add_writer", PL_WRITABLE);
-}
-
-PyDoc_STRVAR(remove_reader_doc, "_remove_reader($self, fd, /)\n--\n\n"
-                                "Stop watching fd for reading; tell whether it was watched.");
-
-static PyObject *loop_remove_reader(PyObject *self, PyObject *arg)
-{
-    return watch_remove(self, arg, PL_READABLE);
-}
-
-PyDoc_STRVAR(remove_writer_doc, "_remove_writer($self, fd, /)\n--\n\n"
-                                "Stop watching fd for writing; tell whether it was watched.");
-
-static PyObject *loop_remove_writer(PyObject *self, PyObject *arg)
-{
-    return watch_remove(self, arg, PL_WRITABLE);
-}
-
-PyDoc_STRVAR(watched_doc, "_watched($self, fd, /)\n--\n\n"
-                          "Return (reader, writer), the handles that watch fd, or None.");
-
-static PyObject *loop_watched(PyObject *self, PyObject *arg)
-{
-    LoopObject *loop = (LoopObject *)self;
-    int fd = watch_fd(arg);
-    if (fd < 0)
-        return NULL;
-    struct watch *w = loop->core_ready ? watch_of(pl_io_find(&loop->core, fd)) : NULL;
-    if (w == NULL)
-        Py_RETURN_NONE;
-    return PyTuple_Pack(2, w->reader != NULL ? (PyObject *)w->reader : Py_None,
-                        w->writer != NULL ? (PyObject *)w->writer : Py_None);
-}
-
-PyDoc_STRVAR(owner_of_fd_doc, "_owner_of_fd($self, fd, /)\n--\n\n"
-                              "Return the transport or listener that uses fd, or None.");
-
-static PyObject *loop_owner_of_fd(PyObject *self, PyObject *arg)
-{
-    LoopObject *loop = (LoopObject *)self;
-    int fd = watch_fd(arg);
-    if (fd < 0) {
-        if (!PyErr_ExceptionMatches(PyExc_ValueError))
-            return NULL;
-        PyErr_Clear(); /* closed: nobody's */
-        Py_RETURN_NONE;
-    }
-    struct pl_io *io = loop->core_ready ? pl_io_find(&loop->core, fd) : NULL;
-    PyObject *owner = NULL;
-    if (io != NULL)
-        owner = plait_transport_of_op(&io->op);
-    if (io != NULL && owner == NULL)
-        owner = plait_listener_of_op(&io->op);
-    return Py_NewRef(owner != NULL ? owner : Py_None);
-}
+/* ---- transports and forks ------------------------------------------------ */
 
 PyDoc_STRVAR(new_transport_doc,
              "_new_transport($self, sock, protocol, waiter, extra, server, context, /)\n--\n\n"
@@ -621,9 +434,10 @@ static PyObject *loop_new_transport(PyObject *self, PyObject *const *args, Py_ss
         return PyErr_Format(PyExc_TypeError, "_new_transport() takes 6 arguments, got %zd", nargs);
     if (plait_loop_check(loop) < 0)
         return NULL;
-    int fd = watch_fd(args[0]);
+    int fd = plait_watch_fd(args[0]);
     if (fd < 0)
         return NULL;
+    plait_watch_evict(loop, fd);
     return plait_transport_new(loop, fd, args[0], args[1], args[2], args[3], args[4], args[5], NULL,
                                0);
 }
@@ -746,11 +560,11 @@ static int visit_core(LoopObject *loop, visitproc visit, void *arg)
         struct pl_io *io = core->fds[i].io;
         if (io == NULL)
             continue;
-        struct watch *w = watch_of(io);
+        struct plait_watch *w = plait_watch_of_io(io);
         if (w != NULL) {
-            Py_VISIT(w->reader);
-            Py_VISIT(w->writer);
-            Py_VISIT(w->file);
+            int r = plait_watch_visit(w, visit, arg);
+            if (r != 0)
+                return r;
         } else {
             Py_VISIT(plait_transport_of_op(&io->op));
             Py_VISIT(plait_listener_of_op(&io->op));
@@ -768,11 +582,9 @@ static void drop_op(LoopObject *loop, struct pl_op *op)
         Py_DECREF(owner);
         return;
     }
-    if (op->run == watch_run) {
-        struct watch *w = PL_CONTAINER_OF(op, struct watch, io.op);
-        w->io.queued = false;
-        if (pl_io_find(&loop->core, w->io.fd) != &w->io)
-            PyMem_Free(w);
+    struct plait_watch *watch = plait_watch_of_op(op);
+    if (watch != NULL) {
+        plait_watch_drop_op(loop, watch);
         return;
     }
     struct pl_stream *stream = pl_stream_of_op(op);
@@ -827,14 +639,10 @@ static void drop_core(LoopObject *loop)
         struct pl_io *io = core->fds[i].io;
         if (io == NULL || io == &core->wake_io)
             continue;
-        struct watch *w = watch_of(io);
+        struct plait_watch *w = plait_watch_of_io(io);
         PyObject *transport = plait_transport_of_op(&io->op);
         if (w != NULL) {
-            HandleObject *reader = w->reader, *writer = w->writer;
-            w->reader = w->writer = NULL;
-            watch_close(loop, w);
-            Py_XDECREF(reader);
-            Py_XDECREF(writer);
+            plait_watch_drop(loop, w);
         } else if (transport != NULL) {
             plait_transport_drop(transport);
         } else {
@@ -844,6 +652,7 @@ static void drop_core(LoopObject *loop)
         }
     }
     pl_loop_fini(core);
+    plait_generators_drop(loop);
 }
 
 PyDoc_STRVAR(close_core_doc, "_close_core($self, /)\n--\n\n"
@@ -851,7 +660,9 @@ PyDoc_STRVAR(close_core_doc, "_close_core($self, /)\n--\n\n"
 
 static PyObject *loop_close_core(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    drop_core((LoopObject *)self);
+    LoopObject *loop = (LoopObject *)self;
+    plait_generators_close(loop);
+    drop_core(loop);
     Py_RETURN_NONE;
 }
 
@@ -877,6 +688,32 @@ static PyObject *loop_statistics(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 /* ---- the type ----------------------------------------------------------- */
 
+/* Whether the class takes its time from a method of its own. -1 with an exception set. */
+static int class_has_own_time(PyTypeObject *type)
+{
+    PyObject *method = PyObject_GetAttrString((PyObject *)type, "time");
+    if (method == NULL)
+        return -1;
+    bool ours = Py_IS_TYPE(method, &PyMethodDescr_Type) &&
+                ((PyMethodDescrObject *)method)->d_method->ml_meth == loop_time;
+    Py_DECREF(method);
+    return !ours;
+}
+
+/* Only to see loop.time replaced on an instance: reading the clock then goes through it. */
+static int loop_setattr(PyObject *self, PyObject *name, PyObject *value)
+{
+    LoopObject *loop = (LoopObject *)self;
+    int r = PyObject_GenericSetAttr(self, name, value);
+    if (r == 0 && PyUnicode_Check(name) && PyUnicode_Compare(name, loop->state->str_time) == 0) {
+        int own = value != NULL ? 1 : class_has_own_time(Py_TYPE(self));
+        if (own < 0)
+            return -1;
+        loop->own_time = own;
+    }
+    return r;
+}
+
 static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     (void)args;
@@ -888,6 +725,12 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (loop == NULL)
         return NULL;
     loop->state = state;
+    int own_time = class_has_own_time(type);
+    if (own_time < 0) {
+        Py_DECREF(loop);
+        return NULL;
+    }
+    loop->own_time = own_time;
     loop->closed = 1; /* until it is whole: a half-made loop is dropped in silence */
     loop->task_factory = Py_NewRef(Py_None);
     loop->thread_id = Py_NewRef(Py_None);
@@ -913,6 +756,11 @@ static int loop_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(loop->task_factory);
     Py_VISIT(loop->thread_id);
     Py_VISIT(loop->raised);
+    if (loop->generators != NULL) {
+        int r = plait_generators_visit(loop, visit, arg);
+        if (r != 0)
+            return r;
+    }
     return loop->core_ready ? visit_core(loop, visit, arg) : 0;
 }
 
@@ -923,6 +771,8 @@ static int loop_clear(PyObject *self)
     Py_CLEAR(loop->task_factory);
     Py_CLEAR(loop->thread_id);
     Py_CLEAR(loop->raised);
+    Py_CLEAR(loop->window_args);
+    Py_CLEAR(loop->window);
     PyMem_Free(loop->read_buffer);
     loop->read_buffer = NULL;
     return 0;
@@ -959,12 +809,45 @@ static PyMethodDef loop_methods[] = {
     {"time", loop_time, METH_NOARGS, time_doc},
     {"create_future", loop_create_future, METH_NOARGS, create_future_doc},
     {"create_task", FAST(loop_create_task), METH_FASTCALL | METH_KEYWORDS, create_task_doc},
-    {"_add_reader", FAST(loop_add_reader), METH_FASTCALL | METH_KEYWORDS, add_reader_doc},
-    {"_add_writer", FAST(loop_add_writer), METH_FASTCALL | METH_KEYWORDS, add_writer_doc},
-    {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
-    {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
-    {"_watched", loop_watched, METH_O, watched_doc},
-    {"_owner_of_fd", loop_owner_of_fd, METH_O, owner_of_fd_doc},
+    {"_add_reader", FAST(plait_loop_add_reader), METH_FASTCALL | METH_KEYWORDS,
+     "_add_reader($self, fd, callback, /, *args)\n--\n\n"
+     "Call callback(*args) whenever fd can be read."},
+    {"_add_writer", FAST(plait_loop_add_writer), METH_FASTCALL | METH_KEYWORDS,
+     "_add_writer($self, fd, callback, /, *args)\n--\n\n"
+     "Call callback(*args) whenever fd can be written."},
+    {"_remove_reader", plait_loop_remove_reader, METH_O,
+     "_remove_reader($self, fd, /)\n--\n\n"
+     "Stop watching fd for reading; tell whether it was watched."},
+    {"_remove_writer", plait_loop_remove_writer, METH_O,
+     "_remove_writer($self, fd, /)\n--\n\n"
+     "Stop watching fd for writing; tell whether it was watched."},
+    {"_watched", plait_loop_watched, METH_O,
+     "_watched($self, fd, /)\n--\n\n"
+     "Return (reader, writer), the handles that watch fd, or None."},
+    {"_owner_of_fd", plait_loop_owner_of_fd, METH_O,
+     "_owner_of_fd($self, fd, /)\n--\n\n"
+     "Return the transport or listener that uses fd, or None."},
+    {"sock_recv", FAST(plait_loop_sock_recv), METH_FASTCALL | METH_KEYWORDS,
+     "sock_recv($self, sock, n, /)\n--\n\n"
+     "Receive up to n bytes; an empty result is the end of the stream."},
+    {"sock_recv_into", FAST(plait_loop_sock_recv_into), METH_FASTCALL | METH_KEYWORDS,
+     "sock_recv_into($self, sock, buf, /)\n--\n\n"
+     "Receive into a writable buffer; return how many bytes."},
+    {"sock_sendall", FAST(plait_loop_sock_sendall), METH_FASTCALL | METH_KEYWORDS,
+     "sock_sendall($self, sock, data, /)\n--\n\n"
+     "Send all of data, which must not change meanwhile."},
+    {"sock_accept", FAST(plait_loop_sock_accept), METH_FASTCALL | METH_KEYWORDS,
+     "sock_accept($self, sock, /)\n--\n\n"
+     "Accept a connection; return (non-blocking socket, address)."},
+    {"sock_recvfrom", FAST(plait_loop_sock_recvfrom), METH_FASTCALL | METH_KEYWORDS,
+     "sock_recvfrom($self, sock, bufsize, /)\n--\n\n"
+     "Receive a datagram of up to bufsize bytes; return (data, address)."},
+    {"sock_recvfrom_into", FAST(plait_loop_sock_recvfrom_into), METH_FASTCALL | METH_KEYWORDS,
+     "sock_recvfrom_into($self, sock, buf, nbytes=0, /)\n--\n\n"
+     "Receive a datagram into a writable buffer; return (bytes received, address)."},
+    {"sock_sendto", FAST(plait_loop_sock_sendto), METH_FASTCALL | METH_KEYWORDS,
+     "sock_sendto($self, sock, data, address, /)\n--\n\n"
+     "Send a datagram; return how many bytes."},
     {"_new_transport", FAST(loop_new_transport), METH_FASTCALL, new_transport_doc},
     {"_after_fork", loop_after_fork, METH_NOARGS, after_fork_doc},
     {"_run", loop_run, METH_NOARGS, run_doc},
@@ -979,6 +862,7 @@ static PyType_Slot loop_slots[] = {
     {Py_tp_dealloc, loop_dealloc},
     {Py_tp_traverse, loop_traverse},
     {Py_tp_clear, loop_clear},
+    {Py_tp_setattro, loop_setattr},
     {Py_tp_members, loop_members},
     {Py_tp_methods, loop_methods},
     {0, NULL},
@@ -1071,6 +955,16 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         NAME(str_set_result, "set_result"),
         NAME(str_done, "done"),
         NAME(str_attach, "_attach"),
+        NAME(str_future, "Future"),
+        NAME(str_task, "Task"),
+        NAME(str_time, "time"),
+        NAME(str_accept, "accept"),
+        NAME(str_create_future, "create_future"),
+        NAME(str_fileno, "fileno"),
+        NAME(str_gettimeout, "gettimeout"),
+        NAME(str_recvfrom, "recvfrom"),
+        NAME(str_recvfrom_into, "recvfrom_into"),
+        NAME(str_sendto, "sendto"),
         NAME(str_detach, "_detach"),
 #undef NAME
     };
@@ -1081,10 +975,11 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
             return -1;
     }
     state->kwnames_loop = Py_BuildValue("(N)", PyUnicode_InternFromString("loop"));
-    if (state->kwnames_loop == NULL)
+    state->kwnames_fileno = Py_BuildValue("(N)", PyUnicode_InternFromString("fileno"));
+    if (state->kwnames_loop == NULL || state->kwnames_fileno == NULL)
         return -1;
-    if (import_from("asyncio", "Future", &state->asyncio_future) < 0 ||
-        import_from("asyncio", "Task", &state->asyncio_task) < 0 ||
+    if (import_from("asyncio.futures", "__dict__", &state->asyncio_futures) < 0 ||
+        import_from("asyncio.tasks", "__dict__", &state->asyncio_tasks) < 0 ||
         import_from("asyncio", "BufferedProtocol", &state->asyncio_buffered_protocol) < 0 ||
         import_from("asyncio.trsock", "TransportSocket", &state->asyncio_transport_socket) < 0 ||
         import_from("asyncio.format_helpers", "extract_stack", &state->asyncio_extract_stack) < 0 ||
@@ -1100,7 +995,7 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         return -1;
 
     if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
-        plait_listener_type(module, state) < 0)
+        plait_listener_type(module, state) < 0 || plait_sock_type(module, state) < 0)
         return -1;
     state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
     if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)

@@ -19,23 +19,39 @@ typedef struct {
     char closed;
     char stopping;
     bool core_ready;
-    PyObject *raised;  /* the exception behind halt */
-    char *read_buffer; /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+    bool own_time;               /* time() is a method of the program's */
+    PyObject *raised;            /* the exception behind halt */
+    PyObject *window;            /* lends memory to the TLS engine; NULL before the first use */
+    PyObject *window_args;       /* arguments of the engine's read */
+    char *read_buffer;           /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+    struct gen_loop *generators; /* owns; NULL until a generator is started */
 } LoopObject;
 
+struct plait_handle_wait;
+
 /* plait._core.Handle. In the ready queue or the list of posts it owns a reference to
- * itself, which its run gives up. */
+ * itself, which its run gives up.
+ *
+ * It is an instance of asyncio.Handle, whose slots come first: ten pointers at most, each an
+ * object or NULL whatever the order of the slots is, so that reading one is always safe. Six
+ * hold what asyncio's hold. */
 typedef struct {
     PyObject_HEAD
-    struct pl_post post;
-    LoopObject *loop;
+    PyObject *args;     /* a tuple when there are more than fit inline, else NULL */
     PyObject *callback; /* NULL once cancelled */
+    PyObject *unused;
     PyObject *context;
-    PyObject *args;  /* a tuple when there are more than fit inline, else NULL; see cancel */
+    LoopObject *loop;
+    PyObject *repr;  /* the text of one that was cancelled in debug mode, else NULL */
     PyObject *stack; /* source traceback in debug mode, else NULL */
+    PyObject *spare[3];
+    struct pl_post post;
     uint32_t nargs;
     bool cancelled;
     bool running;
+    bool threadsafe;                 /* other threads wait for the end of its run */
+    unsigned long runner;            /* the thread that runs it, when threadsafe */
+    struct plait_handle_wait *waits; /* those threads; guarded by the interpreter's lock */
     /* Vectorcall may write to the slot before its arguments. */
     PyObject *inlined[PLAIT_HANDLE_INLINE + 1];
 } HandleObject;
@@ -49,6 +65,10 @@ typedef struct {
 /* handle.c. The arguments are borrowed; context may be NULL: a copy of the current. */
 HandleObject *plait_handle_new(LoopObject *loop, PyObject *callback, PyObject *const *args,
                                Py_ssize_t nargs, PyObject *context);
+/* The kind that call_soon_threadsafe gives to other threads. */
+HandleObject *plait_handle_new_threadsafe(LoopObject *loop, PyObject *callback,
+                                          PyObject *const *args, Py_ssize_t nargs,
+                                          PyObject *context);
 TimerHandleObject *plait_timer_handle_new(LoopObject *loop, double when, PyObject *callback,
                                           PyObject *const *args, Py_ssize_t nargs,
                                           PyObject *context);
@@ -66,6 +86,8 @@ int plait_loop_check(LoopObject *loop);
  * extra entries. */
 void plait_loop_handle_error(LoopObject *loop, PyObject *message, const char *key1,
                              PyObject *value1, const char *key2, PyObject *value2);
+/* A new asyncio.Future of the loop. */
+PyObject *plait_loop_future(LoopObject *loop);
 /* Schedules a callback with one argument. */
 int plait_loop_call_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObject *context);
 /* In debug mode: tells when the callback that began at t0 took too long. `what` borrows. */
@@ -81,6 +103,24 @@ PyObject *plait_transport_of_op(struct pl_op *op);
 /* Takes a transport out of a loop that closes, and gives up the registration's reference. */
 void plait_transport_drop(PyObject *transport);
 int plait_transport_type(PyObject *module, struct plait_state *state);
+
+/* transport_info.c. A socket object for a descriptor, which it owns from now on; on failure
+ * the descriptor stays open and the caller's. */
+PyObject *plait_socket_new(struct plait_state *state, int fd);
+
+/* stream_reader.c: asyncio's stream readers, fed without the Python layer. */
+typedef struct reader_state ReaderState;
+/* Adopts the reader of an exact StreamReaderProtocol, and keeps the way to it in *link until
+ * plait_reader_unlink, another connection, or the reader's end. *link stays NULL for all other
+ * protocols. */
+void plait_reader_link(LoopObject *loop, PyObject *protocol, ReaderState **link);
+void plait_reader_unlink(ReaderState **link);
+/* Gives it what has arrived. 0, or -1 with an exception set. */
+int plait_reader_feed(ReaderState *reader, PyObject *bytes);
+
+/* tls.c: TLS over another transport. */
+/* Ciphertext for an SSLTransport. 0, or -1 with an exception set. */
+int plait_tls_feed(PyObject *tls, const char *data, size_t n);
 
 /* server.c */
 /* The listener that a queued op or a descriptor belongs to, borrowed; else NULL. */

@@ -1,11 +1,11 @@
 /* module.c - plait._core: initialisation only (PEP 489, multi-phase). */
-#include "state.h"
+#include "loop.h"
 
 static PyObject *build_config(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
     (void)module;
     return Py_BuildValue("{s:s, s:s, s:O, s:O}", "version", pl_version(), "compiler", __VERSION__,
-                         "liburing", PL_HAVE_LIBURING ? Py_True : Py_False, "assertions",
+                         "io_uring", PL_HAVE_IO_URING ? Py_True : Py_False, "assertions",
 #ifdef NDEBUG
                          Py_False
 #else
@@ -17,7 +17,7 @@ static PyObject *build_config(PyObject *module, PyObject *Py_UNUSED(ignored))
 PyDoc_STRVAR(build_config_doc, "build_config($module, /)\n--\n\n"
                                "Tell how this extension was built.\n\n"
                                "Returns:\n"
-                               "    dict: version, compiler, whether liburing was found, and\n"
+                               "    dict: version, compiler, whether io_uring is built in, and\n"
                                "    whether assertions are compiled in.");
 
 static PyMethodDef methods[] = {
@@ -30,17 +30,19 @@ static int module_exec(PyObject *module)
     struct plait_state *state = plait_state_of_module(module);
     if (PyModule_AddStringConstant(module, "__version__", pl_version()) < 0)
         return -1;
-    if (plait_loop_exec(module, state) < 0)
+#define X(part)                                                                                    \
+    if (plait_##part##_exec(module, state) < 0)                                                    \
         return -1;
-    return plait_pool_exec(module, state);
+    PLAIT_PARTS(X)
+#undef X
+    return 0;
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     struct plait_state *state = plait_state_of_module(module);
 #define X(type, name) Py_VISIT(state->name);
-    PLAIT_LOOP_OBJECTS(X)
-    PLAIT_POOL_OBJECTS(X)
+    PLAIT_OBJECTS(X)
 #undef X
     return 0;
 }
@@ -50,9 +52,11 @@ static int module_clear(PyObject *module)
     struct plait_state *state = plait_state_of_module(module);
     plait_loop_clear(state);
     plait_pool_clear(state);
+    plait_thread_clear(state);
+    plait_generators_clear(state);
+    plait_budget_clear(state);
 #define X(type, name) Py_CLEAR(state->name);
-    PLAIT_LOOP_OBJECTS(X)
-    PLAIT_POOL_OBJECTS(X)
+    PLAIT_OBJECTS(X)
 #undef X
     return 0;
 }

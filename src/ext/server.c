@@ -3,20 +3,30 @@
  * A listener is owned by its registration in the core until it is closed. It keeps the
  * socket object that it was given, but does not close it: asyncio.Server's side does.
  */
-#include "loop.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <structmember.h>
+
+/* X(name): what it owns: the socket; the factory of protocols; the asyncio.Server or None;
+ * the context of the code that started serving; what is called with each socket in place of
+ * making a transport here, or None. */
+// clang-format off
+#define LISTENER_OBJECTS(X) \
+    X(sock)                 \
+    X(factory)              \
+    X(server)               \
+    X(context)              \
+    X(adopt)
+// clang-format on
 
 typedef struct {
     PyObject_HEAD
     struct pl_listener core;
     LoopObject *loop;
-    PyObject *sock;
-    PyObject *factory; /* of protocols */
-    PyObject *server;  /* asyncio.Server or None */
-    PyObject *context; /* of the code that started serving, or NULL: the current */
-    PyObject *adopt;   /* called with (socket) in place of making a transport here, or None */
+#define X(name) PyObject *name;
+    LISTENER_OBJECTS(X)
+#undef X
     bool registered;
 } ListenerObject;
 
@@ -37,35 +47,13 @@ static void tell_error(ListenerObject *l, const char *text)
     Py_XDECREF(message);
 }
 
-static PyObject *make_socket(ListenerObject *l, int fd)
-{
-    PyObject *kwargs = Py_BuildValue("{s:i}", "fileno", fd);
-    PyObject *args = kwargs == NULL ? NULL : PyTuple_New(0);
-    PyObject *sock = args == NULL ? NULL : PyObject_Call(l->loop->state->socket_type, args, kwargs);
-    Py_XDECREF(args);
-    Py_XDECREF(kwargs);
-    if (sock == NULL)
-        return NULL;
-    PyObject *result = PyObject_CallMethod(sock, "setblocking", "i", 0);
-    if (result == NULL) {
-        PyObject *type, *exc, *tb;
-        PyErr_Fetch(&type, &exc, &tb);
-        /* The caller closes the descriptor, so the object must not. */
-        Py_XDECREF(PyObject_CallMethod(sock, "detach", NULL));
-        PyErr_Restore(type, exc, tb);
-        Py_CLEAR(sock);
-    }
-    Py_XDECREF(result);
-    return sock;
-}
-
 /* One connection, in the context that it will keep. 0, or -1 with an exception set and the
  * descriptor closed. */
 static int welcome(ListenerObject *l, PyObject *context, int fd, const struct sockaddr *addr,
                    socklen_t len)
 {
     if (l->adopt != Py_None) {
-        PyObject *sock = make_socket(l, fd);
+        PyObject *sock = plait_socket_new(l->loop->state, fd);
         if (sock == NULL) {
             (void)l->loop->core.sys->close(fd);
             return -1;
@@ -77,9 +65,11 @@ static int welcome(ListenerObject *l, PyObject *context, int fd, const struct so
     }
     PyObject *protocol = PyObject_CallNoArgs(l->factory);
     PyObject *transport = NULL;
-    if (protocol != NULL)
+    if (protocol != NULL) {
+        plait_watch_evict(l->loop, fd);
         transport = plait_transport_new(l->loop, fd, NULL, protocol, NULL, NULL, l->server, context,
                                         addr, len);
+    }
     Py_XDECREF(protocol);
     if (transport == NULL) {
         (void)l->loop->core.sys->close(fd);
@@ -206,6 +196,7 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         .failed = on_failed,
         .closed = on_closed,
     };
+    plait_watch_evict(l->loop, fd);
     int r = pl_listener_open(&l->loop->core, &l->core, fd);
     if (r < 0) {
         Py_DECREF(l);
@@ -220,22 +211,18 @@ static int listener_traverse(PyObject *self, visitproc visit, void *arg)
     ListenerObject *l = (ListenerObject *)self;
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(l->loop);
-    Py_VISIT(l->sock);
-    Py_VISIT(l->factory);
-    Py_VISIT(l->server);
-    Py_VISIT(l->context);
-    Py_VISIT(l->adopt);
+#define X(name) Py_VISIT(l->name);
+    LISTENER_OBJECTS(X)
+#undef X
     return 0;
 }
 
 static int listener_clear(PyObject *self)
 {
     ListenerObject *l = (ListenerObject *)self;
-    Py_CLEAR(l->sock);
-    Py_CLEAR(l->factory);
-    Py_CLEAR(l->server);
-    Py_CLEAR(l->context);
-    Py_CLEAR(l->adopt);
+#define X(name) Py_CLEAR(l->name);
+    LISTENER_OBJECTS(X)
+#undef X
     return 0;
 }
 

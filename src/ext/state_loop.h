@@ -11,16 +11,19 @@
     X(PyTypeObject, loop_type)                     \
     X(PyTypeObject, handle_type)                   \
     X(PyTypeObject, timer_handle_type)             \
+    X(PyTypeObject, threadsafe_handle_type)        \
     X(PyTypeObject, transport_type)                \
     X(PyTypeObject, listener_type)                 \
-    X(PyObject, asyncio_future)                    \
-    X(PyObject, asyncio_task)                      \
+    X(PyTypeObject, sock_call_type)                \
+    X(PyObject, asyncio_futures)                   \
+    X(PyObject, asyncio_tasks)                     \
     X(PyObject, asyncio_buffered_protocol)         \
     X(PyObject, asyncio_transport_socket)          \
     X(PyObject, asyncio_extract_stack)             \
     X(PyObject, asyncio_sendfile_mode)             \
     X(PyObject, socket_type)                       \
     X(PyObject, logger)                            \
+    X(PyObject, kwnames_fileno)                    \
     X(PyObject, kwnames_loop)                      \
     X(PyObject, str_buffer_updated)                \
     X(PyObject, str_call_exception_handler)        \
@@ -39,7 +42,19 @@
     X(PyObject, str_set_result)                    \
     X(PyObject, str_done)                          \
     X(PyObject, str_attach)                        \
-    X(PyObject, str_detach)
+    X(PyObject, str_future)                        \
+    X(PyObject, str_task)                          \
+    X(PyObject, str_time)                          \
+    X(PyObject, str_accept)                        \
+    X(PyObject, str_create_future)                 \
+    X(PyObject, str_fileno)                        \
+    X(PyObject, str_gettimeout)                    \
+    X(PyObject, str_recvfrom)                      \
+    X(PyObject, str_recvfrom_into)                 \
+    X(PyObject, str_sendto)                        \
+    X(PyObject, str_detach)                        \
+    X(PyTypeObject, file_queue_type)               \
+    X(PyObject, str_set_exception)
 // clang-format on
 
 #define PLAIT_FREE_HANDLES 256
@@ -50,6 +65,7 @@ struct plait_loop_state {
     PyObject *free_handles[PLAIT_FREE_HANDLES];
     int free_handles_len;
     bool server_takes_transport; /* Server._attach(transport), from 3.13 on */
+    bool safe_handles;           /* asyncio has a class for other threads' handles (3.14) */
 };
 
 #endif /* PLAIT_STATE_LOOP_H */

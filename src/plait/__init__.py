@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from . import auto as auto
+from ._auto import Call as Call
+from ._auto import OverBudget as OverBudget
+from ._auto import Task as Task
+from ._auto import call as call
+from ._auto import task as task
 from ._core import __version__ as __version__
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
@@ -10,32 +16,50 @@ from ._exceptions import RemoteError as RemoteError
 from ._exceptions import TaskStopped as TaskStopped
 from ._exceptions import TaskTimeout as TaskTimeout
 from ._exceptions import WorkerDied as WorkerDied
+from ._figures import explain as explain
+from ._files import BinaryFile as BinaryFile
+from ._files import TextFile as TextFile
+from ._files import open_file as open_file
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
 from ._loop import install as install
 from ._loop import new_event_loop as new_event_loop
 from ._loop import run as run
 from ._pool import ProcessPool as ProcessPool
+from ._threads import ThreadPool as ThreadPool
+from ._threads import stop_requested as stop_requested
 
 __all__ = [
+    "BinaryFile",
+    "Call",
     "EventLoopPolicy",
     "Loop",
+    "OverBudget",
     "PlaitError",
     "PoolBroken",
     "PoolFull",
     "ProcessPool",
     "RemoteError",
+    "Task",
     "TaskStopped",
     "TaskTimeout",
+    "TextFile",
+    "ThreadPool",
     "WorkerDied",
     "__version__",
+    "auto",
+    "call",
+    "explain",
     "install",
     "new_event_loop",
+    "open_file",
     "run",
+    "stop_requested",
+    "task",
 ]
 
 for _name in __all__:
     _object = globals()[_name]
-    if hasattr(_object, "__module__"):
+    if hasattr(_object, "__module__") and _object.__module__ != __name__:
         _object.__module__ = __name__
 del _name, _object

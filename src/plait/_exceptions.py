@@ -4,11 +4,11 @@ BaseException
  ├── TaskStopped           raised inside of a task that is to stop
  └── Exception
      └── PlaitError
-      ├── TaskTimeout      a task ran for longer than it was given
-      ├── WorkerDied       a worker process ended while it ran a task
-      ├── PoolBroken       a pool cannot start workers any more
-      ├── PoolFull         a pool has as many tasks as it may have
-      └── RemoteError      a task raised what cannot be sent between processes
+          ├── TaskTimeout      a task ran for longer than it was given
+          ├── WorkerDied       a worker process ended while it ran a task
+          ├── PoolBroken       a pool cannot start workers any more
+          ├── PoolFull         a pool has as many tasks as it may have
+          └── RemoteError      a task raised what cannot be sent between processes
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class TaskTimeout(PlaitError, TimeoutError):
         self.stack = stack
 
     def __str__(self) -> str:
-        text = f"{self.task or 'a task'} ran for longer than {self.timeout} s and was stopped"
+        text = f"{self.task or 'the task'} ran for longer than its timeout of {self.timeout} s"
         if self.stack:
             text += f"; its Python stack:\n{self.stack}"
         return text

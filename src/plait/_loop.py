@@ -18,10 +18,11 @@ import sys
 import threading
 import warnings
 import weakref
-from asyncio import base_events, constants, events, sslproto
+from asyncio import base_events, constants, events
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from . import _core
+from ._tls import TLSMethods
 
 if TYPE_CHECKING:
     import ssl
@@ -133,7 +134,7 @@ def _choose_backend(backend: str | None) -> str:
     return "epoll"
 
 
-class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
+class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[misc]
     """An asyncio event loop with its core in C.
 
     Args:
@@ -274,7 +275,15 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         text = _private._format_handle(what) if hasattr(what, "_callback") else repr(what)
         _private.logger.warning("Executing %s took %.3f seconds", text, seconds)
 
+    # Where the C methods go with what is not ordinary.
     _create_task_slow = asyncio.SelectorEventLoop.create_task
+    _slow_sock_recv = asyncio.SelectorEventLoop.sock_recv
+    _slow_sock_recv_into = asyncio.SelectorEventLoop.sock_recv_into
+    _slow_sock_sendall = asyncio.SelectorEventLoop.sock_sendall
+    _slow_sock_accept = asyncio.SelectorEventLoop.sock_accept
+    _slow_sock_recvfrom = asyncio.SelectorEventLoop.sock_recvfrom
+    _slow_sock_recvfrom_into = asyncio.SelectorEventLoop.sock_recvfrom_into
+    _slow_sock_sendto = asyncio.SelectorEventLoop.sock_sendto
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
@@ -322,36 +331,6 @@ class Loop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         context: Context | None = None,
     ) -> asyncio.Transport:
         return self._new_transport(sock, protocol, waiter, extra, server, context)
-
-    def _make_ssl_transport(
-        self,
-        rawsock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        sslcontext: ssl.SSLContext,
-        waiter: asyncio.Future[None] | None = None,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        extra: dict[str, Any] | None = None,
-        server: Any = None,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
-        context: Context | None = None,
-    ) -> asyncio.Transport:
-        make: Any = sslproto.SSLProtocol  # its stubs know fewer types than it takes
-        tls = make(
-            self,
-            protocol,
-            sslcontext,
-            waiter,
-            server_side,
-            server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-        )
-        self._new_transport(rawsock, tls, None, extra, server, context)
-        transport: asyncio.Transport = tls._app_transport
-        return transport
 
     def _start_serving(
         self,
@@ -516,9 +495,9 @@ def coverage() -> dict[str, str]:
         "servers": ours,
         "add_reader, add_writer": ours,
         "tasks and futures": "the interpreter's C types",
-        "TLS": "asyncio's protocol on plait's transport",
+        "TLS": "C between the ssl module's memory BIOs",
         "datagrams": theirs,
-        "sock_* calls": theirs,
+        "sock_* calls": "C, but for sock_connect and sock_sendfile",
         "pipes and subprocesses": theirs,
         "signals": theirs,
         "name resolution": "a thread pool, as in asyncio",

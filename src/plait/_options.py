@@ -15,9 +15,7 @@ RETRY_MOST = 2.0
 class Taker(Protocol):
     """A pool, as options see it."""
 
-    def _take(
-        self, options: Options, fn: Callable[..., T], args: Any, kwargs: Any
-    ) -> Any: ...
+    def _take(self, options: Options, fn: Callable[..., T], args: Any, kwargs: Any) -> Any: ...
     def _map(self, submit: Callable[..., Any], fn: Any, *iterables: Any, **kwargs: Any) -> Any: ...
 
 
@@ -35,7 +33,7 @@ class Order:
     def delay(self) -> float:
         """Seconds until the next try: doubled each time."""
         self.tries += 1
-        return min(RETRY_MOST, RETRY_FIRST * 2 ** min(self.tries - 1, 20))
+        return min(RETRY_MOST, RETRY_FIRST * 2.0 ** min(self.tries - 1, 20))
 
 
 class Options:

@@ -11,11 +11,9 @@ _WINDOWS = "Windows only"
 _MOCK_LOOP = "asyncio's pipe transport against a mock loop; test_events has the real one"
 _QUEUES = "looks into BaseEventLoop._ready and _scheduled, which are C structures here"
 _SELECT = "replaces the selector, or one of the private steps of BaseEventLoop's iteration"
-_CLASSES = "asserts the Python classes of the handles; their methods are tested elsewhere"
 _MOCK_SOCKET = "a mock without a descriptor as the socket, where C reads from the descriptor"
-_SAFE_HANDLE = "asserts the private class events._ThreadSafeHandle"
-_PY_TASK = "puts the Python Task into asyncio's modules, where plait holds on to the C one"
 _PATCHED = "replaces a method of the transport object, which C types do not allow"
+_HOOK = "calls a hook for tests of asyncio's private transport; test_loop_tls has the same test"
 _ABSTRACT = "asserts what the abstract base class leaves out"
 
 _BASE = "test_base_events.BaseEventLoopTests."
@@ -28,17 +26,15 @@ EXCLUSIONS: dict[str, str] = {
     "*.Proactor*": _WINDOWS,
     "test_unix_events.UnixReadPipeTransportTests": _MOCK_LOOP,
     "test_unix_events.UnixWritePipeTransportTests": _MOCK_LOOP,
-    "test_events.*.test_call_soon_threadsafe_handle_*": _SAFE_HANDLE,
-    "test_events.TestPyGetEventLoop": _PY_TASK,
-    "test_free_threading.*Py*.test_all_tasks_from_other_thread*": _PY_TASK,
+    "test_ssl.TestSSL.test_remote_shutdown_receives_trailing_data": _HOOK,
     "test_ssl.TestSSL.test_remote_shutdown_receives_trailing_data_on_slow_socket": _PATCHED,
     _BASE + "test__add_callback_handle": _QUEUES,
     _BASE + "test__run_once*": _QUEUES,
     _BASE + "test_custom_run_forever_integration": _SELECT,
     _BASE + "test_run_forever_pre_stopped": _SELECT,
     _BASE + "test_single_selecter_event_callback_after_stopping": _SELECT,
-    _BASE + "test_call_later": _CLASSES,
-    _BASE + "test_call_soon": _CLASSES,
+    _BASE + "test_call_later": _QUEUES,
+    _BASE + "test_call_soon": _QUEUES,
     _BASE + "test_not_implemented": _ABSTRACT,
     _WITH_SELECTOR + "test_create_connection_ip_addr": _MOCK_SOCKET,
     _WITH_SELECTOR + "test_create_connection_ipv6_scope": _MOCK_SOCKET,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
@@ -37,6 +39,17 @@ class Pki(NamedTuple):
     key_file: str
     client_cert_file: str
     client_key_file: str
+
+
+async def until_stalled(count: Callable[[], int]) -> None:
+    """Wait until something has moved and then stands still.
+
+    That nobody gets any further is told by no event: flow control has stopped all of them.
+    """
+    before = -1
+    while count() != before or before == 0:
+        before = count()
+        await asyncio.sleep(0.05)
 
 
 def free_port() -> int:

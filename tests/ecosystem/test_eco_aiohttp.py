@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from eco_support import until_stalled
 
 aiohttp = pytest.importorskip("aiohttp")
 web = pytest.importorskip("aiohttp.web")
@@ -255,10 +256,7 @@ def test_slow_reader_stops_the_stream(run: Any, tls: bool, pki: Pki) -> None:
                 aiohttp.ClientSession() as session,
                 session.get(url, ssl=pki.client if tls else True) as answer,
             ):
-                before = -1
-                while made != before or made == 0:
-                    before = made
-                    await asyncio.sleep(0.05)
+                await until_stalled(lambda: made)
                 assert made < total
                 received = 0
                 async for part in answer.content.iter_any():
@@ -292,10 +290,7 @@ def test_slow_handler_stops_the_upload(run: Any) -> None:
             aiohttp.ClientSession() as session,
         ):
             task = asyncio.create_task(session.post(f"http://127.0.0.1:{port}/take", data=body()))
-            before = -1
-            while sent != before or sent == 0:
-                before = sent
-                await asyncio.sleep(0.05)
+            await until_stalled(lambda: sent)
             assert sent < total
             go_on.set()
             async with await task as answer:

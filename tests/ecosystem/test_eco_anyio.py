@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from eco_support import open_kernel_objects
+from eco_support import open_kernel_objects, until_stalled
 
 anyio = pytest.importorskip("anyio")
 
@@ -229,10 +229,7 @@ def test_slow_reader_stops_the_sender(run_anyio: Any) -> None:
                 async with await anyio.connect_tcp(
                     "127.0.0.1", listener.extra(SocketAttribute.local_port)
                 ) as stream:
-                    before = -1
-                    while sent != before or sent == 0:
-                        before = sent
-                        await anyio.sleep(0.05)
+                    await until_stalled(lambda: sent)
                     assert sent < total
                     received = 0
                     async for part in stream:

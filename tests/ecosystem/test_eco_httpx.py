@@ -18,6 +18,7 @@ hypercorn_asyncio = pytest.importorskip("hypercorn.asyncio")
 hypercorn_config = pytest.importorskip("hypercorn.config")
 
 from eco_app import CHUNK, Log, make_app  # noqa: E402
+from eco_support import until_stalled  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,10 +78,7 @@ def test_http2_stream_is_paced_by_its_reader(run: Any, pki: Pki) -> None:
             httpx.AsyncClient(verify=pki.client, http2=True) as client,
             client.stream("GET", f"https://{at}/stream?chunks={total}") as answer,
         ):
-            before = -1
-            while log.chunks_made != before or log.chunks_made == 0:
-                before = log.chunks_made
-                await asyncio.sleep(0.05)
+            await until_stalled(lambda: log.chunks_made)
             assert log.chunks_made < total
             received = 0
             async for part in answer.aiter_raw():

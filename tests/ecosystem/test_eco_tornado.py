@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from eco_support import until_stalled
 
 pytest.importorskip("tornado")
 
@@ -154,10 +155,7 @@ def test_slow_reader_stops_the_stream(run: Any) -> None:
         server, port = serve(("/stream", Stream))
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        before = -1
-        while made != before or made == 0:
-            before = made
-            await asyncio.sleep(0.05)
+        await until_stalled(lambda: made)
         assert made < total
         received = 0
         while data := await reader.read(1 << 20):

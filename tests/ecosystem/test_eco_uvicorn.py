@@ -24,6 +24,7 @@ pytest.importorskip("httptools")
 pytest.importorskip("wsproto")
 
 from eco_app import CHUNK, Log, make_app  # noqa: E402
+from eco_support import until_stalled  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -157,10 +158,7 @@ def test_slow_reader_stops_the_stream(run: Any, http: str) -> None:
         async with serving(make_app(log), http=http) as at, httpx.AsyncClient() as client:
             total = 1024  # 64 MiB, far more than sockets hold
             async with client.stream("GET", f"http://{at}/stream?chunks={total}") as answer:
-                before = -1
-                while log.chunks_made != before or log.chunks_made == 0:
-                    before = log.chunks_made
-                    await asyncio.sleep(0.05)
+                await until_stalled(lambda: log.chunks_made)
                 assert log.chunks_made < total
                 received = 0
                 async for part in answer.aiter_raw():
@@ -186,10 +184,7 @@ def test_slow_handler_stops_the_upload(run: Any, http: str) -> None:
 
         async with serving(make_app(log), http=http) as at, httpx.AsyncClient() as client:
             upload = asyncio.create_task(client.post(f"http://{at}/take", content=body()))
-            before = -1
-            while sent != before or sent == 0:
-                before = sent
-                await asyncio.sleep(0.05)
+            await until_stalled(lambda: sent)
             assert sent < total
             log.may_take.set()
             assert (await upload).text == str(total * len(CHUNK))

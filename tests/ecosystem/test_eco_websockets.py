@@ -9,6 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from eco_support import until_stalled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,10 +131,7 @@ def test_slow_reader_stops_the_sender(run: Any) -> None:
     async def main() -> None:
         async with server.serve(flood, "127.0.0.1", 0, compression=None) as srv:
             async with client.connect(url_of(srv), max_queue=4, compression=None) as ws:
-                before = -1
-                while sent != before or sent == 0:  # until nobody gets any further
-                    before = sent
-                    await asyncio.sleep(0.05)
+                await until_stalled(lambda: sent)
                 assert sent < total
                 received = 0
                 async for message in ws:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import pathlib
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,16 @@ import pytest
 from pool_gate import Gate
 
 import plait
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take Ctrl+C for what it is, even in the background.
+
+    A shell without job control starts its background commands with SIGINT ignored, and so
+    would every process be that a test starts and interrupts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

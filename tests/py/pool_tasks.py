@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pathlib
 import signal
 import sys
 import time
@@ -275,7 +276,7 @@ def fork_and_raise() -> int:
 
 def spoil_board(offset: int, data: bytes) -> str:
     """Write into the first page of the pool's memory, as a stray pointer would."""
-    for line in open("/proc/self/maps", encoding="ascii"):
+    for line in pathlib.Path("/proc/self/maps").read_text(encoding="ascii").splitlines():
         if "plait-pool" in line:
             start = int(line.split("-")[0], 16)
             ctypes.memmove(start + offset, data, len(data))

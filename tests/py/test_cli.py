@@ -195,21 +195,26 @@ def test_doctor_fails_where_plait_cannot_work(
 
 
 @pytest.mark.parametrize(
-    ("uring", "build", "reason"),
+    ("uring", "build", "engine", "reason"),
     [
-        ({"works": True, "reason": ""}, {"liburing": False}, "built without liburing"),
-        ({"works": True, "reason": ""}, {"liburing": True}, "no io_uring backend yet"),
-        (
-            {"works": False, "reason": "forbidden"},
-            {"liburing": True, "backends": ("epoll", "io_uring")},
-            "io_uring: forbidden",
-        ),
+        ({"works": True, "reason": ""}, {"io_uring": True}, "io_uring", "allows it"),
+        ({"works": True, "reason": ""}, {"io_uring": False}, "threads", "built without"),
+        ({"works": False, "reason": "forbidden"}, {"io_uring": True}, "threads", "forbidden"),
     ],
 )
-def test_why_epoll(uring: dict[str, object], build: dict[str, object], reason: str) -> None:
-    backend = _doctor._backend(build, uring)
-    assert backend["name"] == "epoll"
-    assert reason in backend["reason"]
+def test_what_runs_file_operations(
+    monkeypatch: pytest.MonkeyPatch,
+    uring: dict[str, object],
+    build: dict[str, object],
+    engine: str,
+    reason: str,
+) -> None:
+    monkeypatch.delenv("PLAIT_FILES", raising=False)
+    found = _doctor._files(build, uring)
+    assert found["name"] == engine
+    assert reason in found["reason"]
+    monkeypatch.setenv("PLAIT_FILES", "threads")
+    assert _doctor._files(build, uring)["reason"] == "PLAIT_FILES=threads"
 
 
 def test_every_model_is_offered() -> None:

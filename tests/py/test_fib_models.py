@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -233,31 +234,65 @@ def assert_session_ends(session: int) -> None:
         os.sched_yield()
 
 
+class ModelProcess:
+    """A model's server, started by its command in a session of its own.
+
+    Leaving the block kills what is left of the session and closes the pipes.
+    """
+
+    def __init__(self, model: str, *options: str) -> None:
+        command = [sys.executable, "-m", "plait", "fib", "--model", model, "--port", "0"]
+        self.process = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+        )
+        self.pid = self.process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with self.process:  # waits, and closes the pipes
+            pass
+
+    def connect(self) -> socket.socket:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            _, problems = self.process.communicate(timeout=PATIENCE)
+            pytest.fail(f"it did not start: {problems.decode()}")
+        port = int(line.rpartition(b":")[2])
+        return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+
+    def assert_ends(self) -> None:
+        """Wait until it has ended without a fault and left nothing behind."""
+        try:
+            _, problems = self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            # Who is left says where it hangs.
+            left = session_members(self.pid)
+            os.killpg(self.pid, signal.SIGABRT)
+            _, problems = self.process.communicate(timeout=PATIENCE)
+            pytest.fail(f"{left} of {self.pid} still run:\n{problems.decode()}")
+        assert self.process.returncode == 0, problems.decode()
+        assert b"Traceback" not in problems, problems.decode()
+        assert_session_ends(self.pid)
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_it_with_clients_connected(model: str, number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "plait", "fib", "--model", model, "--port", "0", "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline().rpartition(b":")[2])
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as conn:
-            conn.sendall(b"20\n")
-            assert read_line(conn) == b"6765\n"
-            # To all of the group, as a terminal does.
-            os.killpg(process.pid, number)
-            _, problems = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, problems.decode()
-        assert b"Traceback" not in problems
-        assert_session_ends(process.pid)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with ModelProcess(model, "--workers", "2") as server, server.connect() as conn:
+        conn.sendall(b"20\n")
+        assert read_line(conn) == b"6765\n"
+        # To all of the group, as a terminal does.
+        os.killpg(server.pid, number)
+        server.assert_ends()
 
 
 @pytest.mark.parametrize(
@@ -271,32 +306,17 @@ def test_signals_stop_it_with_clients_connected(model: str, number: signal.Signa
     ],
 )
 def test_a_signal_ends_it_while_it_computes(model: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "plait", "fib", "--model", model, "--port", "0", "--limit", "60"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline().rpartition(b":")[2])
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as conn:
-            conn.sendall(b"20\n")
-            assert read_line(conn) == b"6765\n"
-            before = used_ticks(os.getpid())
-            conn.sendall(b"60\n")
-            busy_process(os.getpid(), before)
-            process.terminate()
-            _, problems = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, problems.decode()
-        assert_session_ends(process.pid)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with ModelProcess(model, "--limit", "60") as server, server.connect() as conn:
+        conn.sendall(b"20\n")
+        assert read_line(conn) == b"6765\n"
+        before = used_ticks(os.getpid())
+        conn.sendall(b"60\n")
+        busy_process(os.getpid(), before)
+        server.process.terminate()
+        server.assert_ends()
 
 
-@pytest.mark.parametrize("model", ["c", "plait+processes"])
+@pytest.mark.parametrize("model", ["c", "plait+processes", "plait+generators"])
 def test_a_worker_that_is_killed_fails_one_request(model: str) -> None:
     # fib(60) takes hours: the worker is at it when it is killed.
     with Server(model, limit=60, workers=1) as server:

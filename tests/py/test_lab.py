@@ -378,6 +378,13 @@ def test_a_process_pool_and_its_price() -> None:
     assert "more was to be hoped for" in text
 
 
+def test_generators_are_compared_with_those_by_hand() -> None:
+    by_hand = summary("generators", short_alone=12500.0, short_beside=19.0)
+    text = words(summary("plait+generators", short_alone=9000.0, short_beside=9000.0), by_hand)
+    assert "always has a turn" in text
+    assert "9,000 answers a second alone, against 12,500 of generators" in text
+
+
 def test_it_is_said_where_plait_loses() -> None:
     rival = summary("asyncio+processes", short_alone=4000.0, short_beside=4000.0)
     behind = summary("plait+processes", short_alone=3000.0, short_beside=2000.0)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from loop_support import polled
 
 import plait
 
@@ -55,7 +56,7 @@ def test_readers_and_writers(loop: plait.Loop, pair: tuple[socket.socket, socket
     assert not loop.remove_reader(a)
     b.send(b"z")
     for _ in range(3):
-        loop.run_until_complete(asyncio.sleep(0.001))
+        loop.run_until_complete(polled())
     assert len(got) == 2
 
 
@@ -142,7 +143,7 @@ def test_closing_without_removing_wakes_nobody(loop: plait.Loop) -> None:
     loop.remove_reader(a)
     os.close(a)
     os.write(b, b"x")
-    loop.run_until_complete(asyncio.sleep(0.002))
+    loop.run_until_complete(polled())
     assert got == []
     loop.add_reader(other, lambda: got.append(os.read(other, 9).decode()))
     run_until(loop, lambda: got == ["x"])
@@ -177,7 +178,13 @@ def test_a_transports_descriptor_is_refused(
     fd = a.fileno()
 
     async def main() -> None:
-        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, a)
+        lost = loop.create_future()
+
+        class Tells(asyncio.Protocol):
+            def connection_lost(self, exc: Exception | None) -> None:
+                lost.set_result(exc)
+
+        transport, _ = await loop.connect_accepted_socket(Tells, a)
         for act in (
             lambda: loop.add_reader(fd, print),
             lambda: loop.add_writer(fd, print),
@@ -186,7 +193,8 @@ def test_a_transports_descriptor_is_refused(
             with pytest.raises(RuntimeError, match="is used by transport"):
                 act()
         transport.close()
-        await asyncio.sleep(0.001)
+        await lost
+        await asyncio.sleep(0)  # it closes the socket when connection_lost has returned
         assert a.fileno() == -1
 
     loop.run_until_complete(main())
@@ -229,7 +237,11 @@ def test_a_server_out_of_descriptors_goes_on() -> None:
     async def main():
         loop = asyncio.get_running_loop()
         told = []
-        loop.set_exception_handler(lambda loop, context: told.append(context))
+        starved = asyncio.Event()
+        def handler(loop, context):
+            told.append(context)
+            starved.set()
+        loop.set_exception_handler(handler)
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
         address = server.sockets[0].getsockname()
         clients = [socket.socket() for _ in range(10)]
@@ -244,8 +256,7 @@ def test_a_server_out_of_descriptors_goes_on() -> None:
             client.setblocking(False)
             await loop.sock_connect(client, address)
             await loop.sock_sendall(client, b"x")
-        while not told:
-            await asyncio.sleep(0.001)
+        await starved.wait()
         assert "out of system resource" in told[0]["message"], told
         assert told[0]["exception"].errno == 24, told
         for fd in fill:

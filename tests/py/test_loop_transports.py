@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from loop_support import polled
 
 import plait
 
@@ -24,30 +25,43 @@ class Recorder(asyncio.Protocol):
         self.transport: Any = None
         self.data = bytearray()
         self.told: list[str] = []
+        self._waiters: dict[str, asyncio.Future[None]] = {}
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def tell(self, word: str) -> None:
+        self.told.append(word)
+        waiter = self._waiters.pop(word, None)
+        if waiter is not None:
+            waiter.set_result(None)
+
+    async def heard(self, word: str) -> None:
+        """Wait until it has been told this."""
+        if word not in self.told:
+            self._waiters[word] = asyncio.get_running_loop().create_future()
+            await self._waiters[word]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        self.told.append("made")
+        self.tell("made")
 
     def data_received(self, data: bytes) -> None:
         assert type(data) is bytes
         self.data += data
         if self.told[-1] != "data":
-            self.told.append("data")
+            self.tell("data")
 
     def eof_received(self) -> bool | None:
-        self.told.append("eof")
+        self.tell("eof")
         return None
 
     def pause_writing(self) -> None:
-        self.told.append("pause")
+        self.tell("pause")
 
     def resume_writing(self) -> None:
-        self.told.append("resume")
+        self.tell("resume")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.told.append("lost")
+        self.tell("lost")
         self.lost.set_result(exc)
 
 
@@ -204,14 +218,13 @@ def test_pausing_and_resuming_follow_the_marks(run: Any, tcp: Any) -> None:
         received = 0
         while received < total:
             received += len(await in_thread(theirs.recv, 1 << 20))
-        while "resume" not in protocol.told:
-            await asyncio.sleep(0)
+        await protocol.heard("resume")
         assert transport.get_write_buffer_size() <= 250
         assert protocol.told == ["made", "pause", "resume"]
         transport.set_write_buffer_limits(high=0)
         transport.write(b"y")
         assert protocol.told[-1] == "pause"
-        await asyncio.sleep(0.001)
+        await polled()
         assert protocol.told[-1] == "resume"
         transport.abort()
         await protocol.lost
@@ -242,8 +255,8 @@ def test_a_paused_reader_receives_nothing(run: Any, tcp: Any) -> None:
         assert not transport.is_reading()
         theirs.sendall(b"held")
         theirs.shutdown(socket.SHUT_WR)
-        for _ in range(20):
-            await asyncio.sleep(0.001)
+        for _ in range(5):
+            await polled()
         assert protocol.told == ["made"]
         transport.resume_reading()
         transport.resume_reading()
@@ -422,11 +435,10 @@ def test_half_close_by_the_peer(run: Any, tcp: Any) -> None:
         transport, protocol = await connect(KeepsOpen, ours)
         theirs.sendall(b"question")
         theirs.shutdown(socket.SHUT_WR)
-        while "eof" not in protocol.told:
-            await asyncio.sleep(0)
+        await protocol.heard("eof")
         assert not transport.is_closing()
         for _ in range(5):  # an end of stream is told once
-            await asyncio.sleep(0.001)
+            await polled()
         transport.write(b"answer" * 100_000)
         transport.close()
         assert await in_thread(receive_all, theirs) == b"answer" * 100_000
@@ -446,7 +458,7 @@ def test_a_reset_ends_the_connection(run: Any, tcp: Any, writing: bool) -> None:
         transport, protocol = await connect(Recorder, ours)
         if writing:
             transport.write(bytes(30 << 20))
-            await asyncio.sleep(0.001)
+            await polled()
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         theirs.close()
         assert isinstance(await protocol.lost, ConnectionResetError)

@@ -584,6 +584,8 @@ def test_descriptors_and_threads_do_not_leak() -> None:
     assert count() == before
 
 
+# Threads that other tests' pools had for a while may not be through: Python 3.12 and later warn.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_is_told(pool: plait.ProcessPool) -> None:
     assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
     read, write = os.pipe()

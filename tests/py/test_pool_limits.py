@@ -83,7 +83,9 @@ def test_statistics(gate: Gate, tmp_path: Any) -> None:
         for i in range(100):
             pool.submit(tasks.plus_one, i).result(TIMEOUT)
         pool.submit(tasks.fail, "x").exception(TIMEOUT)
-        pool.options(timeout=0.05).submit(tasks.sleep_long, str(tmp_path / "here")).exception(TIMEOUT)
+        pool.options(timeout=0.05).submit(tasks.sleep_long, str(tmp_path / "here")).exception(
+            TIMEOUT
+        )
         path = str(tmp_path / "tries")
         pool.options(retries=2).submit(tasks.raise_then, path, 2).result(TIMEOUT)
         held = gate.hold(pool, 2)

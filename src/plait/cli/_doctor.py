@@ -65,7 +65,8 @@ def examine() -> dict[str, Any]:
             "switch_interval_s": sys.getswitchinterval(),
         },
         "kernel": kernel,
-        "backend": _backend(build, kernel["io_uring"]),
+        "backend": _backend(),
+        "files": _files(build, kernel["io_uring"]),
         "cpu": {
             "count": os.cpu_count(),
             "usable": sorted(os.sched_getaffinity(0)),
@@ -148,21 +149,23 @@ def _futex() -> dict[str, Any]:
     return _works() if woken == 0 else _fails(os.strerror(ctypes.get_errno()))
 
 
-def _backend(build: dict[str, Any], uring: dict[str, Any]) -> dict[str, str]:
+def _backend() -> dict[str, str]:
     """Which poller a loop gets, and why not the other one."""
-    available = build.get("backends", ("epoll",))
-    if "io_uring" not in available:
-        reason = (
-            "liburing was found at build time, but this version of plait has no io_uring "
-            "backend yet"
-            if build.get("liburing")
-            else "plait was built without liburing"
-        )
+    return {"name": "epoll", "reason": "this version of plait has no other poller"}
+
+
+def _files(build: dict[str, Any], uring: dict[str, Any]) -> dict[str, str]:
+    """What runs the operations of plait.open_file, and why not the other engine."""
+    wanted = os.environ.get("PLAIT_FILES")
+    if wanted:
+        return {"name": wanted, "reason": f"PLAIT_FILES={wanted}"}
+    if not build.get("io_uring"):
+        reason = "plait was built without the kernel's header for io_uring"
     elif not uring["works"]:
         reason = f"io_uring: {uring['reason']}"
     else:
         return {"name": "io_uring", "reason": "the kernel allows it"}
-    return {"name": "epoll", "reason": reason}
+    return {"name": "threads", "reason": reason}
 
 
 def _quota() -> dict[str, Any] | None:
@@ -224,7 +227,7 @@ def _coverage() -> dict[str, str]:
 
 def _text(found: dict[str, Any]) -> str:
     python, kernel, cpu = found["python"], found["kernel"], found["cpu"]
-    backend, build = found["backend"], found["build"]
+    backend, files, build = found["backend"], found["files"], found["build"]
     gil = "with the GIL" if python["gil"] else "without the GIL"
     rows: list[tuple[str, str]] = [
         ("plait", f"{found['plait']} (compiler {build['compiler']})"),
@@ -234,7 +237,8 @@ def _text(found: dict[str, Any]) -> str:
             f"switch interval {python['switch_interval_s'] * 1000:g} ms",
         ),
         ("kernel", f"Linux {kernel['release']} {kernel['machine']}"),
-        ("backend", f"{backend['name']}, because {backend['reason']}"),
+        ("sockets", f"{backend['name']}, because {backend['reason']}"),
+        ("files", f"{files['name']}, because {files['reason']}"),
     ]
     for name in ("epoll", "io_uring", "pidfd", "memfd", "futex"):
         probe = kernel[name]

@@ -53,6 +53,8 @@ def explain(s: Summary, context: Context) -> str:
         sentences += _one_at_a_time(s)
     elif model.computing == "processes":
         sentences += _processes(s, context)
+    elif model.computing == "auto":
+        sentences += _auto(s, context)
     elif model.clients == "threads":
         sentences += _threads(s, context)
     else:
@@ -222,8 +224,54 @@ def _processes(s: Summary, context: Context) -> list[str]:
     return told + _second_long(s, context)
 
 
+def _auto(s: Summary, context: Context) -> list[str]:
+    told = [
+        "Each number is begun in the loop's own thread. One that is not done within a "
+        "millisecond is interrupted and begun again in a process, and the next of its size goes "
+        "there at once."
+    ]
+    if s.kept >= _NOTICEABLE:
+        told.append(
+            "So short requests pay no trip to another process, and do not wait for long ones."
+        )
+    else:
+        told.append(
+            f"The loop is never held up for longer than that, so what is lost here goes to the "
+            f"processors: load, server and worker share {context.processors} of them."
+        )
+    threads = context.summaries.get("threads")
+    if threads is not None and threads.short_alone > 0:
+        told.append(
+            "Against a thread for each client, which has no loop, no budget and no choice to "
+            f"make, it answers {_times(s.short_alone / threads.short_alone)} alone."
+        )
+    processes = context.summaries.get("plait+processes")
+    if processes is not None and processes.short_alone > 0:
+        ratio = s.short_alone / processes.short_alone
+        told.append(
+            f"Against sending every number to a process it answers {_times(ratio)} alone"
+            + (
+                f" and {_times(s.short_beside / processes.short_beside)} beside perf1."
+                if processes.short_beside > 0
+                else "."
+            )
+        )
+        if ratio < 0.95:
+            told.append(
+                "That it does less, though it makes no trip, is again the sleep of idle "
+                "processors: workers that look out for work keep theirs awake."
+            )
+    if s.long_alone_ms > 0 and s.long_beside_ms > 0:
+        ratio = s.long_beside_ms / s.long_alone_ms
+        told.append(
+            f"A long request takes {_ms(s.long_alone_ms)} alone and {_ms(s.long_beside_ms)} beside "
+            f"perf2, {ratio:.2f} times as long."
+        )
+    return told + _second_long(s, context)
+
+
 def _without_processes(name: str) -> str:
-    return name.removesuffix("+processes")
+    return "generators" if name == "plait+generators" else name.removesuffix("+processes")
 
 
 def _second_long(s: Summary, context: Context) -> list[str]:
@@ -231,7 +279,7 @@ def _second_long(s: Summary, context: Context) -> list[str]:
         return []
     ratio = s.long_twice_ms / s.long_alone_ms
     each = f"{_ms(s.long_alone_ms)} alone, {_ms(s.long_twice_ms)} each with a second perf1"
-    parallel = MODELS[s.name].computing == "processes" or (
+    parallel = MODELS[s.name].computing != "inline" or (
         not context.gil and MODELS[s.name].clients == "threads"
     )
     if ratio >= 1.6:

@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 
-from . import plots
+from . import plots, races, vectorise
 from .explain import Context, conclusions, explain, share
 from .measure import Measured, Plan, Summary
 from .models import MODELS
 
-__all__ = ["context_of", "render"]
+__all__ = ["Aside", "context_of", "render"]
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What is measured beside the servers.
+
+    Attributes:
+        races: Counters that several strands count up.
+        ways: One computation over many numbers.
+    """
+
+    races: list[races.Race]
+    ways: list[vectorise.Way]
+
+    def sentences(self, facts: dict[str, Any]) -> list[str]:
+        """What both show, in short: the first sentences of each."""
+        ways = self.about_ways(facts)
+        return self.about_races(facts)[:1] + [text for text in ways if "NumPy" in text][:1]
+
+    def about_races(self, facts: dict[str, Any]) -> list[str]:
+        """What the counters show."""
+        return races.explain(self.races, gil=facts["gil"])
+
+    def about_ways(self, facts: dict[str, Any]) -> list[str]:
+        """What the times show."""
+        return vectorise.explain(self.ways, gil=facts["gil"], processors=facts["usable_processors"])
 
 
 def context_of(summaries: dict[str, Summary], plan: Plan, facts: dict[str, Any]) -> Context:
@@ -35,6 +62,7 @@ def render(
     facts: dict[str, Any],
     *,
     interrupted: bool = False,
+    aside: Aside | None = None,
 ) -> str:
     """Write the page.
 
@@ -44,6 +72,7 @@ def render(
         plan: What was measured for how long.
         facts: What the figures depend on.
         interrupted: Whether the run was ended before its end.
+        aside: What was measured beside the servers; None when it was not.
 
     Returns:
         HTML.
@@ -81,6 +110,9 @@ def render(
         interrupted=interrupted,
         overview=plots.overview(list(summaries.values())) if summaries else "",
         plan=plan,
+        aside=aside,
+        about_races=aside.about_races(facts) if aside else [],
+        about_ways=aside.about_ways(facts) if aside else [],
     )
 
 

@@ -122,12 +122,17 @@ class Server:
                 # for a second Ctrl+C, too.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+                self._close_files(process)
             process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-        if self._stderr is not None:
-            self._stderr.close()
-            self._stderr = None
+        else:
+            self._close_files(None)
+
+    def _close_files(self, process: subprocess.Popen[bytes] | None) -> None:
+        stderr, self._stderr = self._stderr, None
+        if process is not None and process.stdout is not None:
+            process.stdout.close()
+        if stderr is not None:
+            stderr.close()
 
     def _wait_for_port(self) -> int:
         assert self._process is not None

@@ -16,22 +16,24 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from .fib import fib
 from .protocol import TOO_LONG
 
 if TYPE_CHECKING:
     import asyncio
+    import threading
     from concurrent.futures import ProcessPoolExecutor
 
 __all__ = [
     "connections",
     "cpu_count",
     "end_pool",
-    "in_worker",
     "listen",
     "on_sigterm_cancel",
     "refuse",
     "refuse_async",
     "run",
+    "start_pool",
 ]
 
 _STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -162,10 +164,30 @@ def on_sigterm_cancel() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
-def in_worker() -> None:
-    """Prepare a process of a standard library pool: its parent decides when it ends."""
+def start_pool(workers: int) -> ProcessPoolExecutor:
+    """Make a standard library pool and start all its workers.
+
+    It returns when every worker is prepared, not only the first that answers: a signal to
+    all of the process group ends one that is not yet prepared with a traceback, and a fork
+    is safe only while there is one thread.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+
+    together = multiprocessing.Barrier(workers)
+    pool = ProcessPoolExecutor(workers, initializer=_in_worker, initargs=(together,))
+    try:
+        list(pool.map(fib, [1] * workers))
+    except BaseException:
+        end_pool(pool)
+        raise
+    return pool
+
+
+def _in_worker(together: threading.Barrier) -> None:
+    # The parent decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    together.wait()
 
 
 def end_pool(pool: ProcessPoolExecutor) -> None:

@@ -19,9 +19,10 @@ from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from . import report  # noqa: E402
+from . import races, report, vectorise  # noqa: E402
 from .explain import conclusions, share  # noqa: E402
 from .measure import Measured, Plan, Summary, machine_facts, measure, summarise  # noqa: E402
+from .report import Aside  # noqa: E402
 
 __all__ = ["main"]
 
@@ -85,6 +86,12 @@ def main(
         interrupted = True
         console.print("interrupted: the report holds what was measured so far")
 
+    aside: Aside | None = None
+    if not interrupted:
+        try:
+            aside = _measure_aside(quick)
+        except KeyboardInterrupt:
+            interrupted = True
     summaries = {
         model.name: summarise(model) for model in measured if model.error is None and model.rounds
     }
@@ -94,8 +101,10 @@ def main(
             console.print(f"{model.name} failed: {model.error}", style="red", markup=False)
     for sentence in conclusions(report.context_of(summaries, plan, facts)):
         console.print(f"- {sentence}", highlight=False)
+    for sentence in aside.sentences(facts) if aside else []:
+        console.print(f"- {sentence}", highlight=False)
     try:
-        _write(folder, measured, summaries, plan, facts, interrupted)
+        _write(folder, measured, summaries, plan, facts, interrupted, aside)
     except OSError as error:
         print(f"plait: cannot write the report: {error}", file=sys.stderr)
         return 1
@@ -105,6 +114,12 @@ def main(
     if interrupted:
         return 130
     return 1 if any(model.error for model in measured) else 0
+
+
+def _measure_aside(quick: bool) -> Aside:
+    if quick:
+        return Aside(races.measure(steps=5000), vectorise.measure(numbers=50_000, rounds=1))
+    return Aside(races.measure(), vectorise.measure())
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -118,14 +133,17 @@ def _write(
     plan: Plan,
     facts: dict[str, Any],
     interrupted: bool,
+    aside: Aside | None,
 ) -> None:
-    page = report.render(measured, summaries, plan, facts, interrupted=interrupted)
+    page = report.render(measured, summaries, plan, facts, interrupted=interrupted, aside=aside)
     (folder / "lab.html").write_text(page, encoding="utf-8")
     figures = {
         "version": 1,
         "interrupted": interrupted,
         "machine": facts,
         "plan": asdict(plan),
+        "races": [asdict(race) for race in aside.races] if aside else None,
+        "vectorising": [asdict(way) for way in aside.ways] if aside else None,
         "models": {
             model.name: {
                 "error": model.error,

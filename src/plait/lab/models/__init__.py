@@ -1,4 +1,4 @@
-"""One server, written in nine ways: a file for each, to be read side by side.
+"""One server, written in eleven ways: a file for each, to be read side by side.
 
 Every file has a function ``serve(listener, limit, workers)`` that answers clients until it
 is interrupted. The model "c" is an executable without any Python.
@@ -21,8 +21,8 @@ class Model:
         summary: What it is, in a few words.
         clients: Who serves the clients: "one" (one client at a time), "threads" (a thread
             each), "loop" (all in one thread).
-        computing: Where numbers are computed: "inline" (by whoever serves), or
-            "processes".
+        computing: Where numbers are computed: "inline" (by whoever serves),
+            "processes", or "auto" (either, as each call's cost asks for).
     """
 
     name: str
@@ -60,6 +60,20 @@ MODELS: dict[str, Model] = {
             "coroutines on plait's loop, and plait's process pool",
             "loop",
             "processes",
+        ),
+        Model(
+            "plait+generators",
+            "plait_generators",
+            "generators on plait's scheduler, and plait's process pool",
+            "loop",
+            "processes",
+        ),
+        Model(
+            "plait+auto",
+            "plait_auto",
+            "the same coroutines, and a decorator that places each call",
+            "loop",
+            "auto",
         ),
         Model("c", "", "the limit: loop and workers in C, no Python", "loop", "processes"),
     )

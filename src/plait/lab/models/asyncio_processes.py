@@ -15,14 +15,13 @@ from functools import partial
 
 from ..fib import fib
 from ..protocol import MAX_LINE, BadLine, parse
-from ..serving import end_pool, in_worker, on_sigterm_cancel, refuse_async
+from ..serving import end_pool, on_sigterm_cancel, refuse_async, start_pool
 
 
 def serve(listener: socket.socket, limit: int, workers: int) -> None:
     """Start the pool, then run the loop."""
-    pool = ProcessPoolExecutor(workers, initializer=in_worker)
+    pool = start_pool(workers)
     try:
-        list(pool.map(fib, [1] * workers))  # Starts the workers.
         with suppress(asyncio.CancelledError):
             asyncio.run(main(listener, limit, pool))
     finally:

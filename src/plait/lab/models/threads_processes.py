@@ -14,15 +14,13 @@ from contextlib import suppress
 
 from ..fib import fib
 from ..protocol import MAX_LINE, BadLine, parse
-from ..serving import connections, end_pool, in_worker, refuse
+from ..serving import connections, end_pool, refuse, start_pool
 
 
 def serve(listener: socket.socket, limit: int, workers: int) -> None:
     """Start the pool, then a thread for every client."""
-    pool = ProcessPoolExecutor(workers, initializer=in_worker)
+    pool = start_pool(workers)
     try:
-        # The workers are started now: forking is safe only while there is one thread.
-        list(pool.map(fib, [1] * workers))
         for conn in connections(listener):
             threading.Thread(target=client, args=(conn, limit, pool), daemon=True).start()
     finally:

@@ -1,0 +1,63 @@
+/* budget.h - calls of Python functions that end when their time is up.
+ *
+ * budget.c holds the argument why an interrupt meets the right call and nothing else.
+ */
+#ifndef PLAIT_BUDGET_H
+#define PLAIT_BUDGET_H
+
+#include "state.h"
+
+#include <time.h>
+
+struct plait_budget;
+struct plait_monitor;
+
+/* What a thread's budgeted calls and the monitor share. Lives as long as the monitor. */
+struct plait_slot {
+    struct plait_monitor *monitor; /* borrows: the slot lies in its list */
+    struct plait_slot *next;       /* in that list; written once */
+
+    /* Only the slot's thread uses these. */
+    struct plait_budget *top; /* the innermost budget that runs, or NULL */
+    uint32_t depth;           /* how many tasks run in this thread, one within the other */
+    uint64_t tickets;
+
+    /* Shared with the monitor. `word` is a ticket and one of the states of budget.c. */
+    _Atomic uint64_t word;
+    _Atomic int64_t deadline;
+    _Atomic bool posted; /* a pending call for this slot is under way */
+
+    /* Written with the interpreter's lock held, when a thread takes the slot. */
+    PyThreadState *tstate; /* borrows; NULL: nobody's, free for the next thread */
+    unsigned long ident;
+    _Atomic bool in_main; /* pending calls reach this thread */
+};
+
+static inline int64_t plait_budget_now(void)
+{
+    struct timespec ts;
+    (void)clock_gettime(CLOCK_MONOTONIC, &ts); /* cannot fail for this clock */
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* The calling thread's slot, made on first use. NULL with an exception set. */
+struct plait_slot *plait_slot_get(struct plait_state *state);
+
+/* Calls fn as a task, without a budget: tasks that it calls are plain calls. */
+static inline PyObject *plait_slot_call(struct plait_slot *slot, PyObject *fn,
+                                        PyObject *const *args, size_t nargsf, PyObject *kwnames)
+{
+    slot->depth++;
+    PyObject *result = PyObject_Vectorcall(fn, args, nargsf, kwnames);
+    slot->depth--;
+    return result;
+}
+
+/* Calls fn, for at most `length` nanoseconds. 0: it ended, *result is a new reference or
+ * NULL with its exception set. 1: it was interrupted; it left no result and no exception.
+ * *took is the time that it used. */
+int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObject *fn,
+                      PyObject *const *args, size_t nargsf, PyObject *kwnames, int64_t length,
+                      PyObject **result, int64_t *took);
+
+#endif /* PLAIT_BUDGET_H */

@@ -1,0 +1,29 @@
+/* state_auto.h - what budgets and placement keep in the module's state. */
+#ifndef PLAIT_STATE_AUTO_H
+#define PLAIT_STATE_AUTO_H
+
+#include <Python.h>
+
+struct plait_monitor;
+
+/* X(type, name): one owned reference each. */
+// clang-format off
+#define PLAIT_AUTO_OBJECTS(X)        \
+    X(PyTypeObject, task_type)       \
+    X(PyTypeObject, call_type)       \
+    X(PyObject, over_budget)         \
+    X(PyObject, slot_key)            \
+    X(PyObject, budget_stop)         \
+    X(PyObject, budget_before_fork)  \
+    X(PyObject, budget_after_fork)   \
+    X(PyObject, stop)                \
+    X(PyObject, str_dunder_await)
+// clang-format on
+
+struct plait_budget_state {
+    struct plait_monitor *monitor; /* shares; NULL before the first budget */
+    bool hooked;                   /* atexit and fork know about it */
+    bool forking;                  /* the monitor was stopped for a fork */
+};
+
+#endif /* PLAIT_STATE_AUTO_H */

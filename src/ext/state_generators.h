@@ -1,0 +1,41 @@
+/* state_generators.h - what the scheduler of generators keeps in the module's state. */
+#ifndef PLAIT_STATE_GENERATORS_H
+#define PLAIT_STATE_GENERATORS_H
+
+#include <Python.h>
+
+/* X(type, name): one owned reference each. */
+// clang-format off
+#define PLAIT_GENERATORS_OBJECTS(X)                                             \
+    X(PyTypeObject, gen_request_type)                                           \
+    X(PyTypeObject, gen_task_type)                                              \
+    X(PyTypeObject, gen_waiter_type)                                            \
+    X(PyTypeObject, gen_await_type)                                             \
+    X(PyObject, gen_cancelled) /* plait.generators.Cancelled */                 \
+    X(PyObject, gen_deadlock)  /* plait.generators.Deadlock */                  \
+    X(PyObject, gen_asyncio_cancelled)                                          \
+    X(PyObject, gen_invalid_state) /* asyncio's */                              \
+    X(PyObject, gen_cf_future) /* concurrent.futures.Future */                  \
+    X(PyObject, gen_fileno)    /* socket.socket.fileno of the C base type */    \
+    X(PyObject, gen_running_loop)                                               \
+    X(PyObject, gen_str_add_done_callback)                                      \
+    X(PyObject, gen_str_blocking)                                               \
+    X(PyObject, gen_str_call_soon_threadsafe)                                   \
+    X(PyObject, gen_str_cancel)                                                 \
+    X(PyObject, gen_str_cancelled)                                              \
+    X(PyObject, gen_str_get_loop)                                               \
+    X(PyObject, gen_str_remove_done_callback)                                   \
+    X(PyObject, gen_str_result)                                                 \
+    X(PyObject, gen_str_throw)
+// clang-format on
+
+#define PLAIT_FREE_REQUESTS 64
+
+struct plait_generators_state {
+    /* Requests ready for use again; each keeps the reference to its type. One thread at a
+     * time uses the list: the interpreter's lock guards it. Not built without that lock. */
+    PyObject *free_requests[PLAIT_FREE_REQUESTS];
+    int free_requests_len;
+};
+
+#endif /* PLAIT_STATE_GENERATORS_H */

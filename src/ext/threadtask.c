@@ -1,0 +1,740 @@
+/* threadtask.c - the tasks of a thread pool: posting, running, stopping, waiting.
+ *
+ * The line and the sleeping are the core's (pl_thread.h). Here a thread takes a task, calls
+ * the function, ends the future. Two rules keep the interpreter's lock from being fought for:
+ *
+ * - A thread that has ended a task calls those who wait for it only when it has let go of the
+ *   lock, if the line is empty, and it does not let go as long as there are tasks. So one who
+ *   waits finds the lock free; or, while there is more to do, gets it when the interpreter's
+ *   switch interval says so.
+ * - One who begins to wait says so to the core when it has let go (pl_crew_await), since a
+ *   thread that spins for a job holds back until then.
+ *
+ * Stopping. A running task is asked to stop by a flag, which plait.stop_requested() reads,
+ * and by an asynchronous exception in its thread, TaskStopped. The exception must not hit
+ * what runs next in that thread. Sending is done with the interpreter's lock held, and only
+ * while worker->task is the task. When the function has returned, its thread takes
+ * worker->task away and then takes back what may have been sent and not been raised yet; it
+ * has the lock from the return on, and runs no Python in between.
+ *
+ * A task that was asked to stop ends as stopped, whatever it returns: cancel() has said so.
+ *
+ * Sections: times, names and errors, the end of a task, stopping, posting, running, deadlines,
+ * what futures ask.
+ */
+#include "thread.h"
+
+#include <errno.h>
+
+/* A thread that runs C functions only gives others the interpreter's lock so often. */
+#define SWITCH_NS 5000000
+/* The thread that watches deadlines ends when there were none for so long. */
+#define WATCH_IDLE_NS (INT64_C(10) * PL_NSEC_PER_SEC)
+
+static int64_t clock_now(void)
+{
+    return pl_sys_default()->now();
+}
+
+/* ---- times ---- */
+
+static void times_add(struct plait_times *times, int64_t ns)
+{
+    uint64_t v = ns < 4 ? 4 : (uint64_t)ns;
+    unsigned exponent = 63 - (unsigned)__builtin_clzll(v);
+    times->buckets[(exponent - 2) * 4 + ((v >> (exponent - 2)) & 3)]++;
+    times->count++;
+}
+
+int64_t plait_times_quantile(const struct plait_times *times, double q)
+{
+    uint64_t rank = (uint64_t)(q * (double)times->count);
+    uint64_t seen = 0;
+    for (uint32_t i = 0; i < PLAIT_TIMES_BUCKETS; i++) {
+        seen += times->buckets[i];
+        if (seen > rank || (seen == times->count && seen > 0)) {
+            /* The middle of the bucket. */
+            unsigned exponent = i / 4 + 2;
+            return (int64_t)(((UINT64_C(4) + i % 4) << (exponent - 2)) +
+                             (exponent > 2 ? UINT64_C(1) << (exponent - 3) : 0));
+        }
+    }
+    return 0;
+}
+
+/* ---- names and errors ---- */
+
+bool plait_crew_usable(struct plait_crew *crew)
+{
+    if (crew->forked) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "this pool belongs to the parent process: make a new one after fork");
+        return false;
+    }
+    if (!crew->open) {
+        PyErr_SetString(PyExc_RuntimeError, "this pool is not open");
+        return false;
+    }
+    return true;
+}
+
+static bool accepts(struct plait_crew *crew)
+{
+    if (!plait_crew_usable(crew))
+        return false;
+    if (crew->broken != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(crew->broken), crew->broken);
+        return false;
+    }
+    if (crew->closed) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        crew->exiting ? "cannot schedule new futures after interpreter shutdown"
+                                      : "cannot schedule new futures after shutdown");
+        return false;
+    }
+    return true;
+}
+
+PyObject *plait_task_name(struct plait_future *f)
+{
+    if (f->name != NULL)
+        return Py_NewRef(f->name);
+    if (f->fn == NULL)
+        return PyUnicode_FromString("?");
+    PyObject *fn = Py_NewRef(f->fn);
+    PyObject *name = PyObject_GetAttrString(fn, "__qualname__");
+    if (name == NULL) {
+        PyErr_Clear();
+        name = PyObject_Repr(fn);
+    }
+    Py_DECREF(fn);
+    return name;
+}
+
+/* ---- the end of a task ---- */
+
+static void call_sleepers(struct pl_berth *berth)
+{
+    while (berth != NULL) {
+        struct pl_berth *next = berth->next; /* the berth is its sleeper's right after */
+        pl_berth_call(pl_sys_default(), berth);
+        berth = next;
+    }
+}
+
+/* Gives up what the function was called with. Runs any code. */
+static void drop_arguments(struct plait_task *task)
+{
+    Py_ssize_t n = task->nargs;
+    task->nargs = task->npos = 0;
+    for (Py_ssize_t i = 0; i < n; i++)
+        Py_CLEAR(task->args[1 + i]);
+    Py_CLEAR(task->kwnames);
+    Py_CLEAR(task->context);
+}
+
+static void free_task(struct plait_task *task)
+{
+    drop_arguments(task);
+    PyMem_Free(task);
+}
+
+/* Someone who sleeps in result(). */
+struct sleeper {
+    struct pl_berth berth;
+    bool claimed; /* off the list: a call is under way, or was made */
+};
+
+static struct pl_berth *claim_sleepers(struct plait_future *f)
+{
+    struct pl_berth *list = f->sleepers;
+    f->sleepers = NULL;
+    for (struct pl_berth *b = list; b != NULL; b = b->next)
+        PL_CONTAINER_OF(b, struct sleeper, berth)->claimed = true;
+    return list;
+}
+
+/* Ends a future whose outcome is stored, and tells everyone; the threads that sleep for it are
+ * handed to *owed when that can wait (NULL: it cannot). Takes over the task's reference. */
+static void end_future(struct plait_crew *crew, struct plait_future *f, bool cancelled,
+                       struct pl_berth **owed)
+{
+    if (cancelled)
+        crew->cancelled++;
+    plait_future_end(f, cancelled);
+    bool audience = plait_future_has_audience(f);
+    if (f->state != PLAIT_SETTLING) {
+        struct pl_berth *sleepers = claim_sleepers(f);
+        if (owed != NULL && !audience)
+            *owed = sleepers;
+        else
+            call_sleepers(sleepers);
+    }
+    if (audience)
+        plait_future_notify(crew->state, f);
+    else
+        Py_CLEAR(f->pool);
+    Py_DECREF(f);
+}
+
+static PyObject *timeout_error(struct plait_crew *crew, struct plait_future *f,
+                               struct plait_task *task, PyObject *cause)
+{
+    PyObject *name = plait_task_name(f);
+    PyObject *error = NULL;
+    if (name != NULL)
+        error = PyObject_CallFunction(crew->state->task_timeout, "Od", name,
+                                      (double)task->timeout_ns / 1e9);
+    if (error == NULL)
+        error = plait_take_exception();
+    else if (cause != NULL)
+        PyException_SetCause(error, Py_NewRef(cause));
+    Py_XDECREF(name);
+    return error;
+}
+
+/* What came of a task; steals result and error, of which one is NULL. */
+static void end_task(struct plait_crew *crew, struct plait_crew_worker *me, struct plait_task *task,
+                     PyObject *result, PyObject *error)
+{
+    struct plait_future *f = task->future;
+    PyObject *extra = NULL;
+    drop_arguments(task);
+    if (task->asked == PLAIT_ASKED_TIMEOUT)
+        extra = timeout_error(crew, f, task, error);
+    /* From here to end_future no Python runs: `asked` is final. */
+    f->task = NULL;
+    bool cancelled = task->asked == PLAIT_ASKED_CANCEL;
+    if (task->asked != PLAIT_ASKED_NOTHING && error != NULL &&
+        PyErr_GivenExceptionMatches(error, crew->state->task_stopped))
+        f->stopped = PLAIT_STOPPED_EXCEPTION;
+    if (extra != NULL) {
+        f->exception = extra;
+        extra = NULL;
+        crew->timed_out++;
+    } else if (!cancelled) {
+        f->exception = error;
+        f->result = result;
+        error = result = NULL;
+    }
+    if (!cancelled) {
+        crew->done++;
+        crew->failed += f->exception != NULL;
+    }
+    me->done++;
+    end_future(crew, f, cancelled, &me->owed);
+    PyMem_Free(task);
+    Py_XDECREF(error);
+    Py_XDECREF(result);
+}
+
+/* ---- stopping ---- */
+
+static void request_stop(struct plait_crew *crew, struct plait_task *task, enum plait_asked why)
+{
+    if (task->asked == PLAIT_ASKED_NOTHING)
+        task->asked = (uint8_t)why;
+    struct plait_crew_worker *worker = task->worker;
+    if (worker == NULL || worker->task != task || crew->gentle)
+        return;
+    task->sent = true;
+    (void)PyThreadState_SetAsyncExc(worker->ident, crew->state->task_stopped);
+}
+
+/* A task that has been taken out of the line. */
+static void end_unbegun(struct plait_crew *crew, struct plait_task *task, PyObject *exception)
+{
+    struct plait_future *f = task->future;
+    f->task = NULL;
+    if (exception != NULL) {
+        f->exception = Py_NewRef(exception);
+        crew->done++;
+        crew->failed++;
+    } else {
+        f->stopped = PLAIT_STOPPED_QUEUED;
+    }
+    end_future(crew, f, exception == NULL, NULL);
+    free_task(task);
+}
+
+void plait_crew_clear_line(struct plait_crew *crew, PyObject *exception)
+{
+    struct pl_job *job;
+    while ((job = pl_crew_revoke(&crew->core)) != NULL)
+        end_unbegun(crew, PL_CONTAINER_OF(job, struct plait_task, job), exception);
+}
+
+PyObject *plait_crew_stop_running(struct plait_crew *crew)
+{
+    PyObject *names = PyList_New(0);
+    if (names == NULL)
+        return NULL;
+    /* Asking runs no Python; naming does. So all are asked first. */
+    for (struct plait_crew_worker *w = crew->workers; w != NULL; w = w->next)
+        if (w->task != NULL)
+            request_stop(crew, w->task, PLAIT_ASKED_CANCEL);
+    for (Py_ssize_t at = 0;; at++) {
+        struct plait_crew_worker *w = crew->workers;
+        for (Py_ssize_t i = 0; w != NULL && i < at; i++)
+            w = w->next;
+        if (w == NULL)
+            return names;
+        if (w->task == NULL)
+            continue;
+        PyObject *name = plait_task_name(w->task->future);
+        if (name == NULL || PyList_Append(names, name) < 0) {
+            Py_XDECREF(name);
+            Py_DECREF(names);
+            return NULL;
+        }
+        Py_DECREF(name);
+    }
+}
+
+void plait_crew_close(struct plait_crew *crew)
+{
+    crew->closed = true;
+    if (crew->open && !crew->forked)
+        pl_crew_close(&crew->core);
+}
+
+/* ---- posting ---- */
+
+static int start_thread(struct plait_crew *crew)
+{
+    PyObject *told = PyObject_CallOneArg(crew->start, (PyObject *)crew);
+    if (told != NULL) {
+        Py_DECREF(told);
+        return 0;
+    }
+    crew->unstarted++;
+    if (pl_crew_unstart(&crew->core) == 0)
+        return -1;
+    /* The threads that there are will do the work; statistics() tells. */
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return -1;
+    PyErr_Clear();
+    return 0;
+}
+
+int plait_crew_start_wanted(struct plait_crew *crew)
+{
+    while (pl_crew_want(&crew->core))
+        if (start_thread(crew) < 0)
+            return -1;
+    return 0;
+}
+
+static struct plait_crew_worker *current_worker(struct plait_state *state)
+{
+    return PyThread_tss_get(&state->thread.worker_key);
+}
+
+static struct plait_task *new_task(struct plait_crew *crew, PyObject *const *args, Py_ssize_t nargs,
+                                   PyObject *kwnames, const struct plait_task_options *options)
+{
+    Py_ssize_t npos = nargs - 1; /* args[0] is the function */
+    Py_ssize_t total = npos + (kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames));
+    struct plait_task *task =
+        PyMem_Malloc(sizeof(*task) + (size_t)(total + 1) * sizeof(PyObject *));
+    if (task == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    *task = (struct plait_task){
+        .timeout_ns = options->timeout_ns,
+        .retries = options->retries,
+        .priority = options->priority,
+        .npos = npos,
+        .nargs = total,
+    };
+    task->args[0] = NULL;
+    for (Py_ssize_t i = 0; i < total; i++)
+        task->args[1 + i] = Py_NewRef(args[1 + i]);
+    task->kwnames = total > npos ? Py_NewRef(kwnames) : NULL;
+    if (crew->carries && (task->context = PyContext_CopyCurrent()) == NULL) {
+        free_task(task);
+        return NULL;
+    }
+    return task;
+}
+
+/* Puts the task into the line; waits for room when it has to. */
+static int post(struct plait_crew *crew, struct plait_task *task, bool push)
+{
+    for (;;) {
+        int posted = pl_crew_post(&crew->core, &task->job, task->priority, push);
+        if (posted >= 0)
+            return posted;
+        if (posted == -ENOMEM) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        if (posted == PL_ECLOSED) {
+            if (accepts(crew))
+                PyErr_SetString(PyExc_RuntimeError, "cannot schedule new futures after shutdown");
+            return -1;
+        }
+        if (crew->refuses) {
+            PyErr_Format(crew->state->pool_full, "%u tasks are waiting already (max_pending)",
+                         crew->core.room);
+            return -1;
+        }
+        int error;
+        Py_BEGIN_ALLOW_THREADS error = pl_crew_wait_room(&crew->core, -1);
+        Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) return -1;
+        if (!accepts(crew))
+            return -1;
+    }
+}
+
+struct plait_future *plait_crew_submit(struct plait_crew *crew, PyObject *const *args,
+                                       Py_ssize_t nargs, PyObject *kwnames,
+                                       const struct plait_task_options *options, bool push)
+{
+    if (!accepts(crew))
+        return NULL;
+    if (!PyCallable_Check(args[0])) {
+        PyErr_Format(PyExc_TypeError, "fn must be callable, not %.200s", Py_TYPE(args[0])->tp_name);
+        return NULL;
+    }
+    struct plait_task *task = new_task(crew, args, nargs, kwnames, options);
+    if (task == NULL)
+        return NULL;
+    struct plait_future *f = plait_future_new(crew->state, &plait_crew_keeper);
+    if (f == NULL) {
+        free_task(task);
+        return NULL;
+    }
+    f->fn = Py_NewRef(args[0]);
+    f->name = Py_XNewRef(options->name);
+    f->pool = Py_NewRef((PyObject *)crew);
+    f->task = task;
+    task->future = f;
+    /* A thread of the crew's own must not wait for room that perhaps only it can make. */
+    struct plait_crew_worker *own = current_worker(crew->state);
+    push = push || (own != NULL && own->crew == crew);
+    task->posted_at = clock_now();
+    Py_INCREF(f); /* the line's */
+    int posted = post(crew, task, push);
+    if (posted < 0) {
+        Py_DECREF(f);
+        goto fail;
+    }
+    crew->submitted++;
+    if (posted == PL_START && start_thread(crew) < 0) {
+        if (f->task == task && pl_crew_withdraw(&crew->core, &task->job)) {
+            crew->submitted--;
+            Py_DECREF(f);
+            goto fail;
+        }
+        PyErr_Clear(); /* another thread has come and taken it */
+    }
+    return f;
+fail:
+    f->task = NULL;
+    Py_CLEAR(f->pool);
+    Py_DECREF(f);
+    free_task(task);
+    return NULL;
+}
+
+/* ---- running ---- */
+
+static void call_watcher(struct plait_crew *crew)
+{
+    struct pl_berth *berth = crew->watcher;
+    crew->watcher = NULL;
+    if (berth != NULL)
+        pl_berth_call(pl_sys_default(), berth);
+}
+
+/* A deadline has been set: sees to it that someone watches it. */
+static void watch_deadline(struct plait_crew *crew, int64_t deadline)
+{
+    if (!crew->watched) {
+        crew->watched = true;
+        PyObject *told = PyObject_CallOneArg(crew->watch, (PyObject *)crew);
+        if (told == NULL) {
+            crew->watched = false;
+            PyErr_WriteUnraisable((PyObject *)crew); /* the task runs without its timeout */
+        }
+        Py_XDECREF(told);
+        return;
+    }
+    if (deadline < crew->watch_until)
+        call_watcher(crew);
+}
+
+static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, struct plait_task *task)
+{
+    struct plait_future *f = task->future;
+    PyObject *fn = Py_NewRef(f->fn);
+    PyObject *result;
+    PyObject *error;
+    int64_t now = clock_now();
+    times_add(&crew->waits, now - task->posted_at);
+    task->started_at = now;
+    task->worker = me;
+    f->state = PLAIT_POSTED;
+    for (;;) {
+        me->task = task;
+        if (task->timeout_ns > 0) {
+            task->deadline = now + task->timeout_ns;
+            watch_deadline(crew, task->deadline);
+        }
+        result = NULL;
+        if (task->context == NULL || PyContext_Enter(task->context) == 0) {
+            result = PyObject_Vectorcall(fn, task->args + 1,
+                                         (size_t)task->npos | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                         task->kwnames);
+            error = result == NULL ? plait_take_exception() : NULL;
+            if (task->context != NULL && PyContext_Exit(task->context) < 0)
+                PyErr_WriteUnraisable(fn);
+        } else {
+            error = plait_take_exception();
+        }
+        /* Nobody sends from here on; and what was sent is not to be raised in what follows. */
+        me->task = NULL;
+        task->deadline = 0;
+        if (task->sent) {
+            task->sent = false;
+            (void)PyThreadState_SetAsyncExc(me->ident, NULL);
+        }
+        now = clock_now();
+        if (error == NULL || task->retries == 0 || task->asked != PLAIT_ASKED_NOTHING ||
+            crew->forked || !PyErr_GivenExceptionMatches(error, PyExc_Exception))
+            break;
+        task->retries--;
+        crew->retried++;
+        Py_CLEAR(error);
+        if (task->asked != PLAIT_ASKED_NOTHING) { /* asked for by what the exception took with it */
+            error = PyObject_CallNoArgs(crew->state->task_stopped);
+            if (error == NULL)
+                error = plait_take_exception();
+            break;
+        }
+    }
+    times_add(&crew->runs, now - task->started_at);
+    Py_DECREF(fn);
+    end_task(crew, me, task, result, error);
+    me->ended_at = now;
+}
+
+/* False: the initializer failed, and the crew is broken. */
+static bool initialize(struct plait_crew *crew)
+{
+    if (crew->initializer == NULL)
+        return true;
+    PyObject *told = PyObject_Call(crew->initializer, crew->initargs, NULL);
+    if (told != NULL) {
+        Py_DECREF(told);
+        return true;
+    }
+    PyObject *error = plait_take_exception();
+    PyObject *broken = PyObject_CallFunctionObjArgs(crew->fail, crew, error, NULL);
+    Py_XDECREF(error);
+    if (broken == NULL)
+        broken = plait_take_exception();
+    if (crew->broken == NULL)
+        crew->broken = Py_NewRef(broken);
+    plait_crew_close(crew);
+    plait_crew_clear_line(crew, broken);
+    Py_DECREF(broken);
+    return false;
+}
+
+PyObject *plait_crew_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    struct plait_crew *crew = PLAIT_CREW(self);
+    struct plait_state *state = crew->state;
+    if (!plait_crew_usable(crew))
+        return NULL;
+    if (current_worker(state) != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "a thread of a pool cannot be one of another");
+        return NULL;
+    }
+    struct plait_crew_worker me = {
+        .crew = crew,
+        .ident = PyThread_get_thread_ident(),
+        .attached_at = clock_now(),
+        .generation = crew->generation,
+    };
+    if (PyThread_tss_set(&state->thread.worker_key, &me) != 0) {
+        (void)pl_crew_unstart(&crew->core);
+        return PyErr_NoMemory();
+    }
+    me.next = crew->workers;
+    me.at = &crew->workers;
+    if (me.next != NULL)
+        me.next->at = &me.next;
+    crew->workers = &me;
+    (void)initialize(crew);
+    for (;;) {
+        if (crew->forked)
+            break;
+        if (me.generation != crew->generation) {
+            me.generation = crew->generation;
+            if (pl_crew_excess(&crew->core))
+                break;
+        }
+        struct pl_job *job = pl_crew_take(&crew->core);
+        if (job != NULL) {
+            call_sleepers(me.owed);
+            me.owed = NULL;
+            run_task(crew, &me, PL_CONTAINER_OF(job, struct plait_task, job));
+            if (crew->forked)
+                break;
+            /* Before anyone learns of the end: who posts next finds that a thread comes. */
+            pl_crew_look(&crew->core);
+            if (me.ended_at - me.attached_at > SWITCH_NS) {
+                Py_BEGIN_ALLOW_THREADS call_sleepers(me.owed);
+                Py_END_ALLOW_THREADS me.owed = NULL;
+                me.attached_at = me.ended_at;
+            }
+            continue;
+        }
+        if (crew->closed && pl_crew_leave(&crew->core))
+            break;
+        int error;
+        Py_BEGIN_ALLOW_THREADS call_sleepers(me.owed);
+        me.owed = NULL;
+        error = pl_crew_rest(&crew->core, crew->idle_ns);
+        Py_END_ALLOW_THREADS me.attached_at = clock_now();
+        if (error == -ETIMEDOUT && !crew->forked && pl_crew_leave(&crew->core))
+            break;
+    }
+    call_sleepers(me.owed);
+    if (!crew->forked) {
+        *me.at = me.next;
+        if (me.next != NULL)
+            me.next->at = me.at;
+        if (crew->closed && crew->workers == NULL)
+            call_watcher(crew);
+    }
+    (void)PyThread_tss_set(&state->thread.worker_key, NULL); /* setting nothing needs no memory */
+    Py_RETURN_NONE;
+}
+
+/* ---- deadlines ---- */
+
+PyObject *plait_crew_watch(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    struct plait_crew *crew = PLAIT_CREW(self);
+    int64_t last = clock_now(); /* when there was a deadline */
+    while (!crew->forked) {
+        int64_t now = clock_now();
+        int64_t first = INT64_MAX;
+        for (struct plait_crew_worker *w = crew->workers; w != NULL; w = w->next) {
+            if (w->task == NULL || w->task->deadline == 0 || w->task->asked != PLAIT_ASKED_NOTHING)
+                continue;
+            last = now;
+            if (w->task->deadline <= now)
+                request_stop(crew, w->task, PLAIT_ASKED_TIMEOUT);
+            else if (w->task->deadline < first)
+                first = w->task->deadline;
+        }
+        if ((crew->closed && crew->workers == NULL) || now - last > WATCH_IDLE_NS)
+            break;
+        struct pl_berth me;
+        pl_berth_prepare(&me);
+        crew->watcher = &me;
+        crew->watch_until = first;
+        int64_t left = first - now < WATCH_IDLE_NS ? first - now : WATCH_IDLE_NS;
+        Py_BEGIN_ALLOW_THREADS(void) !pl_berth_sleep(pl_sys_default(), &me, left);
+        Py_END_ALLOW_THREADS
+            /* Calls are made with the interpreter's lock held: there is none under way. */
+            if (crew->watcher == &me) crew->watcher = NULL;
+    }
+    crew->watched = false;
+    crew->watch_until = 0;
+    Py_RETURN_NONE;
+}
+
+/* ---- what futures ask ---- */
+
+static int keeper_wait(PyObject *pool, struct plait_future *f, int64_t deadline)
+{
+    struct plait_crew *crew = PLAIT_CREW(pool);
+    if (!plait_crew_usable(crew))
+        return -1;
+    struct sleeper me = {.claimed = false};
+    pl_berth_prepare(&me.berth);
+    me.berth.next = f->sleepers;
+    f->sleepers = &me.berth;
+    int result = 0;
+    while (!plait_future_done(f)) {
+        int64_t left = -1;
+        if (deadline >= 0 && (left = deadline - clock_now()) <= 0) {
+            PyErr_SetNone(PyExc_TimeoutError);
+            result = -1;
+            break;
+        }
+        int error;
+        Py_BEGIN_ALLOW_THREADS error = pl_crew_await(&crew->core, &me.berth, left);
+        Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0)
+        {
+            result = -1;
+            break;
+        }
+    }
+    if (!me.claimed) {
+        struct pl_berth **at = &f->sleepers;
+        while (*at != &me.berth)
+            at = &(*at)->next;
+        *at = me.berth.next;
+    } else if (!pl_berth_called(&me.berth)) {
+        /* The call is under way, and must not find this frame gone. */
+        Py_BEGIN_ALLOW_THREADS while (pl_berth_sleep(pl_sys_default(), &me.berth, -1) < 0) continue;
+        Py_END_ALLOW_THREADS
+    }
+    return result;
+}
+
+static int keeper_cancel(PyObject *pool, struct plait_future *f)
+{
+    struct plait_crew *crew = PLAIT_CREW(pool);
+    struct plait_task *task = f->task;
+    if (crew->forked || task == NULL)
+        return 0;
+    if (f->state == PLAIT_QUEUED) {
+        if (!pl_crew_withdraw(&crew->core, &task->job))
+            return 0;
+        end_unbegun(crew, task, NULL);
+        return 1;
+    }
+    if (task->asked == PLAIT_ASKED_TIMEOUT)
+        return 0; /* it ends as timed out */
+    request_stop(crew, task, PLAIT_ASKED_CANCEL);
+    return 1;
+}
+
+static bool keeper_running(PyObject *Py_UNUSED(pool), const struct plait_future *f)
+{
+    return f->state == PLAIT_POSTED;
+}
+
+static int keeper_watch(PyObject *Py_UNUSED(pool), struct plait_future *Py_UNUSED(f))
+{
+    return 0; /* the thread that ends the task tells everyone */
+}
+
+static void keeper_wake(PyObject *Py_UNUSED(pool), struct plait_future *f)
+{
+    call_sleepers(claim_sleepers(f));
+}
+
+static void keeper_failed(PyObject *pool, struct plait_future *f)
+{
+    Py_INCREF(f);
+    end_future(PLAIT_CREW(pool), f, false, NULL);
+}
+
+const struct plait_keeper plait_crew_keeper = {
+    .wait = keeper_wait,
+    .cancel = keeper_cancel,
+    .running = keeper_running,
+    .watch = keeper_watch,
+    .wake = keeper_wake,
+    .failed = keeper_failed,
+};

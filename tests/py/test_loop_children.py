@@ -1,0 +1,220 @@
+"""Child processes: many short ones, races with their end, and nobody's SIGCHLD."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import plait
+
+PIPE = asyncio.subprocess.PIPE
+TRUE = "/bin/true"
+
+
+@pytest.mark.slow
+def test_two_thousand_short_children(loop: plait.Loop, no_leaks: None) -> None:
+    async def main() -> None:
+        room = asyncio.Semaphore(8)
+
+        async def one(number: int) -> int:
+            async with room:
+                child = await asyncio.create_subprocess_exec(
+                    "/bin/sh", "-c", f"echo {number}; exit {number % 7}", stdout=PIPE
+                )
+                out, _ = await child.communicate()
+                assert out == b"%d\n" % number
+                assert child.returncode == number % 7
+                return number
+
+        assert sum(await asyncio.gather(*map(one, range(2000)))) == sum(range(2000))
+
+    loop.run_until_complete(asyncio.wait_for(main(), 100))
+    loop.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # none is left to be reaped
+
+
+@pytest.mark.parametrize("how", ["kill", "terminate", "send_signal"])
+def test_kill_races_with_the_end(loop: plait.Loop, how: str) -> None:
+    """A signal to a child that ends at that moment reaches it or nobody, and raises nothing."""
+
+    async def main() -> None:
+        codes = set()
+        for turn in range(40):
+            child = await asyncio.create_subprocess_exec(TRUE)
+            for _ in range(turn % 4):
+                await asyncio.sleep(0)
+            with contextlib.suppress(ProcessLookupError):
+                if how == "send_signal":
+                    child.send_signal(signal.SIGUSR1)
+                else:
+                    getattr(child, how)()
+            codes.add(await child.wait())
+            # Afterwards the number is another process's, or nobody's.
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+        assert codes <= {0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR1}
+
+    loop.run_until_complete(asyncio.wait_for(main(), 60))
+
+
+def test_kill_before_wait_and_many_waiters(loop: plait.Loop) -> None:
+    async def main() -> None:
+        child = await asyncio.create_subprocess_exec("sleep", "600")
+        waiters = [asyncio.create_task(child.wait()) for _ in range(5)]
+        gone = asyncio.create_task(child.wait())
+        await asyncio.sleep(0)
+        gone.cancel()
+        child.kill()
+        assert await asyncio.gather(*waiters) == [-signal.SIGKILL] * 5
+        assert gone.cancelled()
+        assert await child.wait() == -signal.SIGKILL
+
+    loop.run_until_complete(asyncio.wait_for(main(), 30))
+
+
+def test_signal_handlers_of_children_are_the_programs(loop: plait.Loop) -> None:
+    """Children are watched without SIGCHLD: neither is it taken, nor needed."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, _: heard.append(number))
+    try:
+        mine = signal.getsignal(signal.SIGCHLD)
+
+        async def main() -> None:
+            child = await asyncio.create_subprocess_exec(TRUE)
+            assert signal.getsignal(signal.SIGCHLD) is mine
+            assert await child.wait() == 0
+
+        loop.run_until_complete(asyncio.wait_for(main(), 30))
+        assert signal.getsignal(signal.SIGCHLD) is mine
+        # Even one that is blocked.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        loop.run_until_complete(asyncio.wait_for(main(), 30))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_children_of_a_loop_in_another_thread() -> None:
+    async def main() -> tuple[bytes, int | None]:
+        child = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
+        out, _ = await child.communicate(b"through the cat")
+        return out, child.returncode
+
+    got = []
+    threads = [threading.Thread(target=lambda: got.append(plait.run(main()))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert got == [(b"through the cat", 0)] * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*preexec_fn:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_arguments_of_popen(
+    any_loop_factory: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
+    code = (
+        "import os, sys; print(os.getcwd(), os.environ['NAME'], os.getpgid(0) == os.getpid(), "
+        "os.nice(0), os.read(int(sys.argv[1]), 9), oct(os.umask(0)), sys.stdin.readable())"
+    )
+    read, write = os.pipe()
+    os.write(write, b"inherited")
+    log = tmp_path / "log"
+    niceness = os.nice(0)
+
+    async def main() -> tuple[bytes, bytes, int | None]:
+        extra: dict[str, Any] = {}
+        if sys.version_info >= (3, 11):
+            extra["process_group"] = 0
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-c", code, str(read)),
+            stdin=subprocess.DEVNULL,
+            stdout=PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+            env={"NAME": "value"},
+            pass_fds=(read,),
+            preexec_fn=lambda: log.write_text(str(os.nice(3))) and None,
+            umask=0o27,
+            restore_signals=True,
+            close_fds=True,
+            limit=1000,
+            **extra,
+        )
+        out, err = await child.communicate()
+        return out, err, child.returncode
+
+    with asyncio.Runner(loop_factory=any_loop_factory) as runner:
+        out, err, returned = runner.run(main())
+    os.close(read)
+    os.close(write)
+    assert (err, returned) == (None, 0), out
+    nice = min(niceness + 3, 19)
+    assert out.decode().split("\n")[0] == (
+        f"{tmp_path} value True {nice} b'inherited' 0o27 True"
+    )
+    assert log.read_text() == str(nice)
+
+
+def test_what_asyncio_refuses_of_popen(loop: plait.Loop) -> None:
+    async def main() -> None:
+        for wrong in ({"universal_newlines": True}, {"shell": True}, {"bufsize": 1}):
+            with pytest.raises(ValueError, match="must be"):
+                await asyncio.create_subprocess_exec(TRUE, **wrong)  # type: ignore[arg-type]
+        with pytest.raises(FileNotFoundError):
+            await asyncio.create_subprocess_exec("/no/such/program")
+        with pytest.raises(PermissionError):
+            await asyncio.create_subprocess_exec("/")
+        child = await asyncio.create_subprocess_shell("exit 3")
+        assert await child.wait() == 3
+
+    loop.run_until_complete(main())
+
+
+def test_a_child_outlives_its_cancelled_task(loop: plait.Loop) -> None:
+    async def main() -> None:
+        child = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
+        waiting = asyncio.create_task(child.communicate())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        child.kill()
+        assert await child.wait() == -signal.SIGKILL
+
+    loop.run_until_complete(asyncio.wait_for(main(), 30))
+
+
+def test_a_large_conversation(loop: plait.Loop) -> None:
+    async def main() -> None:
+        child = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
+        data = os.urandom(1 << 16) * 200
+        out, _ = await child.communicate(data)
+        assert out == data
+
+    loop.run_until_complete(asyncio.wait_for(main(), 60))
+
+
+def test_somebody_else_reaps_the_child(loop: plait.Loop) -> None:
+    async def main() -> None:
+        child = await asyncio.create_subprocess_exec("sleep", "600")
+        os.kill(child.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):  # 3.11 waits in a thread
+            os.waitpid(child.pid, 0)
+        # 255 is what asyncio documents for a status that it cannot know.
+        assert await child.wait() in (255, -signal.SIGKILL)
+
+    loop.run_until_complete(asyncio.wait_for(main(), 30))
