@@ -667,7 +667,6 @@ def test_dash_c() -> None:
 
 
 def test_a_killed_parent_leaves_nothing() -> None:
-    before = set(os.listdir("/dev/shm"))
     process = subprocess.Popen(
         [sys.executable, str(ISOLATED / "pool_victim.py")], stdout=subprocess.PIPE, text=True
     )
@@ -681,7 +680,7 @@ def test_a_killed_parent_leaves_nothing() -> None:
         process.wait()
         for fd in fds:
             assert select.select([fd], [], [], 10.0)[0], "a process outlived its parent"
-        assert set(os.listdir("/dev/shm")) <= before
+        assert not [name for name in os.listdir("/dev/shm") if "plait" in name]
     finally:
         for fd in fds:
             os.close(fd)
