@@ -19,6 +19,7 @@ PYTHON ?=
 VENV ?= .venv
 VENV_BENCH ?= .venv-bench
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 LAB_ARGS ?=
 BENCH_ARGS ?=
 WERROR ?=
@@ -180,6 +181,36 @@ test-clang: $(STAMPS)/deps ## Build the core with clang and run its tests
 .PHONY: test-clang-with-cc
 test-clang-with-cc:
 	$(call core,build/clang,,)
+
+# libFuzzer comes with clang. Corpora are kept in build/fuzz between runs.
+FUZZ_SECONDS ?= 20
+FUZZERS := board wire
+.PHONY: fuzz
+fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_SECONDS=20 each)
+	@command -v clang >/dev/null || tools/apt-install clang
+	@mkdir -p build/fuzz
+	@for name in $(FUZZERS); do \
+	    mkdir -p build/fuzz/$$name && \
+	    clang -std=c11 -D_GNU_SOURCE -DPL_VERSION=\"fuzz\" -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined \
+	        -fno-sanitize-recover=undefined -Iinclude -Isrc/core tests/fuzz/fuzz_$$name.c \
+	        src/core/pl_{arena,base,bell,ring,sys,wire}.c -o build/fuzz/fuzz_$$name && \
+	    echo "fuzz: $$name for $(FUZZ_SECONDS) s" && \
+	    build/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -max_len=512 -verbosity=0 \
+	        -print_final_stats=1 -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name \
+	        $(wildcard tests/fuzz/corpus/$$name) || exit 1; \
+	done
+
+.PHONY: torture soak
+torture: build ## Crash workers in every way at every stage, under load
+	@$(PY) -m pytest --timeout=120 tests/torture $(PYTEST_ARGS)
+
+soak: build ## Two million tasks while workers are killed (SOAK_ARGS="--tasks N")
+	@$(PY) tests/torture/soak.py $(SOAK_ARGS)
+
+.PHONY: model-check
+model-check: ## Check the models that stand beside the code with spin
+	@command -v spin >/dev/null || tools/apt-install spin
+	@tests/models/check
 
 .PHONY: stress
 stress: build ## Repeat the C tests, and run the Python tests marked stress

@@ -130,12 +130,19 @@ _Static_assert(offsetof(struct pl_share, armed) == 256, "the layout is shared");
 
 /* ---- slices --------------------------------------------------------------- */
 
-/* The owner's private books of a slice. */
+/* The owner's private books of a slice: its blocks in the order of their places, and the free
+ * ones by size. Numbers of blocks are id + 1, 0 for none. */
 struct pl_heap_block {
     uint64_t offset; /* from the start of the slice */
-    uint32_t next;   /* in the free list of its class, or in its cell's list: id + 1 */
+    uint64_t size;
+    uint64_t warm;   /* while free: at most so many bytes of its pages are kept */
+    uint32_t before; /* its neighbours in the slice */
+    uint32_t after;
+    uint32_t next;   /* in the free list of its class, or in its cell's list */
+    uint32_t prev;   /* in the free list */
     uint32_t holder; /* the cell that it is lent with, then the seat that has it */
-    uint8_t cls;
+    uint32_t refs;   /* tickets for it */
+    uint32_t target; /* of a ticket: the block it is for */
     uint8_t state;
 };
 
@@ -148,12 +155,14 @@ struct pl_heap {
     uint64_t top;                 /* nothing was ever handed out above */
     uint64_t limit;               /* of `used` */
     uint64_t used;                /* bytes in blocks that are not free */
-    uint64_t cached;              /* bytes in free blocks whose pages are kept */
+    uint64_t cached;              /* sum of `warm` */
     struct pl_heap_block *blocks; /* owns; block 0 is id 0 */
     uint32_t nblocks;
     uint32_t cap;
     uint32_t max;
-    uint32_t free_list[PL_HEAP_CLASSES]; /* id + 1 */
+    uint32_t last;   /* the block that ends at `top` */
+    uint32_t unused; /* entries without a block, through `next` */
+    uint32_t free_list[PL_HEAP_CLASSES];
 };
 
 /* ---- the parent ----------------------------------------------------------- */
@@ -229,11 +238,17 @@ struct pl_pool {
     struct pl_cell *cells;        /* owns */
     struct pl_parent_seat *seats; /* owns */
     struct pl_heap heap;
-    int64_t mean_ns;                             /* moving average of run_ns; -1 while unknown */
-    bool closing;                                /* pl_pool_close was called */
-    unsigned char constants[PL_SHARE_CONSTANTS]; /* the header's, should a worker spoil it */
-    bool owed_wake; /* a post left a parked worker asleep although work waits */
-    uint64_t wakes; /* figures */
+    int64_t mean_ns; /* moving average of run_ns; -1 while unknown */
+    bool closing;    /* pl_pool_close was called */
+    /* The header's, should a worker spoil it. */
+    unsigned char constants[PL_SHARE_CONSTANTS];
+    bool payer; /* someone sees to it that debts are paid (pl_pool_post) */
+    /* A post left a parked worker asleep although work waits: 0, or the number of the debt.
+     * Written by whoever holds the pool, looked at by the payer without holding it. */
+    _Atomic uint32_t owed_wake;
+    uint32_t debts;  /* numbers given out */
+    uint64_t unrung; /* posts for which ringing did not pay: what a payer is good for */
+    uint64_t wakes;  /* figures */
     uint64_t waits;
     uint64_t posted;
     uint64_t finished;
@@ -260,9 +275,10 @@ int pl_pool_stage(struct pl_pool *pool, void *user, uint32_t *cell) PL_MUST_CHEC
 /* Gives a staged slot back unused. */
 void pl_pool_unstage(struct pl_pool *pool, uint32_t cell);
 
-/* Posts a staged task. Rings for a parked worker when that pays; when it does not (the
- * awake ones are expected to be through in less time than a wake-up takes) owed_wake is set
- * and the caller sees to it that pl_pool_flush is called soon. */
+/* Posts a staged task. Rings for a parked worker when that pays, and always without a payer.
+ * When it does not pay (the awake ones are expected to be through in less time than a wake-up
+ * takes) and `payer` is set, owed_wake is, and the caller sees to it that pl_pool_flush is
+ * called within milliseconds: the awake one may be at a long task after all. */
 void pl_pool_post(struct pl_pool *pool, uint32_t cell);
 
 /* Rings for a parked worker if tasks wait. Cheap when there is nothing to do. */
@@ -350,6 +366,14 @@ void pl_pool_free(struct pl_pool *pool, const struct pl_block *block);
  * and it is taken back when that worker returns it or dies. */
 void pl_pool_lend(struct pl_pool *pool, const struct pl_block *block, uint32_t cell);
 
+/* A ticket for `size` bytes at `offset` of the mapping, which lie in one block of the parent's
+ * that it keeps itself: sent with a task like a block, and taken back like one, while the
+ * memory stays where it is. The block is free when its owner has freed it and no ticket is
+ * left. So one block goes to any number of tasks, and a worker's death costs it nothing.
+ * -EINVAL when the bytes are not in that block, -ENOMEM. */
+int pl_pool_ticket(struct pl_pool *pool, const struct pl_block *of, uint64_t offset, uint64_t size,
+                   struct pl_block *ticket) PL_MUST_CHECK;
+
 /* Takes over a block that worker `seat` named in the result in `cell`: one of its own, or
  * one of the parent's that was lent with that task. *view (caller's memory) holds it until
  * pl_pool_view_drop. PL_EPROTO when the worker has no such block. */
@@ -373,7 +397,6 @@ struct pl_member {
     struct pl_heap heap;
     uint32_t nslots;
     uint32_t line_size;
-    bool mute;      /* the eventfd is gone: only this worker's end can wake the parent */
     uint64_t parks; /* figures */
     uint64_t spins;
 };
@@ -396,11 +419,13 @@ uint64_t pl_member_ticket(const struct pl_member *member, uint32_t cell);
 /* Whether the parent asks for the end of that task. Async-signal-safe. */
 bool pl_member_asked(const struct pl_member *member, uint64_t ticket);
 
-/* Publishes the result that was written into the slot, and rings if the parent asked. */
-void pl_member_done(struct pl_member *member, uint32_t cell);
+/* Publishes the result that was written into the slot, and rings if the parent asked. A
+ * negative code (-EBADF, when the task has closed what is not its own) says that the parent
+ * could not be told: the process must end, which tells it as well. */
+int pl_member_done(struct pl_member *member, uint32_t cell);
 
 /* Returns when there may be a task or the pool ends: spins, then parks. Needs no lock.
- * -EINTR after a signal. */
+ * -EINTR after a signal; else as pl_member_done. */
 int pl_member_wait(struct pl_member *member) PL_MUST_CHECK;
 
 /* Memory of this worker's slice for a result. -ENOMEM beyond the limit. */

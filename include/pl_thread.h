@@ -90,9 +90,9 @@ struct pl_crew {
     _Atomic uint32_t watchers; /* others that spin for a job's end: 0 or 1 */
     _Atomic uint32_t posts_on; /* the cores of who posted, and of who rested, last */
     _Atomic uint32_t rests_on;
-    _Atomic int32_t credit;    /* what spinning has been worth lately */
-    _Atomic uint32_t busy;     /* threads at work: threads - nidle - looking */
-    uint32_t threads;          /* that exist or are about to */
+    _Atomic int32_t credit; /* what spinning has been worth lately */
+    _Atomic uint32_t busy;  /* threads at work: threads - nidle - looking */
+    uint32_t threads;       /* that exist or are about to */
     uint32_t max;
     uint32_t looking;
     uint32_t nidle;

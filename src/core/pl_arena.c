@@ -6,9 +6,11 @@
  *
  * A slice has one owner, the only one who allocates from it. Its books are private memory:
  * a hostile process can spoil the contents of blocks, and nothing else. Sizes are rounded
- * up to classes, four per doubling, and each class has a free list; the rest of the slice
- * is handed out from the bottom up. Blocks do not merge: a slice is several times as large
- * as its limit, and only touched pages cost memory.
+ * up to classes, four per doubling, so that what is freed fits what comes next; each class has
+ * a list of free blocks. A larger free block is split, a freed one is merged with its free
+ * neighbours, and only when none will do the slice is used further up. A slice is several
+ * times as large as its limit, so that some scattering does no harm; only touched pages
+ * cost memory, and beyond WARM_MAX of them those of freed blocks are given back.
  *
  * The other side gives a block back by pushing its id onto a list (one list for each pair of
  * owner and holder) whose links lie in shared memory. The owner takes the whole list with
@@ -26,7 +28,7 @@
 #define MIB (UINT64_C(1) << 20)
 #define MIN_SHIFT 10
 #define WARM_MAX (512 * MIB)
-/* A block of this size or more begins on a page, so that its pages can be given back. */
+/* Giving back fewer bytes than this is not worth a system call. */
 #define PAGED_SIZE (16 * UINT64_C(1024))
 
 /* ---- sections: layout, heap, the parent's blocks, the worker's blocks ---- */
@@ -211,33 +213,129 @@ void pl__heap_fini(struct pl_heap *heap)
     heap->nblocks = heap->cap = 0;
 }
 
-static int heap_grow(struct pl_heap *heap)
+/* The class whose list a free block is in: the largest that is not larger than the block. */
+static uint32_t class_under(uint64_t size)
 {
-    if (heap->nblocks < heap->cap)
-        return 0;
-    if (heap->cap >= heap->max)
-        return -ENOMEM;
-    uint32_t cap = heap->cap == 0 ? 64 : heap->cap * 2;
-    if (cap > heap->max)
-        cap = heap->max;
-    void *blocks = heap->sys->realloc(heap->blocks, cap * sizeof(*heap->blocks));
-    if (blocks == NULL)
-        return -ENOMEM;
-    heap->blocks = blocks;
-    heap->cap = cap;
-    return 0;
+    uint32_t cls = class_of(size);
+    if (cls >= PL_HEAP_CLASSES)
+        return PL_HEAP_CLASSES - 1;
+    return cls > 0 && class_size(cls) > size ? cls - 1 : cls;
 }
 
-static void heap_take(struct pl_heap *heap, uint32_t id)
+/* An entry of the books for a new block: its number, or 0. */
+static uint32_t heap_entry(struct pl_heap *heap)
 {
-    struct pl_heap_block *block = &heap->blocks[id];
-    uint64_t size = class_size(block->cls);
-    heap->free_list[block->cls] = block->next;
-    if (block->state == PL__BLOCK_WARM)
-        heap->cached -= size;
-    heap->used += size;
-    block->next = 0;
-    block->state = PL__BLOCK_OWN;
+    uint32_t number = heap->unused;
+    if (number != 0) {
+        heap->unused = heap->blocks[number - 1].next;
+        return number;
+    }
+    if (heap->nblocks == heap->cap) {
+        if (heap->cap >= heap->max)
+            return 0;
+        uint32_t cap = heap->cap == 0 ? 64 : heap->cap * 2;
+        if (cap > heap->max)
+            cap = heap->max;
+        void *blocks = heap->sys->realloc(heap->blocks, cap * sizeof(*heap->blocks));
+        if (blocks == NULL)
+            return 0;
+        heap->blocks = blocks;
+        heap->cap = cap;
+    }
+    return ++heap->nblocks;
+}
+
+static void heap_list(struct pl_heap *heap, uint32_t number)
+{
+    struct pl_heap_block *block = &heap->blocks[number - 1];
+    uint32_t *first = &heap->free_list[class_under(block->size)];
+    block->state = PL__BLOCK_FREE;
+    block->holder = PL_NO_SEAT;
+    block->prev = 0;
+    block->next = *first;
+    if (*first != 0)
+        heap->blocks[*first - 1].prev = number;
+    *first = number;
+    heap->cached += block->warm;
+}
+
+static void heap_unlist(struct pl_heap *heap, uint32_t number)
+{
+    struct pl_heap_block *block = &heap->blocks[number - 1];
+    if (block->prev != 0)
+        heap->blocks[block->prev - 1].next = block->next;
+    else
+        heap->free_list[class_under(block->size)] = block->next;
+    if (block->next != 0)
+        heap->blocks[block->next - 1].prev = block->prev;
+    block->next = block->prev = 0;
+    heap->cached -= block->warm;
+}
+
+/* Shortens a block that is in no list to `size`; what is left becomes a free block. Without an
+ * entry for that one the block stays as it is. */
+static void heap_split(struct pl_heap *heap, uint32_t number, uint64_t size)
+{
+    if (heap->blocks[number - 1].size - size < UINT64_C(1) << MIN_SHIFT)
+        return;
+    uint32_t rest = heap_entry(heap);
+    if (rest == 0)
+        return;
+    struct pl_heap_block *block = &heap->blocks[number - 1]; /* entries may have moved */
+    uint64_t left = block->size - size;
+    heap->blocks[rest - 1] = (struct pl_heap_block){
+        .offset = block->offset + size,
+        .size = left,
+        .warm = block->warm < left ? block->warm : left,
+        .before = number,
+        .after = block->after,
+    };
+    if (block->after != 0)
+        heap->blocks[block->after - 1].before = rest;
+    else
+        heap->last = rest;
+    block->after = rest;
+    block->size = size;
+    heap_list(heap, rest);
+}
+
+/* Appends the neighbour behind a block, both in no list, to the block. */
+static void heap_merge(struct pl_heap *heap, uint32_t number)
+{
+    struct pl_heap_block *block = &heap->blocks[number - 1];
+    uint32_t gone = block->after;
+    struct pl_heap_block *next = &heap->blocks[gone - 1];
+    block->size += next->size;
+    block->warm += next->warm;
+    block->after = next->after;
+    if (next->after != 0)
+        heap->blocks[next->after - 1].before = number;
+    else
+        heap->last = number;
+    *next = (struct pl_heap_block){.next = heap->unused, .state = PL__BLOCK_NONE};
+    heap->unused = gone;
+}
+
+static bool heap_is_free(const struct pl_heap *heap, uint32_t number)
+{
+    return number != 0 && heap->blocks[number - 1].state == PL__BLOCK_FREE;
+}
+
+/* A fresh block at the top of the slice: its number, or 0. */
+static uint32_t heap_extend(struct pl_heap *heap, uint64_t size)
+{
+    if (size > heap->size - heap->top)
+        return 0;
+    uint32_t number = heap_entry(heap);
+    if (number == 0)
+        return 0;
+    heap->blocks[number - 1] =
+        (struct pl_heap_block){.offset = heap->top, .size = size, .before = heap->last};
+    if (heap->last != 0)
+        heap->blocks[heap->last - 1].after = number;
+    heap->last = number;
+    heap->top += size;
+    return number;
 }
 
 int pl__heap_alloc(struct pl_heap *heap, uint64_t size, uint32_t *id, uint64_t *offset)
@@ -245,52 +343,71 @@ int pl__heap_alloc(struct pl_heap *heap, uint64_t size, uint32_t *id, uint64_t *
     if (size > heap->limit)
         return -ENOMEM;
     uint32_t cls = class_of(size);
-    uint64_t full = class_size(cls);
     /* The rounding up alone never makes a block that fits exceed the limit. */
     if (cls >= PL_HEAP_CLASSES || heap->used + size > heap->limit)
         return -ENOMEM;
-    if (heap->free_list[cls] == 0) {
-        uint64_t at = full >= PAGED_SIZE ? align_up(heap->top, PAGE) : heap->top;
-        if (at + full <= heap->size && heap_grow(heap) == 0) {
-            uint32_t fresh = heap->nblocks++;
-            heap->blocks[fresh] = (struct pl_heap_block){
-                .offset = at,
-                .cls = (uint8_t)cls,
-                .state = PL__BLOCK_OWN,
-            };
-            heap->top = at + full;
-            heap->used += full;
-            *id = fresh;
-            *offset = at;
-            return 0;
-        }
-        /* The slice or the table of ids is used up: a larger free block will do. */
-        do {
-            if (++cls == PL_HEAP_CLASSES)
-                return -ENOMEM;
-        } while (heap->free_list[cls] == 0);
+    uint64_t full = class_size(cls);
+    uint32_t number = 0;
+    for (uint32_t at = cls; at < PL_HEAP_CLASSES && number == 0; at++)
+        number = heap->free_list[at];
+    if (number != 0) {
+        heap_unlist(heap, number);
+        heap_split(heap, number, full);
+    } else {
+        number = heap_extend(heap, full);
+        if (number == 0)
+            return -ENOMEM;
     }
-    *id = heap->free_list[cls] - 1;
-    heap_take(heap, *id);
-    *offset = heap->blocks[*id].offset;
+    struct pl_heap_block *block = &heap->blocks[number - 1];
+    block->state = PL__BLOCK_OWN;
+    block->warm = 0;
+    heap->used += block->size;
+    *id = number - 1;
+    *offset = block->offset;
     return 0;
+}
+
+/* Gives the pages that lie wholly in a block back to the system. Failure costs memory only. */
+static void heap_chill(struct pl_heap *heap, struct pl_heap_block *block)
+{
+    uint64_t from = align_up(block->offset, PAGE);
+    uint64_t to = (block->offset + block->size) & ~(PAGE - 1);
+    if (from < to && heap->sys->madvise(heap->base + from, to - from, MADV_REMOVE) < 0)
+        return;
+    block->warm = 0;
 }
 
 void pl__heap_free(struct pl_heap *heap, uint32_t id)
 {
+    uint32_t number = id + 1;
     struct pl_heap_block *block = &heap->blocks[id];
-    uint64_t size = class_size(block->cls);
+    if (block->target != 0) {
+        uint32_t target = block->target;
+        *block = (struct pl_heap_block){.next = heap->unused, .state = PL__BLOCK_NONE};
+        heap->unused = number;
+        pl__heap_free(heap, target - 1); /* no ticket for a ticket: once */
+        return;
+    }
+    if (block->refs > 0) {
+        block->refs--;
+        return;
+    }
+    heap->used -= block->size;
+    block->warm = block->size;
     uint64_t warm_max = heap->limit / 4 < WARM_MAX ? heap->limit / 4 : WARM_MAX;
-    heap->used -= size;
-    block->state = PL__BLOCK_WARM;
-    if (size >= PAGED_SIZE && heap->cached + size > warm_max &&
-        heap->sys->madvise(heap->base + block->offset, size, MADV_REMOVE) == 0)
-        block->state = PL__BLOCK_COLD;
-    else
-        heap->cached += size;
-    block->holder = PL_NO_SEAT;
-    block->next = heap->free_list[block->cls];
-    heap->free_list[block->cls] = id + 1;
+    if (heap_is_free(heap, block->after)) {
+        heap_unlist(heap, block->after);
+        heap_merge(heap, number);
+    }
+    if (heap_is_free(heap, block->before)) {
+        number = block->before;
+        heap_unlist(heap, number);
+        heap_merge(heap, number);
+        block = &heap->blocks[number - 1];
+    }
+    if (block->warm >= PAGED_SIZE && heap->cached + block->warm > warm_max)
+        heap_chill(heap, block);
+    heap_list(heap, number);
 }
 
 /* ---- lists of returned blocks ---- */
@@ -339,6 +456,33 @@ int pl_pool_alloc(struct pl_pool *pool, uint64_t size, struct pl_block *block, v
 void pl_pool_free(struct pl_pool *pool, const struct pl_block *block)
 {
     pl__heap_free(&pool->heap, block->id);
+}
+
+int pl_pool_ticket(struct pl_pool *pool, const struct pl_block *of, uint64_t offset, uint64_t size,
+                   struct pl_block *ticket)
+{
+    struct pl_heap *heap = &pool->heap;
+    uint64_t slice = (uint64_t)(heap->base - pool->base);
+    if (of->owner != PL_NO_SEAT || of->id >= heap->nblocks || offset < of->offset ||
+        size > of->size || offset - of->offset > of->size - size ||
+        heap->blocks[of->id].state != PL__BLOCK_OWN || heap->blocks[of->id].target != 0)
+        return -EINVAL;
+    if (heap->blocks[of->id].refs == UINT32_MAX)
+        return -ENOMEM;
+    uint32_t number = heap_entry(heap);
+    if (number == 0)
+        return -ENOMEM;
+    heap->blocks[of->id].refs++;
+    heap->blocks[number - 1] = (struct pl_heap_block){
+        .offset = offset - slice,
+        .size = size,
+        .holder = PL_NO_SEAT,
+        .target = of->id + 1,
+        .state = PL__BLOCK_OWN,
+    };
+    *ticket =
+        (struct pl_block){.offset = offset, .size = size, .id = number - 1, .owner = PL_NO_SEAT};
+    return 0;
 }
 
 void pl_pool_lend(struct pl_pool *pool, const struct pl_block *block, uint32_t cell)
@@ -461,7 +605,7 @@ int pl_pool_view(struct pl_pool *pool, uint32_t cell, uint32_t seat, const struc
         struct pl_heap_block *entry = &pool->heap.blocks[block->id];
         uint64_t offset = (uint64_t)(pool->heap.base - pool->base) + entry->offset;
         if (entry->state != PL__BLOCK_HELD || entry->holder != seat || offset != block->offset ||
-            block->size > class_size(entry->cls))
+            block->size > entry->size)
             return PL_EPROTO;
         entry->state = PL__BLOCK_OWN;
         entry->holder = PL_NO_SEAT;

@@ -18,9 +18,12 @@
  *
  * Not ringing. A wake-up costs a system call here and tens of microseconds there. When the
  * awake workers are likely to be through with everything in less than that, the parent
- * rings for nobody, notes that it owes a wake-up, and its caller makes up for it as soon as
- * it stops posting (pl_pool_flush), so that a task which turns out to be long holds the
- * next one back for moments only.
+ * rings for nobody and notes that it owes a wake-up. Its caller makes up for it
+ * (pl_pool_flush) before it waits, and somebody who is there for this alone, the payer, when
+ * it does neither wait nor post any more: so a task which turns out to be long holds the next
+ * one back for moments only. Without a payer there are no debts.
+ *
+ * pl_bell.pml beside this file is the protocol as a model, checked by `make model-check`.
  *
  * Spinning. A dry worker looks on for about the time of a wake-up, if the pool itself
  * leaves a core idle; else its spinning would take the time from those who work.
@@ -104,15 +107,23 @@ void pl__bell_posted(struct pl_pool *pool)
     uint32_t parked = pl__bits_count(share->parked);
     if (parked < alive && pool->mean_ns >= 0 &&
         (int64_t)waiting * pool->mean_ns < share->spin_ns * (int64_t)(alive - parked)) {
-        pool->owed_wake = true;
-        return;
+        pool->unrung++;
+        if (pool->payer) {
+            /* Relaxed: the payer only asks whether one and the same debt gets old. */
+            if (atomic_load_explicit(&pool->owed_wake, memory_order_relaxed) == 0) {
+                pool->debts += pool->debts == UINT32_MAX ? 2 : 1;
+                atomic_store_explicit(&pool->owed_wake, pool->debts, memory_order_relaxed);
+            }
+            return;
+        }
     }
     (void)ring_one(pool);
 }
 
 void pl_pool_flush(struct pl_pool *pool)
 {
-    pool->owed_wake = false;
+    if (atomic_load_explicit(&pool->owed_wake, memory_order_relaxed) != 0)
+        atomic_store_explicit(&pool->owed_wake, 0, memory_order_relaxed);
     uint32_t waiting = pl_pool_waiting(pool);
     uint32_t spinning = pl__bits_count(pool->share->spinning);
     while (waiting > spinning && any_parked(pool) && ring_one(pool))
@@ -228,6 +239,14 @@ static bool has_work(const struct pl_member *member)
            atomic_load_explicit(&member->mine->retire, memory_order_seq_cst) != 0;
 }
 
+int pl__knock(struct pl_member *member)
+{
+    uint64_t one = 1;
+    ssize_t n = member->sys->write(member->eventfd, &one, sizeof(one));
+    /* A full counter means that the parent has enough to wake up for. */
+    return n >= 0 || n == -EAGAIN || n == -EINTR ? 0 : (int)n;
+}
+
 static bool spin(struct pl_member *member)
 {
     struct pl_share *share = member->share;
@@ -263,11 +282,11 @@ int pl_member_wait(struct pl_member *member)
      * after `parked` was set; partner: pl_pool_hungry and then the parent's look at the line. */
     if (atomic_load_explicit(&share->hungry, memory_order_seq_cst) != 0 &&
         atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) != PL_ARM_NONE) {
-        uint64_t one = 1;
-        /* A full counter means that the parent has enough to wake up for. */
-        pl__member_told(member, member->sys->write(member->eventfd, &one, sizeof(one)));
-        if (member->mute)
-            return 0;
+        int error = pl__knock(member);
+        if (error < 0) {
+            pl__bits_clear(share->parked, member->seat);
+            return error;
+        }
     }
     member->parks++;
     int error = member->sys->futex_wait((uint32_t *)&member->mine->bell, bell, -1);

@@ -4,8 +4,6 @@
 
 #include "pl_internal.h"
 
-#include <errno.h>
-
 /* ---- pl_slot.state: status in bits 0-7, seat in 8-23, position in 24-63 ---- */
 
 enum pl__status {
@@ -51,8 +49,8 @@ static inline uint64_t pl__slice_at(const struct pl_share *share, uint32_t owner
 /* ---- pl_arena.c ---- */
 
 enum pl__block_state {
-    PL__BLOCK_COLD,  /* free, pages given back */
-    PL__BLOCK_WARM,  /* free, pages kept */
+    PL__BLOCK_NONE,  /* an entry of the books that has no block */
+    PL__BLOCK_FREE,
     PL__BLOCK_OWN,   /* in use by the owner */
     PL__BLOCK_LENT,  /* goes with the task in cell `holder` */
     PL__BLOCK_EARLY, /* as LENT, and its worker has returned it already */
@@ -81,18 +79,12 @@ void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat);
 /* After a worker's end: undoes what it may have written where it had no business. */
 void pl__pool_repair(struct pl_pool *pool);
 
-/* A worker has written to the eventfd. Without it the parent hears of nothing, so the worker
- * has to end, which the parent does hear of. A full counter is no failure. */
-static inline void pl__member_told(struct pl_member *member, ssize_t written)
-{
-    if (written < 0 && written != -EAGAIN)
-        member->mute = true;
-}
-
 /* ---- pl_bell.c ---- */
 
 /* After a post (Dekker's other half is in pl_member_wait). */
 void pl__bell_posted(struct pl_pool *pool);
+/* A worker's: wakes the parent through the eventfd. */
+int pl__knock(struct pl_member *member);
 void pl__bell_ring_all(struct pl_pool *pool);
 uint32_t pl__bits_count(const _Atomic uint64_t *words);
 void pl__bits_clear(_Atomic uint64_t *words, uint32_t bit);

@@ -398,8 +398,16 @@ int pl_member_take(struct pl_member *member, uint32_t *cell)
                 return PL_ECLOSED;
             return 0;
         }
-        if (tail - head > member->line_size)
-            return PL_EPROTO; /* someone wrote nonsense there; the parent repairs it */
+        if (tail - head > member->line_size) {
+            /* Others have moved the head on since it was read, or someone has written nonsense
+             * there (or over the tail, which the next post mends). What is posted lies in the
+             * last line_size places: looking at all of them finds it, and an older place
+             * fails by its position. Relaxed: it publishes nothing. */
+            uint64_t first = tail > member->line_size ? tail - member->line_size : 0;
+            (void)atomic_compare_exchange_strong_explicit(
+                &share->head, &head, first, memory_order_relaxed, memory_order_relaxed);
+            continue;
+        }
         uint32_t number = atomic_load_explicit(&member->line[head & (member->line_size - 1)],
                                                memory_order_relaxed); /* ordered by tail */
         if (number >= member->nslots)
@@ -424,7 +432,7 @@ int pl_member_take(struct pl_member *member, uint32_t *cell)
     }
 }
 
-void pl_member_done(struct pl_member *member, uint32_t cell)
+int pl_member_done(struct pl_member *member, uint32_t cell)
 {
     struct pl_share *share = member->share;
     struct pl_slot *slot = &member->slots[cell];
@@ -442,9 +450,8 @@ void pl_member_done(struct pl_member *member, uint32_t cell)
     if (armed == PL_ARM_ANY || armed == PL_ARM_SLOT + cell) {
         if (atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) !=
             PL_ARM_NONE) {
-            uint64_t one = 1;
-            /* A full counter means that the parent has enough to wake up for. */
-            pl__member_told(member, member->sys->write(member->eventfd, &one, sizeof(one)));
+            return pl__knock(member);
         }
     }
+    return 0;
 }

@@ -74,8 +74,6 @@ void pl__pool_repair(struct pl_pool *pool)
      * beyond a task that waits would hide it for ever. A worker that moves the head at this
      * very moment does so by compare-and-swap from what it saw, so neither undoes the other
      * for long: at worst it skips nothing that is ready. */
-    if (head > first || pool->tail - head > pool->line_size) {
+    if (head > first || pool->tail - head > pool->line_size)
         atomic_store_explicit(&share->head, first, memory_order_seq_cst);
-        pool->owed_wake = true;
-    }
 }

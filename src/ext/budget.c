@@ -2,9 +2,11 @@
  *
  * One thread for each interpreter, the monitor, watches a word and a deadline in the slot of
  * every thread that runs budgeted calls. To arm costs a clock reading and an exchange; to end,
- * another of each; no system call, and no lock. The monitor looks every millisecond or so while
+ * another of each; no system call, and no lock. The monitor looks every few milliseconds while
  * calls come, sleeps until the exact deadline when one is under way, and parks when none has
- * come for a while: only the first call after a pause wakes it.
+ * come for a while: then the first call wakes it. So does a call that nothing is known about
+ * (`eager`), whose end is to be met exactly; one that has always been short may be met a few
+ * milliseconds late, should it be long for once.
  *
  * How the interrupt reaches the thread, and why it cannot meet anything else
  *
@@ -13,7 +15,9 @@
  *    that very thread, between two bytecodes, and there `on_pending` decides: does a budget run
  *    in this thread, is its deadline over by the clock now, is the function itself still on the
  *    stack? Only then it raises OverBudget. So the monitor is but an alarm clock; one that
- *    rings late, for a call that has ended, or twice, does nothing.
+ *    rings late, for a call that has ended, or twice, does nothing. (Before Python 3.13 the
+ *    thread notices a pending call only when somebody wants the lock, too, so the monitor asks
+ *    for it and the interrupt comes up to a switch interval later, as in 2.)
  *
  * 2. Any other thread. The monitor takes the interpreter's lock, claims the word with a
  *    compare-and-swap on the ticket that it saw, and sets an asynchronous exception. Whoever
@@ -58,9 +62,10 @@ enum {
     STATE = 3,
 };
 
-#define LOOK_MIN INT64_C(250000)  /* ns between two looks, at least */
+#define LOOK_MIN INT64_C(1000000) /* ns between two looks, at least */
 #define LOOK_MAX INT64_C(5000000) /* and at most */
-#define LOOKS_IDLE 16             /* so many looks without a call, and the monitor parks */
+#define LOOK_BUDGETS 4            /* in between: so many times the shortest budget */
+#define LOOKS_IDLE 8              /* so many looks without a call, and the monitor parks */
 #define RETRY INT64_C(100000)     /* ns until the next try when one was put off */
 #define FRAMES_MAX 100000         /* stack frames that are looked at */
 
@@ -552,13 +557,21 @@ static int on_pending(void *arg)
     return result;
 }
 
+/* Takes the interpreter's lock for the monitor's thread; false without memory. */
+static bool attach(struct plait_monitor *m, PyThreadState **tstate)
+{
+    if (*tstate == NULL && (*tstate = PyThreadState_New(m->interp)) == NULL)
+        return false;
+    PyEval_RestoreThread(*tstate);
+    return true;
+}
+
 /* Sets the exception from the monitor's thread, for the call with this word and no other. */
 static void fire_async(struct plait_monitor *m, struct plait_slot *slot, uint64_t word,
                        PyThreadState **tstate)
 {
-    if (*tstate == NULL && (*tstate = PyThreadState_New(m->interp)) == NULL)
+    if (!attach(m, tstate))
         return; /* no memory: at the next look */
-    PyEval_RestoreThread(*tstate);
     uint64_t expected = word;
     uint64_t ticket = word & ~(uint64_t)STATE;
     int64_t now = plait_budget_now();
@@ -601,7 +614,14 @@ static void fire(struct plait_monitor *m, struct plait_slot *slot, uint64_t word
     if (Py_AddPendingCall(on_pending, slot) < 0) {
         atomic_store_explicit(&slot->posted, false, memory_order_relaxed);
         monitor_release(m); /* the queue is full: at the next look */
+        return;
     }
+#if PY_VERSION_HEX < 0x030d0000
+    /* Before 3.13 the main thread is told about a pending call of another thread only together
+     * with something else: here, that this thread wants the interpreter's lock. */
+    if (attach(m, tstate))
+        (void)PyEval_SaveThread();
+#endif
 }
 
 /* ---- the call ---- */
@@ -658,7 +678,7 @@ static bool must_pass(PyObject *over_budget)
 
 int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObject *fn,
                       PyObject *const *args, size_t nargsf, PyObject *kwnames, int64_t length,
-                      PyObject **result, int64_t *took)
+                      bool eager, PyObject **result, int64_t *took)
 {
     struct plait_monitor *m = slot->monitor;
     if (!m->running) {
@@ -668,9 +688,11 @@ int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObje
             return 0;
         }
     }
-    if (length < atomic_load_explicit(&m->look, memory_order_relaxed))
-        atomic_store_explicit(&m->look, length < LOOK_MIN ? LOOK_MIN : length,
-                              memory_order_relaxed);
+    int64_t look = length > LOOK_MAX / LOOK_BUDGETS ? LOOK_MAX : length * LOOK_BUDGETS;
+    if (look < LOOK_MIN)
+        look = LOOK_MIN;
+    if (look < atomic_load_explicit(&m->look, memory_order_relaxed))
+        atomic_store_explicit(&m->look, look, memory_order_relaxed);
     /* Before the time is taken: waking somebody is no work of the function's. Relaxed: `arm`
      * looks again. */
     if (atomic_load_explicit(&m->parked, memory_order_relaxed))
@@ -696,8 +718,11 @@ int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObje
         return 0;
     }
     slot->top = &b;
-    if (b.owner == &b)
+    if (b.owner == &b) {
         arm(slot, &b);
+        if (eager)
+            wake(m);
+    }
     slot->depth++;
     *result = PyObject_Vectorcall(fn, args, nargsf, kwnames);
     /* From here to the end of the watch no bytecode of this thread runs. */

@@ -55,9 +55,10 @@ static inline PyObject *plait_slot_call(struct plait_slot *slot, PyObject *fn,
 
 /* Calls fn, for at most `length` nanoseconds. 0: it ended, *result is a new reference or
  * NULL with its exception set. 1: it was interrupted; it left no result and no exception.
- * *took is the time that it used. */
+ * *took is the time that it used. With `eager` the end is met exactly, at the price of a wake-up;
+ * otherwise it may come some milliseconds later. */
 int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObject *fn,
                       PyObject *const *args, size_t nargsf, PyObject *kwnames, int64_t length,
-                      PyObject **result, int64_t *took);
+                      bool eager, PyObject **result, int64_t *took);
 
 #endif /* PLAIT_BUDGET_H */

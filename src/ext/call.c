@@ -61,9 +61,19 @@ static PyObject *stop_with(struct plait_state *state, PyObject *value)
     return stop;
 }
 
+/* A call that runs elsewhere is awaited through what runs there; only who takes the Call for an
+ * iterator gets here. */
+static PyObject *not_ended(void)
+{
+    PyErr_SetString(PyExc_TypeError, "a plait.Call that has not ended is no iterator: await it");
+    return NULL;
+}
+
 static PyObject *call_next(PyObject *self)
 {
     struct call *call = CALL(self);
+    if (call->inner != NULL)
+        return not_ended();
     if (call->error != NULL) {
         call->seen = true;
         raise_error(call->error);
@@ -86,6 +96,10 @@ static PySendResult call_send(PyObject *self, PyObject *Py_UNUSED(sent), PyObjec
 {
     struct call *call = CALL(self);
     *result = NULL;
+    if (call->inner != NULL) {
+        (void)not_ended();
+        return PYGEN_ERROR;
+    }
     if (call->error != NULL) {
         call->seen = true;
         raise_error(call->error);
@@ -231,6 +245,7 @@ static PyType_Slot call_slots[] = {
     {Py_tp_methods, call_methods},
     {Py_tp_getset, call_getset},
     {Py_tp_repr, call_repr},
+    {Py_tp_iter, PyObject_SelfIter}, /* `yield from` asks for it */
     {Py_tp_iternext, call_next},
     {Py_am_await, call_await},
     {Py_am_send, call_send},

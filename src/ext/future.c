@@ -174,7 +174,7 @@ static PyObject *running_loop(struct plait_state *state)
 /* Fills in a future of a loop, in that loop's thread. -1 with an exception set. */
 static int transfer(struct plait_state *state, struct plait_future *f, PyObject *target)
 {
-    PyObject *done = PyObject_CallMethod(target, "done", NULL);
+    PyObject *done = PyObject_CallMethodNoArgs(target, state->name_done);
     if (done == NULL)
         return -1;
     int is_done = PyObject_IsTrue(done);
@@ -183,14 +183,14 @@ static int transfer(struct plait_state *state, struct plait_future *f, PyObject 
         return is_done < 0 ? -1 : 0;
     PyObject *told;
     if (f->state == PLAIT_CANCELLED) {
-        told = PyObject_CallMethod(target, "cancel", NULL);
+        told = PyObject_CallMethodNoArgs(target, state->name_cancel);
     } else {
         if (decode(state, f) < 0)
             return -1;
         if (f->exception != NULL)
-            told = PyObject_CallMethod(target, "set_exception", "O", f->exception);
+            told = PyObject_CallMethodOneArg(target, state->name_set_exception, f->exception);
         else
-            told = PyObject_CallMethod(target, "set_result", "(O)", f->result);
+            told = PyObject_CallMethodOneArg(target, state->name_set_result, f->result);
         if (told == NULL && f->exception != NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
             /* A loop's future refuses StopIteration. */
             PyErr_Clear();
@@ -198,7 +198,7 @@ static int transfer(struct plait_state *state, struct plait_future *f, PyObject 
                 PyExc_RuntimeError, "s", "the task raised StopIteration, which cannot be awaited");
             if (error != NULL) {
                 PyException_SetCause(error, Py_NewRef(f->exception));
-                told = PyObject_CallMethod(target, "set_exception", "O", error);
+                told = PyObject_CallMethodOneArg(target, state->name_set_exception, error);
                 Py_DECREF(error);
             }
         }
@@ -218,10 +218,11 @@ static void tell_loop(struct plait_state *state, struct plait_future *f, PyObjec
     } else if (current == loop) {
         error = transfer(state, f, target);
     } else {
-        PyObject *method = PyObject_GetAttrString((PyObject *)f, "_transfer");
-        PyObject *handle = method == NULL ? NULL
-                                          : PyObject_CallMethod(loop, "call_soon_threadsafe", "OO",
-                                                                method, target);
+        PyObject *method = PyObject_GetAttr((PyObject *)f, state->name_transfer);
+        PyObject *args[] = {loop, method, target};
+        PyObject *handle = NULL;
+        if (method != NULL)
+            handle = PyObject_VectorcallMethod(state->name_call_soon_threadsafe, args, 3, NULL);
         error = handle == NULL ? -1 : 0;
         Py_XDECREF(method);
         Py_XDECREF(handle);
@@ -512,22 +513,27 @@ static PyObject *future_waiter_done(PyObject *self, PyObject *target)
 
 PyObject *plait_future_for_loop(struct plait_state *state, struct plait_future *f, PyObject *loop)
 {
-    PyObject *target = PyObject_CallMethod(loop, "create_future", NULL);
+    PyObject *target = PyObject_CallMethodNoArgs(loop, state->name_create_future);
     if (target == NULL)
         return NULL;
     PyObject *pair = PyTuple_Pack(2, loop, target);
-    PyObject *method = PyObject_GetAttrString((PyObject *)f, "_waiter_done");
+    PyObject *method = PyObject_GetAttr((PyObject *)f, state->name_waiter_done);
     PyObject *added = NULL;
     int error = -1;
     if (pair == NULL || method == NULL || need_list(&f->waiters) < 0)
         goto out;
     if (plait_future_done(f)) {
-        error = transfer(state, f, target);
+        /* Who awaits work of a pool gives way to the loop once at least. */
+        PyObject *transfer_to = PyObject_GetAttr((PyObject *)f, state->name_transfer);
+        if (transfer_to != NULL)
+            added = PyObject_CallMethod(loop, "call_soon", "OO", transfer_to, target);
+        Py_XDECREF(transfer_to);
+        error = added == NULL ? -1 : 0;
         goto out;
     }
     if (PyList_Append(f->waiters, pair) < 0)
         goto out;
-    added = PyObject_CallMethod(target, "add_done_callback", "O", method);
+    added = PyObject_CallMethodOneArg(target, state->name_add_done_callback, method);
     if (added == NULL)
         goto out;
     error = 0;
@@ -558,7 +564,15 @@ static PyObject *future_await(PyObject *self)
         PyErr_SetString(PyExc_RuntimeError, "a future is awaited, but no event loop is running");
         return NULL;
     }
-    PyObject *target = plait_future_for_loop(state, FUTURE(self), loop);
+    PyObject *target;
+    if (plait_future_done(FUTURE(self))) {
+        /* As with any future: there is nothing to wait for. */
+        target = PyObject_CallMethodNoArgs(loop, state->name_create_future);
+        if (target != NULL && transfer(state, FUTURE(self), target) < 0)
+            Py_CLEAR(target);
+    } else {
+        target = plait_future_for_loop(state, FUTURE(self), loop);
+    }
     Py_DECREF(loop);
     if (target == NULL)
         return NULL;

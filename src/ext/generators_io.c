@@ -11,6 +11,7 @@
  * number of a closed one finds out at once.
  */
 #include "generators.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <sys/socket.h>
@@ -37,8 +38,8 @@ static bool is_reader(const RequestObject *rq)
 static int fd_of(struct plait_state *state, PyObject *sock)
 {
     PyObject *args[2] = {NULL, sock};
-    PyObject *number = PyObject_Vectorcall(state->gen_fileno, args + 1,
-                                           1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    PyObject *number =
+        PyObject_Vectorcall(state->gen_fileno, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
     if (number == NULL)
         return -2;
     long fd = PyLong_AsLong(number);
@@ -127,6 +128,7 @@ static struct gen_fd *open_record(struct gen_loop *g, int fd, PyObject *sock)
         return NULL;
     /* An event of the last socket with this number may still have the op queued. */
     bool queued = rec->io.queued;
+    plait_watch_yield(g->loop, fd);
     int r = pl_io_open(&g->loop->core, &rec->io, fd, PL_IO_LEVEL, fd_run);
     if (r < 0) {
         Py_DECREF(weak);

@@ -17,8 +17,8 @@ static RequestObject *request_new(PyObject *module, enum gen_kind kind, PyObject
     RequestObject *rq;
 #ifndef Py_GIL_DISABLED
     if (state->generators.free_requests_len > 0) {
-        rq = (RequestObject *)state->generators
-                 .free_requests[--state->generators.free_requests_len];
+        rq =
+            (RequestObject *)state->generators.free_requests[--state->generators.free_requests_len];
         (void)PyObject_Init((PyObject *)rq, state->gen_request_type);
         Py_DECREF(state->gen_request_type); /* the parked request had kept its own */
     } else
@@ -139,24 +139,25 @@ static int check_size(const char *name, const char *arg, PyObject *number, Py_ss
 
 /* ---- sockets ------------------------------------------------------------ */
 
-PyDoc_STRVAR(recv_doc,
-             "recv(sock, n, /)\n--\n\n"
-             "Receive at most n bytes; to be yielded.\n\n"
-             "Args:\n"
-             "    sock (socket.socket): a plain socket; it may be a blocking one.\n"
-             "    n (int): at least 1.\n\n"
-             "Returns:\n"
-             "    Request[bytes]: the yield gives what has come, b\"\" at the end of the stream.\n\n"
-             "Raises (at the yield):\n"
-             "    OSError: the system's error, or the socket is closed.\n"
-             "    RuntimeError: another task waits to receive from it.");
+PyDoc_STRVAR(
+    recv_doc,
+    "recv(sock, n, /)\n--\n\n"
+    "Receive at most n bytes; to be yielded.\n\n"
+    "Args:\n"
+    "    sock (socket.socket): a plain socket; it may be a blocking one.\n"
+    "    n (int): at least 1.\n\n"
+    "Returns:\n"
+    "    Request[bytes]: the yield gives what has come, b\"\" at the end of the stream.\n\n"
+    "Raises (at the yield):\n"
+    "    OSError: the system's error, or the socket is closed.\n"
+    "    RuntimeError: another task waits to receive from it.");
 
 static PyObject *make_recv(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
                            PyObject *kwnames)
 {
     Py_ssize_t n;
-    if (check_count("recv", nargs, kwnames, 2, 2) < 0 || check_socket(module, "recv", args[0]) < 0 ||
-        check_size("recv", "n", args[1], 1, &n) < 0)
+    if (check_count("recv", nargs, kwnames, 2, 2) < 0 ||
+        check_socket(module, "recv", args[0]) < 0 || check_size("recv", "n", args[1], 1, &n) < 0)
         return NULL;
     RequestObject *rq = request_new(module, GEN_RECV, args[0], NULL);
     if (rq != NULL)
@@ -164,18 +165,19 @@ static PyObject *make_recv(PyObject *module, PyObject *const *args, Py_ssize_t n
     return (PyObject *)rq;
 }
 
-PyDoc_STRVAR(recv_into_doc,
-             "recv_into(sock, buffer, n=0, /)\n--\n\n"
-             "Receive into a writable buffer; to be yielded.\n\n"
-             "Args:\n"
-             "    sock (socket.socket): a plain socket.\n"
-             "    buffer: bytearray, memoryview or the like; it is locked while the task waits.\n"
-             "    n (int): at most so many bytes; 0 for as many as there is room for.\n\n"
-             "Returns:\n"
-             "    Request[int]: the yield gives the number of bytes, 0 at the end of the stream.\n\n"
-             "Raises (at the yield):\n"
-             "    BufferError: the buffer cannot be written to.\n"
-             "    OSError, RuntimeError: as recv.");
+PyDoc_STRVAR(
+    recv_into_doc,
+    "recv_into(sock, buffer, n=0, /)\n--\n\n"
+    "Receive into a writable buffer; to be yielded.\n\n"
+    "Args:\n"
+    "    sock (socket.socket): a plain socket.\n"
+    "    buffer: bytearray, memoryview or the like; it is locked while the task waits.\n"
+    "    n (int): at most so many bytes; 0 for as many as there is room for.\n\n"
+    "Returns:\n"
+    "    Request[int]: the yield gives the number of bytes, 0 at the end of the stream.\n\n"
+    "Raises (at the yield):\n"
+    "    BufferError: the buffer cannot be written to.\n"
+    "    OSError, RuntimeError: as recv.");
 
 static PyObject *make_recv_into(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
                                 PyObject *kwnames)
@@ -256,7 +258,7 @@ PyDoc_STRVAR(connect_doc,
 static int check_host(PyObject *address)
 {
     if (!PyTuple_Check(address) || PyTuple_GET_SIZE(address) < 2)
-        return 0; /* a path, or what the system will refuse */
+        return 0;                                  /* a path, or what the system will refuse */
     PyObject *host = PyTuple_GET_ITEM(address, 0); // borrowed
     if (!PyUnicode_Check(host))
         return 0;
@@ -278,22 +280,23 @@ static PyObject *make_connect(PyObject *module, PyObject *const *args, Py_ssize_
                               PyObject *kwnames)
 {
     if (check_count("connect", nargs, kwnames, 2, 2) < 0 ||
-        check_socket(module, "connect", args[0]) < 0 ||
-        check_nonblocking("connect", args[0]) < 0 || check_host(args[1]) < 0)
+        check_socket(module, "connect", args[0]) < 0 || check_nonblocking("connect", args[0]) < 0 ||
+        check_host(args[1]) < 0)
         return NULL;
     return (PyObject *)request_new(module, GEN_CONNECT, args[0], args[1]);
 }
 
 /* ---- time, futures, tasks ----------------------------------------------- */
 
-PyDoc_STRVAR(sleep_doc, "sleep(seconds, /)\n--\n\n"
-                        "Wait for some time; to be yielded.\n\n"
-                        "Args:\n"
-                        "    seconds (float): 0 or less lets all others that are ready run once.\n\n"
-                        "Returns:\n"
-                        "    Request[None]: the yield gives None.\n\n"
-                        "Raises:\n"
-                        "    ValueError: seconds is nan.");
+PyDoc_STRVAR(sleep_doc,
+             "sleep(seconds, /)\n--\n\n"
+             "Wait for some time; to be yielded.\n\n"
+             "Args:\n"
+             "    seconds (float): 0 or less lets all others that are ready run once.\n\n"
+             "Returns:\n"
+             "    Request[None]: the yield gives None.\n\n"
+             "Raises:\n"
+             "    ValueError: seconds is nan.");
 
 static PyObject *make_sleep(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
                             PyObject *kwnames)
@@ -393,18 +396,19 @@ static PyObject *make_spawn(PyObject *module, PyObject *const *args, Py_ssize_t 
     return (PyObject *)request_new(module, GEN_SPAWN, args[0], name);
 }
 
-PyDoc_STRVAR(join_doc,
-             "join(task, /)\n--\n\n"
-             "Wait for the end of a task; to be yielded.\n\n"
-             "Args:\n"
-             "    task (Task): started by spawn or start, on the same loop. Any number of tasks\n"
-             "        may join it; giving up the wait does not cancel it.\n\n"
-             "Returns:\n"
-             "    Request: the yield gives what the generator returned, or raises what it raised.\n\n"
-             "Raises (at the yield):\n"
-             "    Cancelled: the task was cancelled.\n"
-             "    Deadlock: the task waits, perhaps by way of others, for this one.\n"
-             "    ValueError: it belongs to another loop.");
+PyDoc_STRVAR(
+    join_doc,
+    "join(task, /)\n--\n\n"
+    "Wait for the end of a task; to be yielded.\n\n"
+    "Args:\n"
+    "    task (Task): started by spawn or start, on the same loop. Any number of tasks\n"
+    "        may join it; giving up the wait does not cancel it.\n\n"
+    "Returns:\n"
+    "    Request: the yield gives what the generator returned, or raises what it raised.\n\n"
+    "Raises (at the yield):\n"
+    "    Cancelled: the task was cancelled.\n"
+    "    Deadlock: the task waits, perhaps by way of others, for this one.\n"
+    "    ValueError: it belongs to another loop.");
 
 static PyObject *make_join(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
                            PyObject *kwnames)
@@ -595,8 +599,7 @@ static PyMethodDef makers[] = {
 
 int plait_gen_request_type(PyObject *module, PyObject *functions, struct plait_state *state)
 {
-    state->gen_request_type =
-        (PyTypeObject *)PyType_FromModuleAndSpec(module, &request_spec, NULL);
+    state->gen_request_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &request_spec, NULL);
     if (state->gen_request_type == NULL)
         return -1;
     return plait_gen_add_functions(module, functions, makers);

@@ -217,8 +217,8 @@ static PyObject *task_add_done_callback(PyObject *self, PyObject *const *args, P
     }
     if (t->callbacks == NULL && (t->callbacks = PyList_New(0)) == NULL)
         return NULL;
-    PyObject *where = context != NULL && context != Py_None ? Py_NewRef(context)
-                                                            : PyContext_CopyCurrent();
+    PyObject *where =
+        context != NULL && context != Py_None ? Py_NewRef(context) : PyContext_CopyCurrent();
     PyObject *pair = where == NULL ? NULL : PyTuple_Pack(2, args[0], where);
     Py_XDECREF(where);
     int r = pair == NULL ? -1 : PyList_Append(t->callbacks, pair);
@@ -395,8 +395,9 @@ static PyObject *place_of(PyObject *gen)
     PyObject *line = NULL;
     if (frame != NULL && frame != Py_None)
         line = PyObject_GetAttrString(frame, "f_lineno");
-    PyObject *text = line == NULL || line == Py_None ? PyUnicode_FromString("")
-                                                     : PyUnicode_FromFormat(" at %U:%S", file, line);
+    PyObject *text = line == NULL || line == Py_None
+                         ? PyUnicode_FromString("")
+                         : PyUnicode_FromFormat(" at %U:%S", file, line);
     if (line == NULL)
         PyErr_Clear();
     Py_XDECREF(line);
@@ -510,7 +511,7 @@ static void task_dealloc(PyObject *self)
 #ifdef Py_TRASHCAN_BEGIN
     Py_TRASHCAN_BEGIN(self, task_dealloc) /* a task's result may be a task, and so on */
 #endif
-    (void)task_clear(self);
+        (void) task_clear(self);
     Py_CLEAR(t->name);
     Py_CLEAR(t->loop);
     type->tp_free(self);

@@ -81,8 +81,7 @@ static void timer_run(struct pl_loop *core, struct pl_op *op)
     RequestObject *rq = t->request;
     struct plait_state *state = t->loop->state;
     if (plait_gen_inner(rq, state)->kind == GEN_SLEEP &&
-        (rq->kind == GEN_SLEEP ||
-         plait_gen_inner(rq, state)->seconds <= rq->seconds)) {
+        (rq->kind == GEN_SLEEP || plait_gen_inner(rq, state)->seconds <= rq->seconds)) {
         plait_gen_unhook(t, false);
         plait_gen_step(t);
         return;
@@ -285,8 +284,8 @@ static enum gen_outcome begin_future(TaskObject *t, PyObject *future, PyObject *
         return done < 0 ? GEN_FAILED : outcome_of_future(state, future, value);
     if (PyObject_TypeCheck(future, state->future_type)) {
         /* Its pool brings the result to this loop itself, without a thread in between. */
-        PyObject *here = plait_future_for_loop(state, (struct plait_future *)future,
-                                               (PyObject *)t->loop);
+        PyObject *here =
+            plait_future_for_loop(state, (struct plait_future *)future, (PyObject *)t->loop);
         if (here == NULL)
             return GEN_FAILED;
         enum gen_outcome outcome = begin_future(t, here, value);
@@ -308,8 +307,9 @@ static enum gen_outcome begin_future(TaskObject *t, PyObject *future, PyObject *
 }
 
 /* The wait for a future is given up: with it goes the future, as in asyncio, unless the
- * request says otherwise. */
-static void leave_future(TaskObject *t, PyObject *future, PyObject *waiter, bool shield)
+ * request says otherwise. `cancelled` is the one to cancel, or NULL; `future`, which has our
+ * callback, may be its stand-in on this loop. */
+static void leave_future(TaskObject *t, PyObject *future, PyObject *waiter, PyObject *cancelled)
 {
     struct plait_state *state = t->loop->state;
     Py_CLEAR(((WaiterObject *)waiter)->task);
@@ -322,10 +322,10 @@ static void leave_future(TaskObject *t, PyObject *future, PyObject *waiter, bool
             PyErr_WriteUnraisable(future);
         Py_XDECREF(told);
     }
-    if (!shield) {
-        told = PyObject_CallMethodNoArgs(future, state->gen_str_cancel);
+    if (cancelled != NULL) {
+        told = PyObject_CallMethodNoArgs(cancelled, state->gen_str_cancel);
         if (told == NULL)
-            PyErr_WriteUnraisable(future);
+            PyErr_WriteUnraisable(cancelled);
         Py_XDECREF(told);
     }
     PyErr_Restore(type, exc, tb);
@@ -414,7 +414,7 @@ void plait_gen_unhook(TaskObject *t, bool abandoned)
     RequestObject *inner = rq == NULL ? NULL : plait_gen_inner(rq, t->loop->state);
     if (waiter != NULL) {
         if (abandoned)
-            leave_future(t, future, waiter, inner != NULL && inner->shield);
+            leave_future(t, future, waiter, inner == NULL || inner->shield ? NULL : inner->target);
         Py_DECREF(waiter);
         Py_DECREF(future);
     }

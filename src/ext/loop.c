@@ -334,6 +334,14 @@ static PyObject *loop_time(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyFloat_FromDouble(time_now((LoopObject *)self));
 }
 
+PyDoc_STRVAR(get_debug_doc, "get_debug($self, /)\n--\n\nTell whether debug mode is on.");
+
+/* In C because every new future asks. */
+static PyObject *loop_get_debug(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(((LoopObject *)self)->debug);
+}
+
 /* What a module of asyncio holds under a name at this moment: programs put their own Task or
  * Future there. `names` is the module's dict. */
 static PyObject *class_of_asyncio(PyObject *names, PyObject *name)
@@ -756,6 +764,9 @@ static int loop_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(loop->task_factory);
     Py_VISIT(loop->thread_id);
     Py_VISIT(loop->raised);
+    for (unsigned i = 0; i < loop->spare_len; i++)
+        Py_VISIT(loop->spares[(loop->spare_head + i) % PLAIT_SPARE_FUTURES]);
+    Py_VISIT(loop->future_kwargs);
     if (loop->generators != NULL) {
         int r = plait_generators_visit(loop, visit, arg);
         if (r != 0)
@@ -771,6 +782,12 @@ static int loop_clear(PyObject *self)
     Py_CLEAR(loop->task_factory);
     Py_CLEAR(loop->thread_id);
     Py_CLEAR(loop->raised);
+    while (loop->spare_len > 0) {
+        PyObject *spare =
+            loop->spares[(loop->spare_head + --loop->spare_len) % PLAIT_SPARE_FUTURES];
+        Py_DECREF(spare);
+    }
+    Py_CLEAR(loop->future_kwargs);
     Py_CLEAR(loop->window_args);
     Py_CLEAR(loop->window);
     PyMem_Free(loop->read_buffer);
@@ -807,6 +824,7 @@ static PyMethodDef loop_methods[] = {
     {"call_later", FAST(loop_call_later), METH_FASTCALL | METH_KEYWORDS, call_later_doc},
     {"call_at", FAST(loop_call_at), METH_FASTCALL | METH_KEYWORDS, call_at_doc},
     {"time", loop_time, METH_NOARGS, time_doc},
+    {"get_debug", loop_get_debug, METH_NOARGS, get_debug_doc},
     {"create_future", loop_create_future, METH_NOARGS, create_future_doc},
     {"create_task", FAST(loop_create_task), METH_FASTCALL | METH_KEYWORDS, create_task_doc},
     {"_add_reader", FAST(plait_loop_add_reader), METH_FASTCALL | METH_KEYWORDS,
@@ -978,7 +996,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
     state->kwnames_fileno = Py_BuildValue("(N)", PyUnicode_InternFromString("fileno"));
     if (state->kwnames_loop == NULL || state->kwnames_fileno == NULL)
         return -1;
-    if (import_from("asyncio.futures", "__dict__", &state->asyncio_futures) < 0 ||
+    if (import_from("asyncio", "Future", &state->asyncio_future) < 0 ||
+        import_from("asyncio.futures", "__dict__", &state->asyncio_futures) < 0 ||
         import_from("asyncio.tasks", "__dict__", &state->asyncio_tasks) < 0 ||
         import_from("asyncio", "BufferedProtocol", &state->asyncio_buffered_protocol) < 0 ||
         import_from("asyncio.trsock", "TransportSocket", &state->asyncio_transport_socket) < 0 ||

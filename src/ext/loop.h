@@ -5,6 +5,7 @@
 #include "state.h"
 
 #define PLAIT_HANDLE_INLINE 3
+#define PLAIT_SPARE_FUTURES 64 /* a power of two */
 #define PLAIT_READ_BUFFER ((size_t)256 << 10)
 
 /* plait._core.Loop. The core's loop points back here with `user`. */
@@ -19,10 +20,15 @@ typedef struct {
     char closed;
     char stopping;
     bool core_ready;
-    bool own_time;               /* time() is a method of the program's */
-    PyObject *raised;            /* the exception behind halt */
-    PyObject *window;            /* lends memory to the TLS engine; NULL before the first use */
-    PyObject *window_args;       /* arguments of the engine's read */
+    bool own_time;         /* time() is a method of the program's */
+    PyObject *raised;      /* the exception behind halt */
+    PyObject *window;      /* lends memory to the TLS engine; NULL before the first use */
+    PyObject *window_args; /* arguments of the engine's read */
+    /* Futures that stream readers have waited by, to be used again: a ring, oldest at head. */
+    PyObject *spares[PLAIT_SPARE_FUTURES];
+    unsigned spare_head;
+    unsigned spare_len;
+    PyObject *future_kwargs;     /* {"loop": self}; NULL before the first use */
     char *read_buffer;           /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
     struct gen_loop *generators; /* owns; NULL until a generator is started */
 } LoopObject;

@@ -365,6 +365,17 @@ static PyObject *pool_end_stopped(PyObject *self, PyObject *arg)
     Py_RETURN_TRUE;
 }
 
+/* (fn, list): a task that calls fn on each item and returns the list of results. */
+static PyObject *pool_submit_each(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2 || !PyList_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "_submit_each() needs a callable and a list");
+        return NULL;
+    }
+    struct plait_call call = {.fn = args[0], .args = args + 1, .nargs = 1, .how = PLAIT_EACH};
+    return (PyObject *)plait_pool_submit(POOL(self), &call);
+}
+
 static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs < 2) {
@@ -548,7 +559,7 @@ static PyObject *pool_helper_is(PyObject *self, PyObject *arg)
     int there = PyObject_IsTrue(arg);
     if (there < 0)
         return NULL;
-    POOL(self)->helper_there = there != 0;
+    POOL(self)->helper_there = POOL(self)->core.payer = there != 0;
     Py_RETURN_NONE;
 }
 
@@ -557,6 +568,7 @@ static PyObject *pool_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
     struct plait_pool *pool = POOL(self);
     pool->forked = true;
     pool->led = pool->asleep = pool->helper_there = pool->helper_leads = false;
+    pool->core.payer = false;
     pool->followers = NULL;
     Py_RETURN_NONE;
 }
@@ -661,6 +673,8 @@ static PyMethodDef pool_methods[] = {
     {"_ask_stop", pool_ask_stop, METH_VARARGS, NULL},
     {"_holder", pool_holder, METH_O, NULL},
     {"_end_stopped", pool_end_stopped, METH_O, NULL},
+    {"_submit_each", METHOD(pool_submit_each), METH_FASTCALL, NULL},
+    {"share", plait_pool_share, METH_VARARGS, plait_pool_share_doc},
     {"_open", pool_open, METH_VARARGS, NULL},
     {"_on_ready", plait_pool_on_ready, METH_NOARGS, NULL},
     {"_help", plait_pool_help, METH_NOARGS, NULL},
@@ -730,6 +744,7 @@ int plait_pool_exec(PyObject *module, struct plait_state *state)
     state->loads_kwnames = Py_BuildValue("(s)", "buffers");
     state->str_append = PyUnicode_InternFromString("append");
     state->empty_tuple = PyTuple_New(0);
+    state->large_type = NULL; /* plait._share.Large, when it is first needed */
     if (state->protocol_5 == NULL || state->dumps_kwnames == NULL || state->loads_kwnames == NULL ||
         state->str_append == NULL || state->empty_tuple == NULL)
         return -1;

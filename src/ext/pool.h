@@ -3,31 +3,19 @@
 #define PLAIT_POOL_H
 
 #include "future.h"
+#include "pl_wire.h"
 #include "state.h"
 
 /* ---- messages (pool_codec.c) ---------------------------------------------
  *
- * A task:   head, buffer table, function (pickle), arguments
- * A result: head, buffer table, value
- * Small buffers follow the table's owner inline, at the end of the message.
+ * pl_wire.h tells the parts. A task has a function (a pickle) and its arguments as the body, a
+ * result only a body.
  */
 enum plait_kind {
     PLAIT_ATOMS = 1,     /* values in the small encoding of pool_codec.c */
     PLAIT_PICKLE = 2,    /* a pickle: (args, kwargs) or the value */
     PLAIT_EXCEPTION = 3, /* a pickle that plait._pool.decode_exception reads */
-};
-
-struct plait_wire_head {
-    uint32_t fn_len;
-    uint32_t body_len;
-    uint32_t nbufs;
-    uint32_t inline_len; /* bytes of inline buffers after the body */
-};
-
-struct plait_wire_buf {
-    struct pl_block block; /* offset 0: `size` inline bytes */
-    uint32_t readonly;
-    uint32_t pad;
+    PLAIT_EACH = 0x100,  /* with one of a task's: its argument is a list, for a call each */
 };
 
 /* Buffers below this size travel in the message and are copied out of it. */
@@ -49,6 +37,9 @@ int plait_atoms_encode(struct plait_bytes *b, PyObject *const *values, Py_ssize_
 Py_ssize_t plait_atoms_decode(const char *data, size_t len, PyObject **values, Py_ssize_t max);
 #define PLAIT_ATOMS_MAX 16
 
+/* A buffer that came in the message itself: bytes, or a bytearray when it is writable. */
+PyObject *plait_small_buffer(const struct pl_wire_buf *entry, const void *data);
+
 /* pickle.dumps(value, protocol=5, buffer_callback=buffers.append); *buffers is a new list. */
 PyObject *plait_dumps(struct plait_state *state, PyObject *value, PyObject **buffers);
 PyObject *plait_loads(struct plait_state *state, const char *data, size_t len, PyObject *buffers);
@@ -66,6 +57,8 @@ struct plait_block {
     void *data;
     Py_ssize_t size;
     bool readonly;
+    bool shared; /* in a worker: others have it, too; in the parent: in pool->shared */
+    struct plait_block *next_shared; /* borrows */
 };
 
 struct plait_block *plait_block_new(struct plait_state *state);
@@ -77,6 +70,7 @@ struct plait_waiter {
     struct plait_waiter *next;
     struct plait_future *future; /* borrows; NULL for the helper */
     uint32_t word;               /* futex: nonzero once it should look again */
+    bool dozes;                  /* looks again by itself, soon */
 };
 
 /* A queued task with a priority. */
@@ -126,11 +120,12 @@ struct plait_pool {
     uint64_t retried;
     struct plait_histogram waited;
     struct plait_histogram ran;
-    PyObject *fn_cache;  /* dict: function -> pickle by reference */
-    PyObject *notify;    /* list of futures to be notified */
-    PyObject *again;     /* list of futures that failed and may have tries left */
-    PyObject *last_loop; /* borrows: identity only, the attached loop used last */
-    PyObject *broken;    /* exception: why nothing works any more */
+    PyObject *fn_cache;         /* dict: function -> pickle by reference */
+    PyObject *notify;           /* list of futures to be notified */
+    PyObject *again;            /* list of futures that failed and may have tries left */
+    PyObject *last_loop;        /* borrows: identity only, the attached loop used last */
+    PyObject *broken;           /* exception: why nothing works any more */
+    struct plait_block *shared; /* borrows: a block takes itself out */
     PyObject *dict;
     PyObject *weakrefs;
 };
@@ -141,6 +136,19 @@ extern const struct plait_keeper plait_pool_keeper;
 void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool cancelled);
 /* Notifies what the list `notify` holds. Runs the user's code. */
 void plait_pool_notify(struct plait_pool *pool);
+
+/* ---- shared buffers (pool_share.c) -------------------------------------------- */
+
+PyObject *plait_pool_share(PyObject *self, PyObject *args);
+extern const char plait_pool_share_doc[];
+/* Takes a block that dies out of its pool's list. */
+void plait_pool_unshare(struct plait_block *block);
+/* Whether the memory lies in a shared block: 1 with a ticket for it, 0, -1 on error. */
+int plait_pool_ticket(struct plait_pool *pool, const void *data, uint64_t size,
+                      struct pl_block *ticket);
+/* A new reference to what is sent in place of `value`: itself, or for large bytes, bytearrays
+ * and memoryviews a wrapper whose pickle leaves the bytes out of band. */
+PyObject *plait_sendable(struct plait_state *state, PyObject *value);
 
 /* ---- a worker (pool_worker.c) ------------------------------------------------ */
 

@@ -1,8 +1,9 @@
 /* pool_codec.c - values to bytes and back, and blocks of shared memory as buffers.
  *
  * Most arguments and results are small plain values, and pickling them costs more than
- * running a short task: exact None, bool, int of 64 bits, float, and short str and bytes have
- * an encoding of their own. All else is pickled, large buffers out of band.
+ * running a short task: exact None, bool, int of 64 bits, float, short str and bytes, and lists
+ * of such ints or of floats (chunks of a map are) have an encoding of their own. All else is
+ * pickled, large buffers out of band.
  */
 #include "pool.h"
 
@@ -10,7 +11,8 @@
 
 /* ---- bytes ---- */
 
-int plait_bytes_add(struct plait_bytes *b, const void *data, size_t len)
+/* Makes the string longer by `len` bytes that the caller fills in: where they begin. */
+static char *bytes_room(struct plait_bytes *b, size_t len)
 {
     if (b->cap - b->len < len) {
         size_t cap = b->cap < 256 ? 512 : b->cap * 2;
@@ -19,14 +21,23 @@ int plait_bytes_add(struct plait_bytes *b, const void *data, size_t len)
         char *grown = PyMem_Realloc(b->data, cap);
         if (grown == NULL) {
             PyErr_NoMemory();
-            return -1;
+            return NULL;
         }
         b->data = grown;
         b->cap = cap;
     }
-    if (len > 0)
-        memcpy(b->data + b->len, data, len);
     b->len += len;
+    return b->data + b->len - len;
+}
+
+int plait_bytes_add(struct plait_bytes *b, const void *data, size_t len)
+{
+    if (len == 0)
+        return 0;
+    char *to = bytes_room(b, len);
+    if (to == NULL)
+        return -1;
+    memcpy(to, data, len);
     return 0;
 }
 
@@ -53,6 +64,66 @@ static int add_text(struct plait_bytes *b, char tag, const char *data, Py_ssize_
     if (add_tagged(b, tag, &n, sizeof(n)) < 0)
         return -1;
     return plait_bytes_add(b, data, n) < 0 ? -1 : 1;
+}
+
+#define LIST_MAX (1 << 20)
+
+/* A list of ints of 64 bits, or of floats: tag, number of items, items. */
+static int encode_list(struct plait_bytes *b, PyObject *list)
+{
+#ifdef Py_GIL_DISABLED
+    return 0; /* another thread may change the list meanwhile: pickle knows how to lock it */
+#endif
+    Py_ssize_t n = PyList_GET_SIZE(list);
+    if (n == 0 || n > LIST_MAX)
+        return 0;
+    bool floats = PyFloat_CheckExact(PyList_GET_ITEM(list, 0));
+    if (!floats && !PyLong_CheckExact(PyList_GET_ITEM(list, 0)))
+        return 0;
+    uint32_t count = (uint32_t)n;
+    if (add_tagged(b, floats ? 'D' : 'I', &count, sizeof(count)) < 0)
+        return -1;
+    char *to = bytes_room(b, (size_t)n * 8);
+    if (to == NULL)
+        return -1;
+    for (Py_ssize_t i = 0; i < n; i++, to += 8) {
+        PyObject *item = PyList_GET_ITEM(list, i); // borrowed
+        if (floats && PyFloat_CheckExact(item)) {
+            double number = PyFloat_AS_DOUBLE(item);
+            memcpy(to, &number, 8);
+        } else if (!floats && PyLong_CheckExact(item)) {
+            int overflow;
+            int64_t number = PyLong_AsLongLongAndOverflow(item, &overflow);
+            if (overflow != 0)
+                return 0;
+            memcpy(to, &number, 8);
+        } else {
+            return 0; /* the caller drops what was written */
+        }
+    }
+    return 1;
+}
+
+static PyObject *decode_list(const char *at, uint32_t n, bool floats)
+{
+    PyObject *list = PyList_New(n);
+    for (uint32_t i = 0; list != NULL && i < n; i++, at += 8) {
+        PyObject *item;
+        if (floats) {
+            double number;
+            memcpy(&number, at, 8);
+            item = PyFloat_FromDouble(number);
+        } else {
+            int64_t number;
+            memcpy(&number, at, 8);
+            item = PyLong_FromLongLong(number);
+        }
+        if (item == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, item);
+    }
+    return list;
 }
 
 static int encode_atom(struct plait_bytes *b, PyObject *value)
@@ -87,6 +158,8 @@ static int encode_atom(struct plait_bytes *b, PyObject *value)
     }
     if (PyBytes_CheckExact(value) && PyBytes_GET_SIZE(value) <= ATOM_TEXT_MAX)
         return add_text(b, 'b', PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value));
+    if (PyList_CheckExact(value))
+        return encode_list(b, value);
     return 0;
 }
 
@@ -151,6 +224,18 @@ static PyObject *decode_atom(const char **at, const char *end)
         return tag == 's' ? PyUnicode_DecodeUTF8(text, n, "strict")
                           : PyBytes_FromStringAndSize(text, n);
     }
+    case 'I':
+    case 'D': {
+        uint32_t n;
+        if (left < sizeof(n))
+            return bad_message();
+        memcpy(&n, *at, sizeof(n));
+        if ((left - sizeof(n)) / 8 < n)
+            return bad_message();
+        const char *items = *at + sizeof(n);
+        *at = items + (size_t)n * 8;
+        return decode_list(items, n, tag == 'D');
+    }
     default:
         return bad_message();
     }
@@ -202,6 +287,13 @@ PyObject *plait_loads(struct plait_state *state, const char *data, size_t len, P
     return value;
 }
 
+PyObject *plait_small_buffer(const struct pl_wire_buf *entry, const void *data)
+{
+    Py_ssize_t size = (Py_ssize_t)entry->block.size; /* checked by pl_wire_next */
+    return entry->readonly != 0 ? PyBytes_FromStringAndSize(data, size)
+                                : PyByteArray_FromStringAndSize(data, size);
+}
+
 /* ---- blocks ---- */
 
 struct plait_block *plait_block_new(struct plait_state *state)
@@ -216,6 +308,8 @@ static void block_dealloc(PyObject *self)
     struct plait_block *block = (struct plait_block *)self;
     PyTypeObject *type = Py_TYPE(self);
     if (block->pool != NULL) {
+        if (block->shared)
+            plait_pool_unshare(block);
         /* A forked child has a copy of the books, and must not touch what they speak of. */
         if (block->pool->open && !pl_pool_forked(&block->pool->core))
             pl_pool_view_drop(&block->pool->core, &block->view);

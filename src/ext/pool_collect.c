@@ -84,51 +84,41 @@ static int read_result(struct plait_pool *pool, struct plait_future *f, uint32_t
         f->kind = PLAIT_ATOMS;
         return f->message == NULL ? -1 : 0;
     }
-    struct plait_wire_head head;
-    if ((kind != PLAIT_PICKLE && kind != PLAIT_EXCEPTION) || size < sizeof(head))
+    struct pl_wire wire;
+    if ((kind != PLAIT_PICKLE && kind != PLAIT_EXCEPTION) || pl_wire_open(&wire, data, size) < 0)
         goto damaged;
-    memcpy(&head, data, sizeof(head));
-    uint64_t table = (uint64_t)head.nbufs * sizeof(struct plait_wire_buf);
-    if (sizeof(head) + table + head.body_len + (uint64_t)head.inline_len != size)
-        goto damaged;
-    const char *body = data + sizeof(head) + table;
-    const char *inlined = body + head.body_len;
-    size_t inline_left = head.inline_len;
-    if (head.nbufs > 0) {
-        PyObject *buffers = PyList_New(0);
-        if (buffers == NULL)
+    if (wire.head.nbufs > 0) {
+        f->buffers = PyList_New(0);
+        if (f->buffers == NULL)
             goto fail;
-        f->buffers = buffers;
-        for (uint32_t i = 0; i < head.nbufs; i++) {
-            struct plait_wire_buf entry;
-            memcpy(&entry, data + sizeof(head) + i * sizeof(entry), sizeof(entry));
+        struct pl_wire_buf entry;
+        const void *small;
+        int found;
+        while ((found = pl_wire_next(&wire, &entry, &small)) == 1) {
             PyObject *item;
-            if (entry.block.offset != 0) {
+            if (small == NULL)
                 item = block_from(pool, cell, seat, &entry.block, entry.readonly != 0);
-            } else if (entry.block.size > inline_left) {
-                goto damaged;
-            } else {
-                item = entry.readonly != 0
-                           ? PyBytes_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size)
-                           : PyByteArray_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size);
-                inlined += entry.block.size;
-                inline_left -= entry.block.size;
-            }
-            if (item == NULL || PyList_Append(buffers, item) < 0) {
+            else
+                item = plait_small_buffer(&entry, small);
+            if (item == NULL || PyList_Append(f->buffers, item) < 0) {
                 Py_XDECREF(item);
                 goto fail;
             }
             Py_DECREF(item);
         }
+        if (found < 0)
+            goto damaged;
     }
+    const unsigned char *body = wire.body;
+    uint32_t body_len = wire.head.body_len;
     if (held != NULL) {
         /* The block stays; `data` and `size` narrow down to the pickle. */
         struct plait_block *block = (struct plait_block *)held;
         block->data = (void *)body;
-        block->size = head.body_len;
+        block->size = body_len;
         f->block = held;
     } else {
-        f->message = PyBytes_FromStringAndSize(body, head.body_len);
+        f->message = PyBytes_FromStringAndSize((const char *)body, body_len);
         if (f->message == NULL)
             goto fail;
     }

@@ -28,7 +28,8 @@ struct plait_call {
     PyObject *name;  /* for errors, or NULL */
     PyObject *order; /* what plait._options keeps with the future, or NULL */
     int32_t priority;
-    bool again; /* a failure goes to the policy first */
+    uint16_t how; /* 0 or PLAIT_EACH */
+    bool again;   /* a failure goes to the policy first */
 };
 
 /* submit for all ways in: a new future, or NULL with an exception set. */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#define UNRUNG_MAX 64 /* posts that would have liked a payer, before there is one */
 #define COPY_WITHOUT_LOCK (1 << 20)
 
 /* ---- encoding ---- */
@@ -58,15 +59,23 @@ static PyObject *encode_function(struct plait_pool *pool, PyObject *fn)
     return data;
 }
 
-static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t size,
-                     struct pl_block *block, void **data)
+/* Puts a block on the parcel's list; without memory for that it is freed. */
+static int keep_block(struct plait_pool *pool, struct parcel *parcel, const struct pl_block *block)
 {
     struct pl_block *grown = PyMem_Realloc(parcel->blocks, (parcel->nblocks + 1) * sizeof(*grown));
     if (grown == NULL) {
+        pl_pool_free(&pool->core, block);
         PyErr_NoMemory();
         return -1;
     }
     parcel->blocks = grown;
+    grown[parcel->nblocks++] = *block;
+    return 0;
+}
+
+static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t size,
+                     struct pl_block *block, void **data)
+{
     if (pl_pool_alloc(&pool->core, size, block, data) < 0) {
         PyErr_Format(PyExc_MemoryError,
                      "%llu bytes do not fit the pool's shared memory (limit %llu bytes, "
@@ -75,8 +84,7 @@ static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t si
                      (unsigned long long)pool->core.heap.used);
         return -1;
     }
-    grown[parcel->nblocks++] = *block;
-    return 0;
+    return keep_block(pool, parcel, block);
 }
 
 static void copy(void *to, const void *from, size_t len)
@@ -101,9 +109,13 @@ static int encode_buffers(struct plait_pool *pool, struct parcel *parcel, PyObje
             if (PyObject_GetBuffer(PyList_GET_ITEM(buffers, i), &view, PyBUF_ANY_CONTIGUOUS) < 0)
                 return -1;
         }
-        struct plait_wire_buf entry = {.readonly = (uint32_t)view.readonly};
+        struct pl_wire_buf entry = {.readonly = (uint32_t)view.readonly};
         int error = 0;
-        if (view.len < PLAIT_INLINE_BUFFER) {
+        int ticket = plait_pool_ticket(pool, view.buf, (uint64_t)view.len, &entry.block);
+        if (ticket != 0) {
+            entry.shared = 1;
+            error = ticket < 0 ? -1 : keep_block(pool, parcel, &entry.block);
+        } else if (view.len < PLAIT_INLINE_BUFFER) {
             entry.block.size = (uint64_t)view.len;
             error = plait_bytes_add(tail, view.buf, (size_t)view.len);
         } else {
@@ -124,7 +136,7 @@ static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject 
                        PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     struct plait_state *state = pool->state;
-    struct plait_wire_head head = {0};
+    struct pl_wire_head head = {0};
     Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
     PyObject *code = encode_function(pool, fn);
     PyObject *call = NULL;
@@ -166,11 +178,19 @@ static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject 
         PyTuple_SET_ITEM(call, 1, dict);
     if (tuple == NULL || dict == NULL)
         goto out;
-    for (Py_ssize_t i = 0; i < nargs; i++)
-        PyTuple_SET_ITEM(tuple, i, Py_NewRef(args[i]));
-    for (Py_ssize_t i = 0; i < nkw; i++)
-        if (PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i), args[nargs + i]) < 0)
+    for (Py_ssize_t i = 0; i < nargs + nkw; i++) {
+        PyObject *sent = plait_sendable(state, args[i]);
+        if (sent == NULL)
             goto out;
+        if (i < nargs) {
+            PyTuple_SET_ITEM(tuple, i, sent);
+            continue;
+        }
+        int failed = PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i - nargs), sent);
+        Py_DECREF(sent);
+        if (failed < 0)
+            goto out;
+    }
     if (!pool->by_value)
         body = plait_dumps(state, call, &buffers);
     if (body == NULL) {
@@ -204,7 +224,7 @@ static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject 
     head.body_len = (uint32_t)PyBytes_GET_SIZE(body);
     head.nbufs = (uint32_t)nbufs;
     for (size_t i = 0; i < nbufs; i++) {
-        struct plait_wire_buf none = {0};
+        struct pl_wire_buf none = {0};
         if (plait_bytes_add(&parcel->head, &none, sizeof(none)) < 0)
             goto out;
     }
@@ -291,6 +311,21 @@ void plait_pool_feed(struct plait_pool *pool)
     set_hungry(pool);
 }
 
+/* Work waits that no thread is about to look after: the helper is to do so in a moment. */
+static void call_helper(struct plait_pool *pool)
+{
+    if (!pool->helper_there) {
+        PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
+        if (started == NULL)
+            PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
+        Py_XDECREF(started);
+        return;
+    }
+    for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
+        if (w->future == NULL && !w->dozes && w->word == 0)
+            plait_pool_wake_waiter(w);
+}
+
 /* Puts an encoded task on the board, or into the queue when there is no room. Takes over the
  * parcel. 0, or -1 with an exception set and nothing done. */
 static int dispatch(struct plait_pool *pool, struct plait_future *f, struct parcel *parcel)
@@ -337,24 +372,28 @@ static void dispatched(struct plait_pool *pool)
 {
     if (!plait_queue_empty(pool)) {
         set_hungry(pool);
-        if (!pool->helper_there && !pool->led) {
-            PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
-            if (started == NULL)
-                PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
-            Py_XDECREF(started);
-        }
+        /* A worker that finished after the look above, and found nobody hungry, has parked
+         * without a word; its slot is free for what is queued. */
+        if (pl_pool_ready(&pool->core))
+            plait_pool_collect(pool);
     }
+    /* A leader that sleeps does not come back to pay what is owed. */
+    if (pool->core.owed_wake != 0 && pool->asleep)
+        pl_pool_flush(&pool->core);
+    if (!plait_queue_empty(pool) || pool->core.owed_wake != 0 ||
+        (pool->core.unrung > UNRUNG_MAX && !pool->core.payer))
+        call_helper(pool);
     if (pool->notify != NULL && PyList_GET_SIZE(pool->notify) > 0)
         plait_pool_notify(pool);
 }
 
 /* Encodes a call, into a block if it is large. -1 with an exception set; the parcel is to be
  * dropped then. */
-static int pack(struct plait_pool *pool, struct parcel *parcel, PyObject *fn, PyObject *const *args,
-                Py_ssize_t nargs, PyObject *kwnames)
+static int pack(struct plait_pool *pool, struct parcel *parcel, const struct plait_call *call)
 {
-    if (encode_task(pool, parcel, fn, args, nargs, kwnames) < 0)
+    if (encode_task(pool, parcel, call->fn, call->args, call->nargs, call->kwnames) < 0)
         return -1;
+    parcel->kind |= call->how;
     if (parcel->head.len <= PL_SLOT_INLINE)
         return 0;
     struct pl_block block;
@@ -385,7 +424,7 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, const struct pla
     }
     struct parcel parcel = {0};
     struct plait_future *f = NULL;
-    if (pack(pool, &parcel, call->fn, call->args, call->nargs, call->kwnames) < 0)
+    if (pack(pool, &parcel, call) < 0)
         goto unsendable;
     f = plait_future_new(pool->state, &plait_pool_keeper);
     if (f == NULL)
@@ -442,7 +481,7 @@ int plait_pool_resubmit(struct plait_pool *pool, struct plait_future *f,
                         const struct plait_call *call)
 {
     struct parcel parcel = {0};
-    int error = pack(pool, &parcel, call->fn, call->args, call->nargs, call->kwnames);
+    int error = pack(pool, &parcel, call);
     if (!f->resting) {
         /* It was cancelled meanwhile, or while its arguments were pickled. */
         PyErr_Clear();

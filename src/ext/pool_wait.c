@@ -10,6 +10,9 @@
  */
 #include "pool_parent.h"
 
+#define DOZE_NS 1000000 /* how long a queued task or an owed wake-up may have to wait */
+#define DOZE_TICKS 16
+
 #include <errno.h>
 
 /* ---- waking ---- */
@@ -172,7 +175,7 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
 /* Sleeps as one of the followers; *woken tells whether someone meant it. */
 static int follow(struct plait_pool *pool, struct plait_future *f, int64_t timeout_ns)
 {
-    struct plait_waiter me = {.next = pool->followers, .future = f};
+    struct plait_waiter me = {.next = pool->followers, .future = f, .dozes = timeout_ns >= 0};
     pool->followers = &me;
     if (f != NULL && pool->helper_leads) {
         /* A thread that waits for a result leads better than the helper does. */
@@ -277,6 +280,39 @@ PyObject *plait_pool_on_ready(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* Sleeps beside a pool that is used, without the interpreter's lock: true when a debt has
+ * got old, when work waits for room, or when called; false when nothing was posted for a
+ * while. Between two looks it costs nothing, and nobody has to wake it. */
+static bool doze(struct plait_pool *pool)
+{
+    struct plait_waiter me = {.next = pool->followers, .dozes = true};
+    struct pl_pool *core = &pool->core;
+    bool backlog = !plait_queue_empty(pool);
+    uint64_t tail = atomic_load_explicit(&core->share->tail, memory_order_relaxed);
+    uint32_t debt = 0;
+    int quiet = 0;
+    bool old = false;
+    pool->followers = &me;
+    Py_BEGIN_ALLOW_THREADS while (__atomic_load_n(&me.word, __ATOMIC_ACQUIRE) == 0 && !old &&
+                                  quiet < DOZE_TICKS)
+    {
+        (void)core->sys->futex_wait(&me.word, 0, DOZE_NS);
+        /* Relaxed, both: what is missed now is seen at the next look. */
+        uint64_t posted = atomic_load_explicit(&core->share->tail, memory_order_relaxed);
+        uint32_t owed = atomic_load_explicit(&core->owed_wake, memory_order_relaxed);
+        old = backlog || (owed != 0 && owed == debt);
+        quiet = posted != tail || owed != 0 ? 0 : quiet + 1;
+        tail = posted;
+        debt = owed;
+    }
+    Py_END_ALLOW_THREADS struct plait_waiter **at = &pool->followers;
+    while (*at != &me)
+        at = &(*at)->next;
+    *at = me.next;
+    /* It may have been posted to since the last look; then it is no time to sleep. */
+    return old || me.word != 0 || !plait_queue_empty(pool) || core->owed_wake != 0;
+}
+
 /* One turn of the helper thread: waits until it is needed, then leads a round. */
 PyObject *plait_pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
@@ -284,7 +320,6 @@ PyObject *plait_pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (!pool->open || pl_pool_forked(&pool->core))
         Py_RETURN_FALSE;
     bool callbacks = pool->watched > 0;
-    bool backlog = !plait_queue_empty(pool) || pool->core.owed_wake;
     if (!pool->led && callbacks) {
         pool->led = pool->helper_leads = true;
         int round = lead_round(pool, NULL, -1);
@@ -294,11 +329,11 @@ PyObject *plait_pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
         if (plait_pool_tend(pool, 0) < 0)
             return NULL;
     } else {
-        /* With a backlog that others will most likely see to, it looks again soon; without,
-         * it sleeps until it is called. */
-        (void)follow(pool, NULL, backlog ? 1000000 : -1);
-        if (pool->open && !pool->led && (!plait_queue_empty(pool) || pool->core.owed_wake)) {
-            plait_pool_collect(pool);
+        if (!doze(pool))
+            (void)follow(pool, NULL, -1);
+        if (pool->open && (!plait_queue_empty(pool) || pool->core.owed_wake != 0)) {
+            if (!pool->led)
+                plait_pool_collect(pool);
             pl_pool_flush(&pool->core);
         }
     }

@@ -7,6 +7,7 @@
 #include "pool.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -18,6 +19,7 @@ const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, l
                                     "Serve a pool's tasks until it closes.";
 
 #define MAX_KNOWN 1024
+#define HIGH_FD 500 /* where the pool's descriptor goes, if the limit allows it */
 
 struct worker {
     struct plait_state *state;
@@ -81,15 +83,19 @@ static PyObject *damaged(void)
     return NULL;
 }
 
-static PyObject *read_buffers(struct worker *w, const char *table, uint32_t n, const char *inlined,
-                              size_t inline_left)
+static PyObject *read_buffers(struct worker *w, struct pl_wire *wire)
 {
     PyObject *buffers = PyList_New(0);
-    for (uint32_t i = 0; buffers != NULL && i < n; i++) {
-        struct plait_wire_buf entry;
+    struct pl_wire_buf entry;
+    const void *small;
+    int found;
+    while (buffers != NULL && (found = pl_wire_next(wire, &entry, &small)) != 0) {
         PyObject *item = NULL;
-        memcpy(&entry, table + i * sizeof(entry), sizeof(entry));
-        if (entry.block.offset != 0) {
+        if (found < 0) {
+            (void)damaged();
+        } else if (small != NULL) {
+            item = plait_small_buffer(&entry, small);
+        } else {
             void *data;
             struct plait_block *block = NULL;
             if (pl_member_data(&w->member, &entry.block, &data) < 0)
@@ -102,22 +108,34 @@ static PyObject *read_buffers(struct worker *w, const char *table, uint32_t n, c
                 block->data = data;
                 block->size = (Py_ssize_t)entry.block.size;
                 block->readonly = entry.readonly != 0;
+                block->shared = entry.shared != 0;
             }
             item = (PyObject *)block;
-        } else if (entry.block.size > inline_left) {
-            (void)damaged();
-        } else {
-            item = entry.readonly != 0
-                       ? PyBytes_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size)
-                       : PyByteArray_FromStringAndSize(inlined, (Py_ssize_t)entry.block.size);
-            inlined += entry.block.size;
-            inline_left -= entry.block.size;
         }
         if (item == NULL || PyList_Append(buffers, item) < 0)
             Py_CLEAR(buffers);
         Py_XDECREF(item);
     }
     return buffers;
+}
+
+/* The results of a call for each item of a list, or the error of the first that fails. */
+static PyObject *call_each(PyObject *fn, PyObject *items)
+{
+    if (!PyList_CheckExact(items))
+        return damaged();
+    PyObject *results = PyList_New(PyList_GET_SIZE(items));
+    for (Py_ssize_t i = 0; results != NULL && i < PyList_GET_SIZE(results); i++) {
+        /* The list is nobody else's, but its items are the user's once they are called with. */
+        PyObject *args[] = {NULL, PyList_GET_ITEM(items, i)}; // borrowed
+        PyObject *result =
+            PyObject_Vectorcall(fn, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (result == NULL)
+            Py_CLEAR(results);
+        else
+            PyList_SET_ITEM(results, i, result);
+    }
+    return results;
 }
 
 /* Runs the task of a slot: its result, or NULL with the task's exception set. */
@@ -135,41 +153,41 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
     } else if (size > PL_SLOT_INLINE) {
         return damaged();
     }
-    struct plait_wire_head head;
+    struct pl_wire wire;
     PyObject *fn = NULL;
     PyObject *result = NULL;
-    if (size < sizeof(head)) {
+    if (pl_wire_open(&wire, data, size) < 0) {
         (void)damaged();
         goto out;
     }
-    memcpy(&head, data, sizeof(head));
-    uint64_t table = (uint64_t)head.nbufs * sizeof(struct plait_wire_buf);
-    if (sizeof(head) + table + head.fn_len + (uint64_t)head.body_len + head.inline_len != size) {
-        (void)damaged();
-        goto out;
-    }
-    const char *code = data + sizeof(head) + table;
-    const char *body = code + head.fn_len;
-    fn = function_for(w, code, head.fn_len);
+    const char *body = (const char *)wire.body;
+    fn = function_for(w, (const char *)wire.code, wire.head.fn_len);
     if (fn == NULL)
         goto out;
-    if (slot->kind == PLAIT_ATOMS) {
+    bool each = (slot->kind & PLAIT_EACH) != 0;
+    if ((slot->kind & ~PLAIT_EACH) == PLAIT_ATOMS) {
         PyObject *args[PLAIT_ATOMS_MAX + 1];
-        Py_ssize_t n = plait_atoms_decode(body, head.body_len, args + 1, PLAIT_ATOMS_MAX);
+        Py_ssize_t n = plait_atoms_decode(body, wire.head.body_len, args + 1, PLAIT_ATOMS_MAX);
         if (n < 0)
             goto out;
-        result =
-            PyObject_Vectorcall(fn, args + 1, (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (message.offset != 0) {
+            pl_member_return(&w->member, &message);
+            message.offset = 0;
+        }
+        if (!each)
+            result =
+                PyObject_Vectorcall(fn, args + 1, (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        else
+            result = n == 1 ? call_each(fn, args[1]) : damaged();
         while (n > 0)
             Py_DECREF(args[n--]);
     } else {
-        if (head.nbufs > 0) {
-            held->buffers = read_buffers(w, data + sizeof(head), head.nbufs, body + head.body_len,
-                                         head.inline_len);
+        if (wire.head.nbufs > 0) {
+            held->buffers = read_buffers(w, &wire);
             if (held->buffers == NULL)
                 goto out;
         }
-        PyObject *call = plait_loads(w->state, body, head.body_len, held->buffers);
+        PyObject *call = plait_loads(w->state, body, wire.head.body_len, held->buffers);
         if (message.offset != 0) {
             /* Everything has been copied out of it or has a block of its own. */
             pl_member_return(&w->member, &message);
@@ -183,7 +201,12 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
         } else {
             args = PyTuple_GET_ITEM(call, 0);
             kwargs = PyTuple_GET_ITEM(call, 1);
-            result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
+            if (!each)
+                result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
+            else if (PyTuple_Check(args) && PyTuple_GET_SIZE(args) == 1)
+                result = call_each(fn, PyTuple_GET_ITEM(args, 0));
+            else
+                (void)damaged();
         }
         Py_DECREF(call);
     }
@@ -202,8 +225,8 @@ static struct plait_block *find_held(const struct worker *w, const struct held *
         return NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(held->buffers); i++) {
         struct plait_block *block = (struct plait_block *)PyList_GET_ITEM(held->buffers, i);
-        if (Py_IS_TYPE((PyObject *)block, w->state->block_type) && block->data == view->buf &&
-            block->size == view->len)
+        if (Py_IS_TYPE((PyObject *)block, w->state->block_type) && !block->shared &&
+            block->data == view->buf && block->size == view->len)
             return block;
     }
     return NULL;
@@ -256,9 +279,12 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
         return error;
     }
     PyObject *buffers = NULL;
-    PyObject *body = plait_dumps(w->state, value, &buffers);
+    PyObject *sent = plait_sendable(w->state, value);
+    Py_DECREF(value);
+    value = sent;
+    PyObject *body = value == NULL ? NULL : plait_dumps(w->state, value, &buffers);
     struct plait_bytes tail = {0};
-    struct plait_wire_buf *table = NULL;
+    struct pl_wire_buf *table = NULL;
     struct plait_block **moved = NULL; /* owned references to the task's blocks, by buffer */
     uint32_t n = 0;
     uint32_t filled = 0;
@@ -309,7 +335,7 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
         else if (put_in_block(w, moved[i]->data, (size_t)moved[i]->size, &table[i].block) < 0)
             goto out;
     }
-    struct plait_wire_head head = {
+    struct pl_wire_head head = {
         .body_len = (uint32_t)PyBytes_GET_SIZE(body),
         .nbufs = n,
         .inline_len = (uint32_t)tail.len,
@@ -366,7 +392,7 @@ static int put_exception(struct worker *w, struct pl_slot *slot)
     Py_XDECREF(traceback);
     int error = -1;
     if (data != NULL && PyBytes_Check(data)) {
-        struct plait_wire_head head = {.body_len = (uint32_t)PyBytes_GET_SIZE(data)};
+        struct pl_wire_head head = {.body_len = (uint32_t)PyBytes_GET_SIZE(data)};
         struct plait_bytes out = {0};
         if (plait_bytes_add(&out, &head, sizeof(head)) == 0 &&
             plait_bytes_add(&out, PyBytes_AS_STRING(data), head.body_len) == 0)
@@ -432,8 +458,10 @@ static int serve_one(struct worker *w, uint32_t cell)
     slot->posted = start - posted;
     /* Relaxed: pl_member_done's release comes before the next claim. */
     atomic_store_explicit(&w->member.mine->started, 0, memory_order_relaxed);
-    pl_member_done(&w->member, cell);
-    return 0;
+    error = pl_member_done(&w->member, cell);
+    if (error < 0)
+        (void)plait_raise(w->state, error, "telling the pool of a result");
+    return error;
 }
 
 /* ---- being stopped ---- */
@@ -488,6 +516,13 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "iiIKiKOOO", &memfd, &eventfd, &seat, &low_mark, &w.stackfd, &most,
                           &w.load, &w.dump, &install))
         return NULL;
+    /* A task may close descriptors by number and open others in their place; the parent's must
+     * not be among those that a small number finds. */
+    int high = fcntl(eventfd, F_DUPFD_CLOEXEC, HIGH_FD);
+    if (high >= 0) {
+        (void)close(eventfd);
+        eventfd = high;
+    }
     void *base;
     uint64_t total;
     int error = pl_share_map(NULL, memfd, &base, &total);
@@ -508,12 +543,7 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
                 break;
             if (w.most != 0 && --w.most == 0)
                 break;
-            if (!w.member.mute)
-                continue;
-        }
-        if (w.member.mute) {
-            PyErr_SetString(PyExc_RuntimeError, "a task closed the descriptors of its worker");
-            break;
+            continue;
         }
         if (found < 0) {
             if (found != PL_ECLOSED)
@@ -522,6 +552,10 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
         }
         Py_BEGIN_ALLOW_THREADS error = pl_member_wait(&w.member);
         Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) break;
+        if (error < 0 && error != -EINTR) {
+            (void)plait_raise(w.state, error, "telling the pool of a free worker");
+            break;
+        }
     }
     /* From here on the signal means nothing: the handler must not find a struct that is gone. */
     PyObject *failure = plait_take_exception();

@@ -14,6 +14,7 @@
 #include "state_generators.h"
 #include "state_loop.h"
 #include "state_pool.h"
+#include "state_scope.h"
 #include "state_stream.h"
 #include "state_thread.h"
 #include "state_tls.h"
@@ -29,7 +30,8 @@
     X(file)            \
     X(generators)      \
     X(budget)          \
-    X(task)
+    X(task)            \
+    X(scope)
 
 /* Every object of the state. */
 #define PLAIT_OBJECTS(X)         \
@@ -39,7 +41,8 @@
     PLAIT_POOL_OBJECTS(X)        \
     PLAIT_THREAD_OBJECTS(X)      \
     PLAIT_GENERATORS_OBJECTS(X)  \
-    PLAIT_AUTO_OBJECTS(X)
+    PLAIT_AUTO_OBJECTS(X)        \
+    PLAIT_SCOPE_OBJECTS(X)
 // clang-format on
 
 struct plait_state {

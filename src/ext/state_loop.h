@@ -15,6 +15,7 @@
     X(PyTypeObject, transport_type)                \
     X(PyTypeObject, listener_type)                 \
     X(PyTypeObject, sock_call_type)                \
+    X(PyObject, asyncio_future)                    \
     X(PyObject, asyncio_futures)                   \
     X(PyObject, asyncio_tasks)                     \
     X(PyObject, asyncio_buffered_protocol)         \

@@ -5,7 +5,7 @@
 #include <Python.h>
 
 /* X(type, name): one owned reference each. */
-#define PLAIT_POOL_OBJECTS(X)                                                                                    \
+#define PLAIT_POOL_OBJECTS(X) X(PyObject, large_type)                                                                                    \
     X (PyTypeObject, future_base_type) /* the layout and nearly all methods */                                   \
         X (PyTypeObject, future_type)  /* (future_base, concurrent.futures.Future) */                            \
             X (PyTypeObject, pool_type)                                                                          \

@@ -20,10 +20,12 @@
     X(PyObject, asyncio_stream_protocol)           \
     X(PyObject, asyncio_limit_overrun)             \
     X(PyObject, asyncio_incomplete_read)           \
+    X(PyObject, stock_future)                      \
     X(PyObject, stock_reader)                      \
     X(PyObject, stock_writer)                      \
     X(PyObject, stock_protocol)                    \
     X(PyObject, newline)                           \
+    X(PyObject, no_args)                           \
     X(PyObject, str_blocking)                      \
     X(PyObject, str_cancelled)                     \
     X(PyObject, str_class)                         \

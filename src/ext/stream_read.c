@@ -341,7 +341,7 @@ static PyObject *wait_for_data(ReadOpObject *op)
     }
     if (plait_reader_resume(s) < 0)
         return NULL;
-    PyObject *future = plait_loop_future(s->loop);
+    PyObject *future = plait_reader_future(s->loop);
     if (future == NULL || PyObject_SetAttr(future, state->str_blocking, Py_True) < 0) {
         Py_XDECREF(future);
         return NULL;

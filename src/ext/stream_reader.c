@@ -84,6 +84,52 @@ static int append(ReaderState *s, PyObject *bytes)
 
 /* ---- feeding ------------------------------------------------------------ */
 
+/* Keeps a future that is done for plait_reader_future; steals it. A full ring loses its oldest,
+ * which somebody may hold for ever. */
+static void keep_spare(LoopObject *loop, PyObject *future)
+{
+#ifndef Py_GIL_DISABLED /* there, a count of one says nothing about other threads */
+    if (loop->core_ready && Py_IS_TYPE(future, (PyTypeObject *)loop->state->stock_future)) {
+        unsigned at = (loop->spare_head + loop->spare_len) % PLAIT_SPARE_FUTURES;
+        PyObject *oldest = NULL;
+        if (loop->spare_len == PLAIT_SPARE_FUTURES) {
+            oldest = loop->spares[at];
+            loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
+        } else {
+            loop->spare_len++;
+        }
+        loop->spares[at] = future;
+        Py_XDECREF(oldest);
+        return;
+    }
+#endif
+    Py_DECREF(future);
+}
+
+PyObject *plait_reader_future(LoopObject *loop)
+{
+    struct plait_state *state = loop->state;
+    PyTypeObject *type = (PyTypeObject *)state->stock_future;
+    /* The oldest one has most likely been let go of by the task that it woke. Being made anew
+     * is what Future.__init__ is for. A program's own class is asked each time. */
+    if (loop->spare_len == 0 || Py_REFCNT(loop->spares[loop->spare_head]) != 1 ||
+        !Py_IS_TYPE(loop->spares[loop->spare_head], type) ||
+        PyDict_GetItemWithError(state->asyncio_futures, state->str_future) != (PyObject *)type)
+        return PyErr_Occurred() ? NULL : plait_loop_future(loop);
+    if (PL_UNLIKELY(loop->future_kwargs == NULL)) {
+        loop->future_kwargs = Py_BuildValue("{s:O}", "loop", (PyObject *)loop);
+        if (loop->future_kwargs == NULL)
+            return NULL;
+    }
+    PyObject *future = loop->spares[loop->spare_head];
+    loop->spares[loop->spare_head] = NULL;
+    loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
+    loop->spare_len--;
+    if (type->tp_init(future, state->no_args, loop->future_kwargs) < 0)
+        Py_CLEAR(future);
+    return future;
+}
+
 /* Sets the result of the waiting reader's future, unless it was cancelled. */
 static int wake_reader(ReaderState *s)
 {
@@ -93,6 +139,11 @@ static int wake_reader(ReaderState *s)
     s->waiter = NULL;
     struct plait_state *state = s->loop->state;
     PyObject *result = PyObject_CallMethodOneArg(waiter, state->str_set_result, Py_None);
+    if (PL_LIKELY(result != NULL)) {
+        keep_spare(s->loop, waiter);
+        Py_DECREF(result);
+        return 0;
+    }
     if (PL_UNLIKELY(result == NULL)) {
         /* Done already: cancelled is no error. Asked only now, because it is rare. */
         PyObject *type, *exc, *tb;
@@ -636,6 +687,11 @@ static int import_classes(struct plait_state *state)
         {offsetof(struct plait_state, asyncio_limit_overrun), "LimitOverrunError"},
         {offsetof(struct plait_state, asyncio_incomplete_read), "IncompleteReadError"},
     };
+    PyObject *types = PyImport_ImportModule("_asyncio");
+    state->stock_future = types == NULL ? NULL : PyObject_GetAttrString(types, "Future");
+    Py_XDECREF(types);
+    if (state->stock_future == NULL)
+        return -1;
     PyObject *asyncio = PyImport_ImportModule("asyncio");
     for (size_t i = 0; asyncio != NULL && i < PL_ARRAY_LEN(classes); i++) {
         PyObject **place = (PyObject **)(void *)((char *)state + classes[i].offset);
@@ -681,7 +737,8 @@ static int make_names(struct plait_state *state)
             return -1;
     }
     state->newline = PyBytes_FromStringAndSize("\n", 1);
-    return state->newline == NULL ? -1 : 0;
+    state->no_args = PyTuple_New(0);
+    return state->newline == NULL || state->no_args == NULL ? -1 : 0;
 }
 
 int plait_stream_exec(PyObject *module, struct plait_state *state)

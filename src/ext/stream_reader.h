@@ -42,6 +42,9 @@ int plait_reader_drop(ReaderState *s, Py_ssize_t n);
 int plait_reader_maybe_resume(ReaderState *s);
 int plait_reader_resume(ReaderState *s);
 
+/* A pending asyncio.Future of the loop's, new or used again. */
+PyObject *plait_reader_future(LoopObject *loop);
+
 /* stream_read.c: the methods that wait. */
 PyObject *plait_reader_read(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                             PyObject *kwnames);

@@ -115,7 +115,7 @@ static PyObject *writer_write(PyObject *self, PyObject *data)
         return PyErr_Occurred() ? NULL : call_stock(state, "write", self, data);
     Py_INCREF(transport);
     PyObject *result;
-    if (PL_LIKELY(Py_IS_TYPE(transport, state->transport_type))) {
+    if (PL_LIKELY(plait_transport_is_plain(state, transport))) {
         result = plait_transport_write(transport, data);
     } else {
         result = PyObject_CallMethodOneArg(transport, state->str_write, data);
@@ -143,7 +143,7 @@ static int nothing_to_wait_for(struct plait_state *state, PyObject *self)
     ReaderState *s = plait_reader_state(state, reader);
     if (s == NULL || s->exception != NULL)
         return 0;
-    if (PL_LIKELY(Py_IS_TYPE(transport, state->transport_type))) {
+    if (PL_LIKELY(plait_transport_is_plain(state, transport))) {
         if (((TransportObject *)transport)->closing)
             return 0;
     } else {
@@ -210,6 +210,28 @@ typedef struct {
     PyObject *callback;
 } ConnectedObject;
 
+/* Gives the writer our class, and a dict of its own size. asyncio makes a future in each that
+ * nobody asks for: thousands of idle connections are lighter without it. */
+static int convert_writer(struct plait_state *state, PyObject *writer)
+{
+    PyObject *dict = plait_stream_dict(writer);
+    PyObject *kept = dict == NULL ? NULL : PyDict_New();
+    int r = kept == NULL ? -1 : 0;
+    PyObject *name, *value;
+    Py_ssize_t at = 0;
+    while (r == 0 && PyDict_Next(dict, &at, &name, &value)) {
+        if (!PyUnicode_Check(name) || PyUnicode_CompareWithASCIIString(name, "_complete_fut") != 0)
+            r = PyDict_SetItem(kept, name, value);
+    }
+    if (r == 0)
+        r = PyObject_SetAttr(writer, state->str_class, state->writer_type);
+    if (r == 0)
+        r = PyObject_GenericSetDict(writer, kept, NULL);
+    Py_XDECREF(kept);
+    Py_XDECREF(dict);
+    return r;
+}
+
 static PyObject *connected_call(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     ConnectedObject *c = (ConnectedObject *)self;
@@ -222,7 +244,7 @@ static PyObject *connected_call(PyObject *self, PyObject *args, PyObject *kwargs
     PyObject *result = NULL;
     PyObject *writer = PyTuple_GET_SIZE(args) == 2 ? PyTuple_GET_ITEM(args, 1) : NULL; // borrowed
     if (writer == NULL || !Py_IS_TYPE(writer, (PyTypeObject *)state->asyncio_stream_writer) ||
-        PyObject_SetAttr(writer, state->str_class, state->writer_type) == 0)
+        convert_writer(state, writer) == 0)
         result = PyObject_Call(callback, args, kwargs);
     Py_DECREF(callback);
     return result;

@@ -7,7 +7,7 @@
  * A record's state is HERE or AWAY. It leaves HERE when a call takes longer than the budget,
  * and comes back when `need` calls in a row, measured elsewhere, have taken less than half of
  * it. `need` doubles each time that it leaves, and falls slowly while it stays: so a cost that
- * lies near the budget or changes to and fro does not make calls flap.
+ * lies near the budget or changes back and forth does not make calls flap.
  *
  * Sections: records, the call, the type.
  */
@@ -24,6 +24,7 @@ enum { HERE, AWAY };
 #define RECORDS_MAX 256 /* shapes that are told apart; the last record takes all others */
 #define NEED_MAX 1024
 #define CALM 4096      /* calls inline without a strike that halve `need` */
+#define PROVEN 16      /* calls inline after which a shape is trusted to be short */
 #define NEWBORNS_BAD 8 /* so many new shapes in a row too long: the next ones start away */
 
 struct record {
@@ -254,7 +255,7 @@ static bool try_here(struct plait_state *state, struct plait_slot *slot, struct 
     bool interrupted = false;
     if (t->pure) {
         interrupted = plait_budget_call(state, slot, fn, args, nargsf, kwnames, t->budget_ns,
-                                        result, &took) != 0;
+                                        t->records[index].calls < PROVEN, result, &took) != 0;
     } else {
         int64_t start = plait_budget_now();
         *result = plait_slot_call(slot, fn, args, nargsf, kwnames);

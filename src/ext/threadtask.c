@@ -307,11 +307,10 @@ static int start_thread(struct plait_crew *crew)
         Py_DECREF(told);
         return 0;
     }
-    crew->unstarted++;
-    if (pl_crew_unstart(&crew->core) == 0)
-        return -1;
-    /* The threads that there are will do the work; statistics() tells. */
-    if (!PyErr_ExceptionMatches(PyExc_Exception))
+    /* It has told of the thread by _not_started, unless the thread came all the same: an
+     * interrupt may arrive in the middle. The threads that there are will do the work;
+     * statistics() tells. */
+    if (crew->core.threads == 0 || !PyErr_ExceptionMatches(PyExc_Exception))
         return -1;
     PyErr_Clear();
     return 0;
@@ -428,7 +427,12 @@ struct plait_future *plait_crew_submit(struct plait_crew *crew, PyObject *const 
             Py_DECREF(f);
             goto fail;
         }
-        PyErr_Clear(); /* another thread has come and taken it */
+        /* A thread has come and taken it: only an interrupt is still to be told of. */
+        if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+            Py_DECREF(f);
+            return NULL;
+        }
+        PyErr_Clear();
     }
     return f;
 fail:
@@ -449,21 +453,19 @@ static void call_watcher(struct plait_crew *crew)
         pl_berth_call(pl_sys_default(), berth);
 }
 
-/* A deadline has been set: sees to it that someone watches it. */
-static void watch_deadline(struct plait_crew *crew, int64_t deadline)
+/* Sees to it that a thread watches deadlines. Runs Python: the task that needs it has not got
+ * its deadline yet, for a stop would end this instead. */
+static void need_watcher(struct plait_crew *crew)
 {
-    if (!crew->watched) {
-        crew->watched = true;
-        PyObject *told = PyObject_CallOneArg(crew->watch, (PyObject *)crew);
-        if (told == NULL) {
-            crew->watched = false;
-            PyErr_WriteUnraisable((PyObject *)crew); /* the task runs without its timeout */
-        }
-        Py_XDECREF(told);
+    if (crew->watched)
         return;
+    crew->watched = true;
+    PyObject *told = PyObject_CallOneArg(crew->watch, (PyObject *)crew);
+    if (told == NULL) {
+        crew->watched = false;
+        PyErr_WriteUnraisable((PyObject *)crew); /* the task runs without its timeout */
     }
-    if (deadline < crew->watch_until)
-        call_watcher(crew);
+    Py_XDECREF(told);
 }
 
 static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, struct plait_task *task)
@@ -478,12 +480,23 @@ static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, stru
     task->worker = me;
     f->state = PLAIT_POSTED;
     for (;;) {
-        me->task = task;
         if (task->timeout_ns > 0) {
+            need_watcher(crew);
+            now = clock_now();
             task->deadline = now + task->timeout_ns;
-            watch_deadline(crew, task->deadline);
+            if (task->deadline < crew->watch_until)
+                call_watcher(crew);
         }
         result = NULL;
+        if (task->asked != PLAIT_ASKED_NOTHING) {
+            /* Asked for by what ran here, the last exception's destructors or the start of the
+             * watcher, when nothing could be sent. */
+            error = PyObject_CallNoArgs(crew->state->task_stopped);
+            if (error == NULL)
+                error = plait_take_exception();
+            break;
+        }
+        me->task = task; /* from here on it may be stopped; no Python but the task's runs */
         if (task->context == NULL || PyContext_Enter(task->context) == 0) {
             result = PyObject_Vectorcall(fn, task->args + 1,
                                          (size_t)task->npos | PY_VECTORCALL_ARGUMENTS_OFFSET,
@@ -508,12 +521,6 @@ static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, stru
         task->retries--;
         crew->retried++;
         Py_CLEAR(error);
-        if (task->asked != PLAIT_ASKED_NOTHING) { /* asked for by what the exception took with it */
-            error = PyObject_CallNoArgs(crew->state->task_stopped);
-            if (error == NULL)
-                error = plait_take_exception();
-            break;
-        }
     }
     times_add(&crew->runs, now - task->started_at);
     Py_DECREF(fn);
@@ -703,8 +710,10 @@ static int keeper_cancel(PyObject *pool, struct plait_future *f)
         end_unbegun(crew, task, NULL);
         return 1;
     }
-    if (task->asked == PLAIT_ASKED_TIMEOUT)
-        return 0; /* it ends as timed out */
+    if (task->asked == PLAIT_ASKED_TIMEOUT) {
+        request_stop(crew, task, PLAIT_ASKED_TIMEOUT); /* in case that the task caught it */
+        return 0;                                      /* it ends as timed out */
+    }
     request_stop(crew, task, PLAIT_ASKED_CANCEL);
     return 1;
 }

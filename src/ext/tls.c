@@ -243,7 +243,7 @@ static int finish_handshake(TLSObject *t)
     } else {
         plait_reader_link(t->loop, t->protocol, &t->feed);
     }
-    return wake_waiter(t, NULL) < 0 ? -1 : plait_tls_do_read(t);
+    return wake_waiter(t, NULL) < 0 ? -1 : plait_tls_do_read(t, NULL, 0);
 }
 
 static int do_handshake(TLSObject *t)
@@ -353,11 +353,14 @@ int plait_tls_control_reading(TLSObject *t)
     return 0;
 }
 
-static int try_read(TLSObject *t)
+static int try_read(TLSObject *t, const char *from, size_t len)
 {
-    if (!t->reading_paused) {
+    if (t->reading_paused) {
+        if (plait_tls_take_in(t, from, len) < 0)
+            return -1;
+    } else {
         bool closed;
-        if (plait_tls_deliver(t, &closed) < 0)
+        if (plait_tls_deliver(t, from, len, &closed) < 0)
             return -1;
         if (closed) {
             if (call_eof_received(t) < 0)
@@ -376,11 +379,11 @@ static int try_read(TLSObject *t)
     return plait_tls_control_reading(t);
 }
 
-int plait_tls_do_read(TLSObject *t)
+int plait_tls_do_read(TLSObject *t, const char *from, size_t len)
 {
     if (t->state != TLS_OPEN && t->state != TLS_FLUSHING)
         return 0;
-    return try_read(t) < 0 ? plait_tls_fatal(t, "Fatal error on SSL protocol") : 0;
+    return try_read(t, from, len) < 0 ? plait_tls_fatal(t, "Fatal error on SSL protocol") : 0;
 }
 
 /* ---- shutdown ----------------------------------------------------------- */
@@ -412,7 +415,7 @@ static int do_shutdown(TLSObject *t)
 
 static int do_flush(TLSObject *t)
 {
-    if (plait_tls_do_read(t) < 0)
+    if (plait_tls_do_read(t, NULL, 0) < 0)
         return -1;
     if (t->state != TLS_FLUSHING)
         return 0; /* aborted while the protocol was given the rest */
@@ -456,18 +459,26 @@ static PyObject *close_raw(PyObject *self, PyObject *Py_UNUSED(ignored))
     return plait_tls_call_raw(t, t->loop->state->str_close) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
+static int go_on_reading(TLSObject *t)
+{
+    switch ((enum tls_state)t->state) {
+    case TLS_OPEN:
+        return plait_tls_do_read(t, NULL, 0);
+    case TLS_FLUSHING:
+        return do_flush(t);
+    case TLS_SHUTDOWN:
+        return do_shutdown(t);
+    case TLS_HANDSHAKE:
+    case TLS_UNWRAPPED:
+        break;
+    }
+    return 0;
+}
+
 /* After reading was paused, or a protocol's buffer was too small for all. */
 static PyObject *read_on(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    TLSObject *t = (TLSObject *)self;
-    int r = 0;
-    if (t->state == TLS_OPEN)
-        r = plait_tls_do_read(t);
-    else if (t->state == TLS_FLUSHING)
-        r = do_flush(t);
-    else if (t->state == TLS_SHUTDOWN)
-        r = do_shutdown(t);
-    return r < 0 ? NULL : Py_NewRef(Py_None);
+    return go_on_reading((TLSObject *)self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* ---- what the transport below calls ------------------------------------- */
@@ -476,24 +487,15 @@ int plait_tls_feed(PyObject *self, const char *data, size_t n)
 {
     TLSObject *t = (TLSObject *)self;
     Py_INCREF(t);
-    int r = plait_tls_take_in(t, data, n);
-    if (r == 0) {
-        switch ((enum tls_state)t->state) {
-        case TLS_HANDSHAKE:
+    int r = 0;
+    if (t->state == TLS_OPEN) {
+        r = plait_tls_do_read(t, data, n);
+    } else {
+        r = plait_tls_take_in(t, data, n);
+        if (r == 0 && t->state == TLS_HANDSHAKE)
             r = do_handshake(t);
-            break;
-        case TLS_OPEN:
-            r = plait_tls_do_read(t);
-            break;
-        case TLS_FLUSHING:
-            r = do_flush(t);
-            break;
-        case TLS_SHUTDOWN:
-            r = do_shutdown(t);
-            break;
-        case TLS_UNWRAPPED:
-            break;
-        }
+        else if (r == 0)
+            r = go_on_reading(t);
     }
     Py_DECREF(t);
     return r;

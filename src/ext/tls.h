@@ -91,8 +91,9 @@ typedef struct {
 int plait_tls_load(struct plait_state *state);
 /* Gives ciphertext to the engine's side. */
 int plait_tls_take_in(TLSObject *t, const char *data, size_t n);
-/* Decrypts what there is and gives it to the protocol; *closed tells of close_notify. */
-int plait_tls_deliver(TLSObject *t, bool *closed);
+/* Decrypts what there is, and these bytes of ciphertext, and gives it to the protocol; *closed
+ * tells of close_notify. */
+int plait_tls_deliver(TLSObject *t, const char *from, size_t len, bool *closed);
 /* Adds plaintext, a bytes object, to what is to be encrypted. */
 int plait_tls_push(TLSObject *t, PyObject *bytes);
 /* Encrypts and hands down, until the transport below is full; all of it when forced. */
@@ -107,7 +108,7 @@ bool plait_tls_is_again(TLSObject *t);
 int plait_tls_window_type(PyObject *module, struct plait_state *state);
 
 /* tls.c: the states. */
-int plait_tls_do_read(TLSObject *t);
+int plait_tls_do_read(TLSObject *t, const char *from, size_t len);
 /* Pauses the transport below when much ciphertext waits, and lets it go on again. */
 int plait_tls_control_reading(TLSObject *t);
 void plait_tls_start_shutdown(TLSObject *t);

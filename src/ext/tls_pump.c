@@ -141,37 +141,41 @@ static Py_ssize_t pending_in(TLSObject *t)
 
 /* ---- records in --------------------------------------------------------- */
 
-/* Follows the record headers through n more bytes of ciphertext. */
-static void follow(struct tls_framing *f, const uint8_t *data, size_t n)
+/* Follows n bytes of ciphertext to the end of a record or of the data. Bytes followed. */
+static size_t follow_record(struct tls_framing *f, const uint8_t *data, size_t n)
 {
-    while (n > 0 && !f->lost) {
-        size_t step;
+    size_t done = 0;
+    while (done < n && !f->lost) {
+        size_t left = n - done, step;
         if (f->body == 0) {
             step = sizeof(f->header) - f->header_len;
-            step = step < n ? step : n;
-            memcpy(f->header + f->header_len, data, step);
+            step = step < left ? step : left;
+            memcpy(f->header + f->header_len, data + done, step);
             f->header_len = (uint8_t)(f->header_len + step);
             if (f->header_len == sizeof(f->header)) {
                 f->body = (uint32_t)f->header[3] << 8 | f->header[4];
                 f->lost = f->header[0] < 20 || f->header[0] > 24 || f->header[1] != 3;
             }
         } else {
-            step = f->body < n ? f->body : n;
+            step = f->body < left ? f->body : left;
             f->body -= (uint32_t)step;
         }
-        data += step;
-        n -= step;
+        done += step;
         f->tail += step;
         if (f->header_len == sizeof(f->header) && f->body == 0) {
             f->header_len = 0;
             f->tail = 0;
+            return done;
         }
     }
-    if (f->lost)
+    if (f->lost) {
         f->tail = 0;
+        return n;
+    }
+    return done;
 }
 
-int plait_tls_take_in(TLSObject *t, const char *data, size_t n)
+static int bio_write(TLSObject *t, const char *data, size_t n)
 {
     WindowObject *w = open_window(t->loop, data, (Py_ssize_t)n, false);
     if (w == NULL)
@@ -179,11 +183,15 @@ int plait_tls_take_in(TLSObject *t, const char *data, size_t n)
     PyObject *result =
         PyObject_CallMethodOneArg(t->incoming, t->loop->state->str_write, (PyObject *)w);
     close_window(t->loop);
-    if (result == NULL)
-        return -1;
-    Py_DECREF(result);
-    follow(&t->framing, (const uint8_t *)data, n);
-    return 0;
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+int plait_tls_take_in(TLSObject *t, const char *data, size_t n)
+{
+    for (size_t done = 0; done < n;)
+        done += follow_record(&t->framing, (const uint8_t *)data + done, n - done);
+    return n == 0 ? 0 : bio_write(t, data, n);
 }
 
 /* One call of the engine's read. Bytes read, 0 at close_notify, -1 with an exception set, -2
@@ -258,33 +266,63 @@ static int give(TLSObject *t, PyObject *data)
     return result == NULL ? -1 : 0;
 }
 
-/* As asyncio's: all that has arrived is given in one call. */
-static int deliver_bytes(TLSObject *t, bool *closed)
+/* Ciphertext goes into the BIO in pieces of about this size, each of whole records, and comes
+ * out of it before the next: so it stays in the cache, and the BIO stays small. */
+#define STEP ((size_t)12 << 10)
+
+/* Takes in and decrypts record by record, into room for all of it. As read_records. */
+static Py_ssize_t take_records(TLSObject *t, const char *from, size_t n, char *data,
+                               Py_ssize_t room, bool *closed)
 {
-    for (;;) {
+    Py_ssize_t used = 0;
+    while (n > 0 && !*closed) {
+        size_t step = 0;
+        while (step < n && step < STEP)
+            step += follow_record(&t->framing, (const uint8_t *)from + step, n - step);
+        if (bio_write(t, from, step) < 0)
+            return -1;
+        from += step;
+        n -= step;
+        Py_ssize_t got = read_records(t, data + used, room - used, closed);
+        if (got < 0)
+            return -1;
+        used += got;
+    }
+    return used;
+}
+
+/* As asyncio's: all that has arrived is given in one call. `from` may be the loop's buffer. */
+static int deliver_bytes(TLSObject *t, const char *from, size_t len, bool *closed)
+{
+    for (;; len = 0) {
         Py_ssize_t room = pending_in(t);
         if (room < 0)
             return -1;
         PyObject *data = NULL;
+        char *place = t->loop->read_buffer;
         Py_ssize_t n;
-        bool small = room <= DIRECT_READ;
-        if (small) {
+        /* In place: plaintext is shorter than its ciphertext, when nothing comes before it. */
+        bool fits =
+            len == 0 ? room <= DIRECT_READ
+                     : room == 0 && !t->more && t->framing.tail == 0 && len <= (size_t)DIRECT_READ;
+        if (fits) {
             room = (Py_ssize_t)PLAIT_READ_BUFFER;
-            n = read_records(t, t->loop->read_buffer, room, closed);
-            if (n > 0)
-                data = PyBytes_FromStringAndSize(t->loop->read_buffer, n);
         } else {
-            /* Plaintext is shorter than its ciphertext, but the engine may hold some. */
-            room += MAX_RECORD;
+            /* The engine may hold some as well. */
+            room += (Py_ssize_t)len + MAX_RECORD;
             data = PyBytes_FromStringAndSize(NULL, room);
             if (data == NULL)
                 return -1;
-            n = read_records(t, PyBytes_AS_STRING(data), room, closed);
-            if (n <= 0)
-                Py_CLEAR(data);
-            else if (n < room)
-                (void)_PyBytes_Resize(&data, n);
+            place = PyBytes_AS_STRING(data);
         }
+        n = len > 0 ? take_records(t, from, len, place, room, closed)
+                    : read_records(t, place, room, closed);
+        if (n <= 0)
+            Py_CLEAR(data);
+        else if (data == NULL)
+            data = PyBytes_FromStringAndSize(place, n);
+        else if (n < room)
+            (void)_PyBytes_Resize(&data, n);
         if (n < 0 || (n > 0 && data == NULL))
             return -1;
         if (n == 0)
@@ -330,10 +368,12 @@ static int deliver_buffered(TLSObject *t, bool *closed)
     return result == NULL ? -1 : 0;
 }
 
-int plait_tls_deliver(TLSObject *t, bool *closed)
+int plait_tls_deliver(TLSObject *t, const char *from, size_t len, bool *closed)
 {
     *closed = false;
-    return t->buffered ? deliver_buffered(t, closed) : deliver_bytes(t, closed);
+    if (!t->buffered)
+        return deliver_bytes(t, from, len, closed);
+    return plait_tls_take_in(t, from, len) < 0 ? -1 : deliver_buffered(t, closed);
 }
 
 /* ---- records out -------------------------------------------------------- */
@@ -459,23 +499,54 @@ static Py_ssize_t encrypt_some(TLSObject *t)
     return n;
 }
 
+/* Encrypts a batch of the backlog and hands it down, record by record as it leaves the BIO:
+ * the transport sends them in one call. 1 when the engine must read first, 0, or -1. */
+static int write_batch(TLSObject *t)
+{
+    PyObject *records[PLAIT_WRITE_BATCH];
+    Py_ssize_t len = 0;
+    int r = 0;
+    while (t->backlog != NULL && len < PLAIT_WRITE_BATCH && r == 0) {
+        Py_ssize_t n = encrypt_some(t);
+        if (n < 0) {
+            r = n == -2 ? 1 : -1;
+            break;
+        }
+        PyObject *record = PyObject_CallMethodNoArgs(t->outgoing, t->loop->state->str_read);
+        if (record == NULL)
+            r = -1;
+        else
+            records[len++] = record;
+    }
+    if (len > 0 && plait_transport_write_bytes((TransportObject *)t->raw, records, len) < 0)
+        r = -1;
+    while (len > 0)
+        Py_DECREF(records[--len]);
+    return r;
+}
+
+/* The same for a transport that is not ours, or full: all into the BIO. */
+static int write_to_bio(TLSObject *t)
+{
+    size_t done = 0;
+    while (t->backlog != NULL && done < PLAIT_TLS_BATCH) {
+        Py_ssize_t n = encrypt_some(t);
+        if (n < 0)
+            return n == -2 ? 1 : -1;
+        done += (size_t)n;
+    }
+    return t->raw_paused ? 0 : hand_down(t);
+}
+
 int plait_tls_do_write(TLSObject *t, bool force)
 {
     if (t->backlog == NULL) /* what the engine has to say of itself */
         return plait_tls_process_outgoing(t);
-    bool again = false;
-    while (t->backlog != NULL && (force || !t->raw_paused) && !again) {
-        size_t done = 0;
-        while (t->backlog != NULL && done < PLAIT_TLS_BATCH && !again) {
-            Py_ssize_t n = encrypt_some(t);
-            if (n == -1)
-                return -1;
-            again = n == -2;
-            done += n > 0 ? (size_t)n : 0;
-        }
-        if (!t->raw_paused && hand_down(t) < 0)
-            return -1;
-    }
+    int r = 0;
+    while (t->backlog != NULL && (force || !t->raw_paused) && r == 0)
+        r = t->raw_ours && !t->raw_paused ? write_batch(t) : write_to_bio(t);
+    if (r < 0)
+        return -1;
     plait_tls_control_writing(t);
     return 0;
 }

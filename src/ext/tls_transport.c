@@ -591,18 +591,10 @@ static PyMethodDef tls_methods[] = {
 };
 
 static PyType_Slot tls_slots[] = {
-    {Py_tp_doc, (void *)tls_doc},
-    {Py_tp_new, tls_new},
-    {Py_tp_init, tls_init},
-    {Py_tp_dealloc, tls_dealloc},
-    {Py_tp_finalize, tls_finalize},
-    {Py_tp_traverse, tls_traverse},
-    {Py_tp_clear, tls_clear},
-    {Py_tp_members, tls_members},
-    {Py_tp_methods, tls_methods},
-    {Py_tp_getset, tls_getset},
-    {Py_tp_repr, tls_repr},
-    {0, NULL},
+    {Py_tp_doc, (void *)tls_doc}, {Py_tp_new, tls_new},           {Py_tp_init, tls_init},
+    {Py_tp_dealloc, tls_dealloc}, {Py_tp_finalize, tls_finalize}, {Py_tp_traverse, tls_traverse},
+    {Py_tp_clear, tls_clear},     {Py_tp_members, tls_members},   {Py_tp_methods, tls_methods},
+    {Py_tp_getset, tls_getset},   {Py_tp_repr, tls_repr},         {0, NULL},
 };
 
 static PyType_Spec tls_spec = {

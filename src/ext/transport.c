@@ -275,6 +275,7 @@ static int transport_traverse(PyObject *self, visitproc visit, void *arg)
     TransportObject *t = (TransportObject *)self;
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(t->extra);
+    Py_VISIT(t->dict);
     Py_VISIT(t->loop);
     Py_VISIT(t->context);
 #define X(name) Py_VISIT(t->name);
@@ -287,6 +288,7 @@ static int transport_clear(PyObject *self)
 {
     TransportObject *t = (TransportObject *)self;
     Py_CLEAR(t->extra);
+    Py_CLEAR(t->dict);
     plait_reader_unlink(&t->feed);
 #define X(name) Py_CLEAR(t->name);
     PLAIT_TRANSPORT_OBJECTS(X)
@@ -356,11 +358,13 @@ static PyGetSetDef transport_getset[] = {
     {"_sock", get_sock, NULL, "The socket, or None once closed.", NULL},
     {"_start_tls_compatible", get_compatible, NULL, "start_tls works on it.", NULL},
     {"_sendfile_compatible", get_sendfile_compatible, NULL, "How sendfile works on it.", NULL},
+    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, "What is set on it.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef transport_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(TransportObject, weaklist), READONLY, NULL},
+    {"__dictoffset__", T_PYSSIZET, offsetof(TransportObject, dict), READONLY, NULL},
     {"_paused", T_BOOL, offsetof(TransportObject, paused), READONLY, "Whether reading is paused."},
     {"_closing", T_BOOL, offsetof(TransportObject, closing), READONLY, "Whether it closes."},
     {"_protocol_paused", T_BOOL, offsetof(TransportObject, protocol_paused), READONLY,

@@ -24,6 +24,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *extra; /* the slot _extra of asyncio.BaseTransport */
     PyObject *weaklist;
+    PyObject *dict; /* what a program has set on it, mostly nothing: made when first needed */
     struct pl_stream stream;
     struct pl_op start;
     LoopObject *loop;
@@ -53,6 +54,12 @@ typedef struct {
         struct sockaddr_in6 in6;
     } peer;
 } TransportObject;
+
+/* Whether it is a transport of ours on which nothing was set: a method may be replaced there. */
+static inline bool plait_transport_is_plain(struct plait_state *state, PyObject *object)
+{
+    return Py_IS_TYPE(object, state->transport_type) && ((TransportObject *)object)->dict == NULL;
+}
 
 static inline TransportObject *plait_transport_of(struct pl_stream *stream)
 {
@@ -98,6 +105,10 @@ void plait_transport_remember_names(TransportObject *t);
 
 /* Methods, for the type's table: transport_write.c, transport_info.c. */
 PyObject *plait_transport_write(PyObject *self, PyObject *data);
+#define PLAIT_WRITE_BATCH 16
+
+/* Queues n bytes objects that are not empty, PLAIT_WRITE_BATCH at most, in one go. */
+int plait_transport_write_bytes(TransportObject *t, PyObject *const *pieces, Py_ssize_t n);
 PyObject *plait_transport_writelines(PyObject *self, PyObject *pieces);
 PyObject *plait_transport_write_eof(PyObject *self, PyObject *ignored);
 PyObject *plait_transport_can_write_eof(PyObject *self, PyObject *ignored);

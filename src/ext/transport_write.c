@@ -5,6 +5,8 @@
  */
 #include "transport.h"
 
+#include <errno.h>
+
 #define LOG_LOST_WRITES 5
 
 const char plait_transport_write_doc[] =
@@ -44,34 +46,22 @@ static int count_lost_write(TransportObject *t)
     return 0;
 }
 
-/* Queues one object, by reference when it is bytes, else as a copy. */
-static int write_one(TransportObject *t, PyObject *data)
+/* Queues bytes objects that are not empty, by reference. */
+static int queue_bytes(TransportObject *t, PyObject *const *pieces, Py_ssize_t n)
 {
-    PyObject *owner;
-    if (PL_LIKELY(PyBytes_CheckExact(data))) {
-        owner = Py_NewRef(data);
-    } else if (PyBytes_Check(data) || PyByteArray_Check(data) || PyMemoryView_Check(data)) {
-        owner = PyBytes_FromObject(data);
-        if (owner == NULL)
-            return -1;
-    } else {
-        PyErr_Format(PyExc_TypeError, "data argument must be a bytes-like object, not %R",
-                     (PyObject *)Py_TYPE(data));
-        return -1;
-    }
-    if (PyBytes_GET_SIZE(owner) == 0) {
-        Py_DECREF(owner);
+    struct pl_chunk chunks[PLAIT_WRITE_BATCH];
+    if (n < 1)
         return 0;
-    }
-    if (t->lost_writes > 0 || !plait_transport_is_live(t)) {
-        Py_DECREF(owner);
+    if (t->lost_writes > 0 || !plait_transport_is_live(t))
         return count_lost_write(t);
-    }
-    struct pl_chunk chunk = {
-        .data = PyBytes_AS_STRING(owner), .len = (size_t)PyBytes_GET_SIZE(owner), .owner = owner};
-    int r = pl_stream_write(&t->stream, &chunk, 1);
+    for (Py_ssize_t i = 0; i < n; i++)
+        chunks[i] = (struct pl_chunk){.data = PyBytes_AS_STRING(pieces[i]),
+                                      .len = (size_t)PyBytes_GET_SIZE(pieces[i]),
+                                      .owner = Py_NewRef(pieces[i])};
+    int r = pl_stream_write(&t->stream, chunks, (uint32_t)n);
     if (PL_UNLIKELY(r < 0)) {
-        Py_DECREF(owner);
+        for (Py_ssize_t i = 0; i < n; i++)
+            Py_DECREF(pieces[i]);
         if (r == -ENOMEM) {
             PyErr_NoMemory();
             return -1;
@@ -85,6 +75,33 @@ static int write_one(TransportObject *t, PyObject *data)
     if (PL_UNLIKELY(t->stream.error != 0))
         t->closing = true;
     return 0;
+}
+
+int plait_transport_write_bytes(TransportObject *t, PyObject *const *pieces, Py_ssize_t n)
+{
+    if (refuse_write(t, "write") < 0 || queue_bytes(t, pieces, n) < 0)
+        return -1;
+    if (t->stream.queued > t->high)
+        plait_transport_pause_writing(t);
+    return 0;
+}
+
+/* Queues one object, by reference when it is bytes, else as a copy. */
+static int write_one(TransportObject *t, PyObject *data)
+{
+    if (PL_LIKELY(PyBytes_CheckExact(data)))
+        return PyBytes_GET_SIZE(data) == 0 ? 0 : queue_bytes(t, &data, 1);
+    if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
+        PyErr_Format(PyExc_TypeError, "data argument must be a bytes-like object, not %R",
+                     (PyObject *)Py_TYPE(data));
+        return -1;
+    }
+    PyObject *copy = PyBytes_FromObject(data);
+    if (copy == NULL)
+        return -1;
+    int r = PyBytes_GET_SIZE(copy) == 0 ? 0 : queue_bytes(t, &copy, 1);
+    Py_DECREF(copy);
+    return r;
 }
 
 PyObject *plait_transport_write(PyObject *self, PyObject *data)

@@ -132,6 +132,13 @@ void plait_watch_evict(LoopObject *loop, int fd)
     PyErr_Restore(type, exc, tb);
 }
 
+void plait_watch_yield(LoopObject *loop, int fd)
+{
+    struct plait_watch *w = plait_watch_find(loop, fd);
+    if (w != NULL && watch_is_idle(w) && !w->running)
+        watch_close(loop, w);
+}
+
 int plait_watch_visit(struct plait_watch *w, visitproc visit, void *arg)
 {
     Py_VISIT(w->reader);

@@ -41,6 +41,9 @@ int plait_watch_fd(PyObject *obj);
  * back, while it was watched: its handles are cancelled, calls that wait try again. */
 void plait_watch_evict(LoopObject *loop, int fd);
 
+/* Gives up a record that only keeps a descriptor registered, to one who wants its place. */
+void plait_watch_yield(LoopObject *loop, int fd);
+
 /* Links a wait of a call on a socket, which registers its descriptor when it is not. 0, or -1
  * with an exception set. */
 int plait_watch_wait(LoopObject *loop, struct plait_sock_wait *wait, PyObject *sock, int fd,

@@ -9,30 +9,42 @@ from ._auto import Task as Task
 from ._auto import call as call
 from ._auto import task as task
 from ._core import __version__ as __version__
+from ._exceptions import ChannelClosed as ChannelClosed
+from ._exceptions import DeadlineExceeded as DeadlineExceeded
 from ._exceptions import PlaitError as PlaitError
 from ._exceptions import PoolBroken as PoolBroken
 from ._exceptions import PoolFull as PoolFull
 from ._exceptions import RemoteError as RemoteError
+from ._exceptions import ScopeClosed as ScopeClosed
 from ._exceptions import TaskStopped as TaskStopped
 from ._exceptions import TaskTimeout as TaskTimeout
+from ._exceptions import Unstopped as Unstopped
 from ._exceptions import WorkerDied as WorkerDied
 from ._figures import explain as explain
 from ._files import BinaryFile as BinaryFile
 from ._files import TextFile as TextFile
 from ._files import open_file as open_file
+from ._handle import Handle as Handle
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
 from ._loop import install as install
 from ._loop import new_event_loop as new_event_loop
 from ._loop import run as run
 from ._pool import ProcessPool as ProcessPool
+from ._report import ScopeReport as ScopeReport
+from ._scope import Scope as Scope
+from ._scope import current_scope as current_scope
+from ._scope import scope as scope
 from ._threads import ThreadPool as ThreadPool
 from ._threads import stop_requested as stop_requested
 
 __all__ = [
     "BinaryFile",
     "Call",
+    "ChannelClosed",
+    "DeadlineExceeded",
     "EventLoopPolicy",
+    "Handle",
     "Loop",
     "OverBudget",
     "PlaitError",
@@ -41,19 +53,25 @@ __all__ = [
     "ProcessPool",
     "RemoteError",
     "Task",
+    "Scope",
+    "ScopeClosed",
+    "ScopeReport",
     "TaskStopped",
     "TaskTimeout",
     "TextFile",
     "ThreadPool",
+    "Unstopped",
     "WorkerDied",
     "__version__",
     "auto",
     "call",
     "explain",
+    "current_scope",
     "install",
     "new_event_loop",
     "open_file",
     "run",
+    "scope",
     "stop_requested",
     "task",
 ]

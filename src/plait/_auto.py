@@ -23,8 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
@@ -193,8 +192,9 @@ def _pool(strand: str, state: State) -> Executor:
 
                 pool = ProcessPool()
             else:
-                workers = min(32, (os.cpu_count() or 1) + 4)
-                pool = ThreadPoolExecutor(workers, thread_name_prefix="plait-auto")
+                from ._threads import ThreadPool
+
+                pool = ThreadPool(min(32, (os.cpu_count() or 1) + 4))
             _pools[strand] = pool
     return pool
 
@@ -292,7 +292,7 @@ class _Elsewhere:
 
         while True:
             future = self.future
-            if isinstance(future, ThreadFuture) and not hasattr(future, "__await__"):
+            if not hasattr(future, "__await__"):  # of a pool that is not plait's
                 future = asyncio.wrap_future(future)
             try:
                 m = yield from future.__await__()
@@ -409,7 +409,8 @@ def task(
             passes through the function and its with-blocks; whatever the function does with
             it, that run's result is dropped. Otherwise unknown calls begin in a thread.
         budget: Seconds that a call may hold up the thread that made it. Beyond the main
-            thread an interrupt may come `sys.getswitchinterval` later.
+            thread, and everywhere before Python 3.13, an interrupt may come
+            `sys.getswitchinterval` later.
         pool: The process pool to use; one of plait's own by default, made on first use.
 
     Raises:
@@ -549,3 +550,33 @@ def sow(task: AnyTask, known: dict[str, Any]) -> None:
     task._seed(
         {label: tuple(s[name] for name in Record._fields[1:]) for label, s in shapes.items()}
     )
+
+
+def observe(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    strand: str,
+    measured: Measured,
+) -> None:
+    """Count a call that somebody else has run and measured, where `place` had said.
+
+    Args:
+        fn: The function, as `place` was given it.
+        args: Its arguments.
+        kwargs: Its named arguments.
+        strand: "inline", "thread" or "process".
+        measured: Its cost, as `_measure.measured` gives it.
+
+    Raises:
+        ValueError: `strand` is none of these.
+    """
+    if strand not in ("inline", "thread", "process"):
+        raise ValueError(f"strand must be inline, thread or process, not {strand!r}")
+    task = figures_of(fn)
+    index, _ = task._record(tuple(args), dict(kwargs))
+    if strand == "inline":
+        task._note_here(index, measured.wall)
+    else:
+        own = fn.fn if isinstance(fn, Task) else fn
+        state_of(task).note(own, index, strand, measured)

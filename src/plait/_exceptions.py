@@ -8,7 +8,11 @@ BaseException
           ├── WorkerDied       a worker process ended while it ran a task
           ├── PoolBroken       a pool cannot start workers any more
           ├── PoolFull         a pool has as many tasks as it may have
-          └── RemoteError      a task raised what cannot be sent between processes
+          ├── RemoteError      a task raised what cannot be sent between processes
+          ├── DeadlineExceeded a scope was not over by its deadline
+          ├── Unstopped        a scope ended while something that it had cancelled went on
+          ├── ScopeClosed      something was to be started in a scope that is not open
+          └── ChannelClosed    a channel has ended
 """
 
 from __future__ import annotations
@@ -17,13 +21,17 @@ import signal as _signal
 from concurrent.futures import BrokenExecutor
 
 __all__ = [
+    "ChannelClosed",
+    "DeadlineExceeded",
     "PlaitError",
     "PoolBroken",
     "PoolFull",
     "RemoteError",
     "RemoteTraceback",
+    "ScopeClosed",
     "TaskStopped",
     "TaskTimeout",
+    "Unstopped",
     "WorkerDied",
 ]
 
@@ -60,7 +68,7 @@ class TaskTimeout(PlaitError, TimeoutError):
         self.stack = stack
 
     def __str__(self) -> str:
-        text = f"{self.task or 'the task'} ran for longer than its timeout of {self.timeout} s"
+        text = f"{self.task or 'the task'} ran for longer than its timeout of {self.timeout:g} s"
         if self.stack:
             text += f"; its Python stack:\n{self.stack}"
         return text
@@ -150,3 +158,60 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'
+
+
+class DeadlineExceeded(PlaitError, TimeoutError):
+    """A scope was not over by its deadline: what was left of it has been cancelled.
+
+    Attributes:
+        scope: the scope's name.
+        seconds: its deadline, from entry.
+        unfinished: names of what still ran or waited then.
+    """
+
+    def __init__(self, scope: str, seconds: float, unfinished: tuple[str, ...]) -> None:
+        super().__init__(scope, seconds, unfinished)
+        self.scope = scope
+        self.seconds = seconds
+        self.unfinished = unfinished
+
+    def __str__(self) -> str:
+        text = f"{self.scope} was not over after {self.seconds:g} s"
+        if self.unfinished:
+            text += f"; unfinished: {_some(self.unfinished)}"
+        return text
+
+
+class Unstopped(PlaitError):
+    """A scope ended while something that it had cancelled went on.
+
+    Attributes:
+        scope: the scope's name.
+        grace: seconds that it had waited after the cancellation.
+        tasks: names of what goes on, with where.
+    """
+
+    def __init__(self, scope: str, grace: float, tasks: tuple[str, ...]) -> None:
+        super().__init__(scope, grace, tasks)
+        self.scope = scope
+        self.grace = grace
+        self.tasks = tasks
+
+    def __str__(self) -> str:
+        return (
+            f"{self.scope} could not stop {_some(self.tasks)} within {self.grace:g} s "
+            "of grace; what is named goes on"
+        )
+
+
+class ScopeClosed(PlaitError, RuntimeError):
+    """Something was to be started in a scope that has ended or was not entered."""
+
+
+class ChannelClosed(PlaitError):
+    """A channel has ended: nothing can be sent, or nothing more will come."""
+
+
+def _some(names: tuple[str, ...]) -> str:
+    text = ", ".join(names[:10])
+    return text if len(names) <= 10 else f"{text} and {len(names) - 10} more"

@@ -22,6 +22,7 @@ from asyncio import base_events, constants, events
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from . import _core
+from ._threads import ThreadPool
 from ._tls import TLSMethods
 
 if TYPE_CHECKING:
@@ -164,7 +165,11 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
         _signal_handlers: dict[int, Any]
 
         def _check_callback(self, callback: Any, method: str) -> None: ...
+
+        _default_executor: Executor | None
+
         def _check_closed(self) -> None: ...
+        def _check_default_executor(self) -> None: ...
         def _check_running(self) -> None: ...
         def _set_coroutine_origin_tracking(self, enabled: bool) -> None: ...
         def _asyncgen_firstiter_hook(self, agen: Any) -> None: ...
@@ -291,9 +296,11 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
         """Run func(*args) in an executor; await the result.
 
         Args:
-            executor (concurrent.futures.Executor | None): None for the default thread pool. A
-                plait.ProcessPool's result comes straight from its rings to this loop,
-                without a thread in between.
+            executor (concurrent.futures.Executor | None): None for the default executor, a
+                plait.ThreadPool unless set_default_executor gave another one; cancelling
+                leaves its running tasks alone, as asyncio has it, but for
+                plait.stop_requested(). The result of one of plait's pools comes straight to
+                this loop, without a thread in between.
             func: what to call.
             *args: its arguments.
 
@@ -303,6 +310,13 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
         Raises:
             RuntimeError: the loop is closed, or the executor is shut down.
         """
+        if executor is None:
+            self._check_closed()
+            self._check_default_executor()
+            executor = self._default_executor
+            if executor is None:
+                executor = ThreadPool(thread_name_prefix="asyncio", _gentle=True)
+                self._default_executor = executor
         submit = getattr(executor, "_submit_to_loop", None)
         if submit is None or self._thread_id != threading.get_ident():
             return super().run_in_executor(executor, func, *args)
@@ -311,6 +325,16 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
             self._check_callback(func, "run_in_executor")
         future: asyncio.Future[_T] = submit(self, func, *args)
         return future
+
+    # ---- children ----
+
+    def _child_watcher_callback(self, pid: int, returncode: int, transp: Any) -> None:
+        # Popen.send_signal may have reaped the child while it made sure that it still runs;
+        # the watcher then finds nobody, and says 255.
+        process = transp._proc
+        if process is not None and process.returncode is not None:
+            returncode = process.returncode
+        super()._child_watcher_callback(pid, returncode, transp)  # type: ignore[misc]
 
     # ---- transports ----
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
+from ._map import map_tasks
+
 T = TypeVar("T")
 
 RETRY_FIRST = 0.01
@@ -16,7 +18,11 @@ class Taker(Protocol):
     """A pool, as options see it."""
 
     def _take(self, options: Options, fn: Callable[..., T], args: Any, kwargs: Any) -> Any: ...
-    def _map(self, submit: Callable[..., Any], fn: Any, *iterables: Any, **kwargs: Any) -> Any: ...
+
+
+def name_of(fn: Any) -> str:
+    """What a task is called that was given no name."""
+    return getattr(fn, "__qualname__", None) or repr(fn)
 
 
 class Order:
@@ -75,14 +81,21 @@ class Options:
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        unordered: bool = False,
+        progress: bool = False,
     ) -> Iterator[T]:
         """As the pool's map; the options hold for each task, that is for each chunk."""
-        result: Iterator[T] = self._pool._map(
-            self.submit,
+        named = self
+        if self.name is None and chunksize != 1:
+            # A chunk goes by the name of what it calls, not of what calls that.
+            named = Options(self._pool, self.timeout, self.priority, name_of(fn), self.retries)
+        return map_tasks(
+            named.submit,
             fn,
-            *iterables,
+            iterables,
             timeout=timeout,
             chunksize=chunksize,
             buffersize=buffersize,
+            unordered=unordered,
+            progress=progress,
         )
-        return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import itertools
 import marshal
 import os
 import pickle
@@ -15,7 +14,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -30,7 +28,8 @@ from ._exceptions import (
     TaskTimeout,
     WorkerDied,
 )
-from ._options import Options, Order
+from ._map import map_tasks
+from ._options import Options, Order, name_of
 from ._statistics import PoolStatistics, gather
 from ._watchdog import Watchdog
 from ._zygote import HEAD
@@ -162,14 +161,6 @@ def log_callback_error(future: Any, error: BaseException) -> None:
     logging.getLogger("concurrent.futures").error(
         "exception calling callback for %r", future, exc_info=error
     )
-
-
-def _run_chunk(fn: Callable[..., T], items: list[Any]) -> list[T]:
-    return list(map(fn, items))
-
-
-def _run_rows(fn: Callable[..., T], rows: list[tuple[Any, ...]]) -> list[T]:
-    return list(itertools.starmap(fn, rows))
 
 
 class _Worker:
@@ -678,9 +669,7 @@ class ProcessPool(_core.PoolBase, Executor):
 
     def _take(self, options: Options, fn: Any, args: Any, kwargs: Any) -> Any:
         """Submit with options."""
-        name = options.name
-        if name is None:
-            name = getattr(fn, "__qualname__", None) or repr(fn)
+        name = name_of(fn) if options.name is None else options.name
         call = (fn, args, kwargs) if options.retries else None
         order = Order(options.timeout, options.retries, call)
         future = self._submit_order(
@@ -843,83 +832,42 @@ class ProcessPool(_core.PoolBase, Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        unordered: bool = False,
+        progress: bool = False,
     ) -> Iterator[T]:
-        """Call fn on the items of the iterables, in order, in workers.
+        """Call fn on the items of the iterables, in workers.
 
         Args:
             fn: the function.
             iterables: as many as fn takes arguments; the shortest ends it.
             timeout: seconds from this call within which each result must come.
             chunksize: items that travel together as one task.
-            buffersize: tasks that are submitted ahead of the results that were taken; None
-                submits all at once.
+            buffersize: tasks that are submitted ahead of the results that were taken. None
+                submits all at once when the iterables know their length, and otherwise a
+                window that keeps the workers busy: a generator without an end is welcome.
+            unordered: results come as they are ready, not in the order of the items.
+            progress: show how far it is, by rich or tqdm if one is installed, else on stderr.
 
         Returns:
-            Iterator: of results, in the order of the items. A task's error is raised in its
-            place, and ends the iteration.
+            Iterator: of results. A task's error is raised in its place, and ends the
+            iteration; what has not begun by then is cancelled, as it is when the iterator is
+            closed.
 
         Raises:
+            TypeError: fn, chunksize or buffersize is of the wrong type.
             ValueError: chunksize or buffersize is less than 1.
         """
-        return self._map(
+        return map_tasks(
             self.submit,
             fn,
-            *iterables,
+            iterables,
             timeout=timeout,
             chunksize=chunksize,
             buffersize=buffersize,
+            unordered=unordered,
+            progress=progress,
+            submit_each=self._submit_each,
         )
-
-    def _map(
-        self,
-        submit: Callable[..., Any],
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None,
-        chunksize: int,
-        buffersize: int | None,
-    ) -> Iterator[T]:
-        if chunksize < 1:
-            raise ValueError(f"chunksize must be >= 1, not {chunksize}")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError(f"buffersize must be >= 1 or None, not {buffersize}")
-        end = None if timeout is None else timeout + time.monotonic()
-        tasks: Iterator[Any]
-        if chunksize == 1:
-            tasks = (submit(fn, *row) for row in zip(*iterables, strict=False))
-        elif len(iterables) == 1:
-            items = iter(iterables[0])
-            chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-            tasks = (submit(_run_chunk, fn, chunk) for chunk in chunks)
-        else:
-            rows = zip(*iterables, strict=False)
-            chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
-            tasks = (submit(_run_rows, fn, chunk) for chunk in chunks)
-        ahead = deque(tasks if buffersize is None else itertools.islice(tasks, buffersize))
-        return self._results(ahead, tasks, end, chunksize > 1)
-
-    @staticmethod
-    def _results(
-        ahead: deque[Any], tasks: Iterator[Any], end: float | None, chunked: bool
-    ) -> Iterator[Any]:
-        try:
-            while ahead:
-                future = ahead.popleft()
-                try:
-                    left = None if end is None else end - time.monotonic()
-                    value = future.result(left)
-                except BaseException:
-                    future.cancel()
-                    raise
-                del future
-                ahead.extend(itertools.islice(tasks, 1))
-                if chunked:
-                    yield from value
-                else:
-                    yield value
-        finally:
-            for future in ahead:
-                future.cancel()
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
@@ -992,7 +940,8 @@ class ProcessPool(_core.PoolBase, Executor):
             self._unwatch(self._control.fileno())
             self._control.close()  # the zygote kills its workers, and ends
             self._control = None
-        self._reap_zygote(1.0)
+        with self._lock:  # the helper thread may be at the zygote's end in this moment
+            self._reap_zygote(1.0)
         for seat, worker in list(self._seats.items()):
             if worker.pidfd >= 0:
                 select.select([worker.pidfd], [], [], 1.0)

@@ -69,6 +69,15 @@ class _Thread(threading.Thread):
         self.crew: _Crew | None = crew
         self.number = -1
         self._call = target
+        self._tickets = [None]
+
+    def take_ticket(self) -> bool:
+        """Whether nobody has taken it before."""
+        try:
+            self._tickets.pop()
+        except IndexError:
+            return False
+        return True
 
     def run(self) -> None:
         self._call(self)
@@ -86,13 +95,19 @@ def _start_thread(crew: _Crew) -> None:
     try:
         thread.start()
     except BaseException:
-        del crew.threads[thread.number]
+        # An interrupt may come when the thread is there already, or is about to be. Whoever
+        # takes the ticket first decides.
+        if thread.take_ticket():
+            del crew.threads[thread.number]
+            crew._not_started()
         raise
 
 
 def _work(thread: _Thread) -> None:
     crew = thread.crew
     assert crew is not None
+    if not thread.take_ticket():
+        return
     try:
         crew._run()
     finally:
@@ -324,7 +339,7 @@ class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
 
     @property
     def _max_workers(self) -> int:  # type: ignore[override]
-        return self._crew._max
+        return int(self._crew._max)
 
     @property
     def _threads(self) -> set[threading.Thread]:  # type: ignore[override]
@@ -332,11 +347,12 @@ class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
 
     @property
     def _broken(self) -> BaseException | None:  # type: ignore[override]
-        return self._crew._broken
+        broken: BaseException | None = self._crew._broken
+        return broken
 
     @property
     def _shutdown(self) -> bool:  # type: ignore[override]
-        return self._crew._closed
+        return bool(self._crew._closed)
 
     # ---- tasks
 
@@ -483,5 +499,8 @@ def _after_fork_in_child() -> None:
 
 # Before the interpreter waits for threads that are no daemons, which is before atexit: they
 # may be waiting for ours.
-threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+try:
+    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+except RuntimeError:  # imported while the interpreter ends
+    _exiting = True
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -36,6 +36,8 @@ the loop's exception handler, which logs it. ``task.cancel()`` closes a generato
 Everything here belongs to the loop's thread.
 """
 
+# ruff: noqa: D101, D102, D103 - the docstrings of what is C are in the extension
+
 from __future__ import annotations
 
 from asyncio import events
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     import asyncio
     import concurrent.futures
     import socket
-    from collections.abc import Awaitable, Buffer, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from contextvars import Context
     from typing import Generic
 
@@ -104,8 +106,10 @@ if TYPE_CHECKING:
         def __iter__(self) -> Iterator[Any]: ...
 
     def recv(sock: socket.socket, n: int, /) -> Request[bytes]: ...
-    def recv_into(sock: socket.socket, buffer: Buffer, n: int = 0, /) -> Request[int]: ...
-    def send(sock: socket.socket, data: Buffer, /) -> Request[None]: ...
+    def recv_into(
+        sock: socket.socket, buffer: bytearray | memoryview, n: int = 0, /
+    ) -> Request[int]: ...
+    def send(sock: socket.socket, data: bytes | bytearray | memoryview, /) -> Request[None]: ...
     def accept(sock: socket.socket, /) -> Request[tuple[socket.socket, Any]]: ...
     def connect(sock: socket.socket, address: Any, /) -> Request[None]: ...
     def sleep(seconds: float, /) -> Request[None]: ...

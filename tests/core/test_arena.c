@@ -88,6 +88,80 @@ static void the_limit_holds(void)
     pl_pool_fini(&pool);
 }
 
+/* Whatever sizes came before, what is free is one piece again. */
+static void freed_blocks_merge(void)
+{
+    struct pl_pool pool;
+    open_pool(&pool);
+    uint64_t random = 11;
+    static struct pl_block blocks[4096];
+    for (int round = 0; round < 20; round++) {
+        uint32_t n = 0;
+        void *data;
+        while (n < PL_ARRAY_LEN(blocks)) {
+            uint64_t size = 1 + pl_test_random(&random) % (round % 2 == 0 ? 5000 : 500000);
+            if (pl_pool_alloc(&pool, size, &blocks[n], &data) < 0)
+                break;
+            n++;
+        }
+        for (uint32_t i = n; i > 1; i--) { /* in any order */
+            uint32_t k = (uint32_t)(pl_test_random(&random) % i);
+            struct pl_block block = blocks[k];
+            blocks[k] = blocks[i - 1];
+            pl_pool_free(&pool, &block);
+        }
+        pl_pool_free(&pool, &blocks[0]);
+        CHECK_EQ(pool.heap.used, 0);
+        struct pl_block whole;
+        CHECK_OK(pl_pool_alloc(&pool, LIMIT, &whole, &data));
+        pl_pool_free(&pool, &whole);
+        CHECK_CMP(pool.heap.cached, <=, LIMIT / 4 + LIMIT);
+    }
+    /* One free block from the bottom to the top. */
+    CHECK_EQ(pool.heap.blocks[pool.heap.last - 1].offset, 0);
+    CHECK_EQ(pool.heap.blocks[pool.heap.last - 1].size, pool.heap.top);
+    CHECK_CMP(pool.heap.top, <=, 2 * LIMIT);
+    pl_pool_fini(&pool);
+}
+
+static void a_block_lives_as_long_as_its_tickets(void)
+{
+    struct pl_pool pool;
+    struct pl_member member;
+    struct pl_block shared;
+    struct pl_block ticket;
+    void *data;
+    open_pool(&pool);
+    sit(&pool, &member);
+    CHECK_OK(pl_pool_alloc(&pool, 100000, &shared, &data));
+    uint64_t used = pool.heap.used;
+    CHECK_EQ(pl_pool_ticket(&pool, &shared, shared.offset - 1, 2, &ticket), -EINVAL);
+    CHECK_EQ(pl_pool_ticket(&pool, &shared, shared.offset, shared.size + 1, &ticket), -EINVAL);
+    CHECK_EQ(pl_pool_ticket(&pool, &shared, shared.offset + shared.size, 1, &ticket), -EINVAL);
+    for (int i = 0; i < 4; i++) {
+        uint32_t cell;
+        uint32_t seat;
+        CHECK_OK(pl_pool_ticket(&pool, &shared, shared.offset + 100, 1000, &ticket));
+        CHECK_EQ(pl_pool_ticket(&pool, &ticket, ticket.offset, 1, &ticket), -EINVAL);
+        post_with(&pool, &ticket);
+        CHECK_EQ(pl_member_take(&member, &cell), 1);
+        CHECK_OK(pl_member_data(&member, &ticket, &data));
+        CHECK(data == pool.base + shared.offset + 100);
+        if (i == 0)
+            pl_member_return(&member, &ticket);
+        pl_member_done(&member, cell);
+        CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 1);
+        pl_pool_release(&pool, cell);
+        CHECK_EQ(pool.heap.used, used);
+    }
+    pl_pool_free(&pool, &shared); /* its owner here */
+    CHECK_EQ(pool.heap.used, used);
+    uint32_t cell;
+    CHECK_EQ(pl_pool_bury(&pool, member.seat, &cell), PL_BURIED); /* had three of them */
+    CHECK_EQ(pool.heap.used, 0);
+    pl_pool_fini(&pool);
+}
+
 static void tasks_blocks_come_back(void)
 {
     struct pl_pool pool;
@@ -340,6 +414,8 @@ static void bad_arguments(void)
 static const struct pl_test tests[] = {
     PL_TEST(sizes_are_served),
     PL_TEST(the_limit_holds),
+    PL_TEST(freed_blocks_merge),
+    PL_TEST(a_block_lives_as_long_as_its_tickets),
     PL_TEST(tasks_blocks_come_back),
     PL_TEST(results_are_viewed_and_handed_back),
     PL_TEST(lies_about_blocks_are_found),

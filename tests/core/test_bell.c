@@ -133,10 +133,55 @@ static void one_slot_is_waited_for(void)
     pl_pool_fini(&pool);
 }
 
+static int rung;
+
+static int counting_wake(uint32_t *word, int n)
+{
+    (void)word;
+    (void)n;
+    rung++;
+    return 0;
+}
+
+/* One worker at work, one parked, tasks known to be short. */
+static void a_debt_is_made_only_with_a_payer(void)
+{
+    struct pl_pool pool;
+    struct pl_pool_config config = {.workers = 2, .slots = 8, .limit = 1 << 20};
+    struct pl_sys sys = *pl_sys_default();
+    sys.futex_wake = counting_wake;
+    config.sys = &sys;
+    CHECK_OK(pl_pool_init(&pool, &config));
+    uint32_t seats[2];
+    uint32_t cell;
+    uint64_t low_mark;
+    for (int i = 0; i < 2; i++)
+        CHECK_OK(pl_pool_seat(&pool, &seats[i], &low_mark));
+    pool.mean_ns = 1000;
+    for (int payer = 0; payer < 2; payer++) {
+        pool.payer = payer != 0;
+        rung = 0;
+        atomic_store(&pool.share->parked[0], UINT64_C(1) << seats[1]);
+        CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
+        pl_pool_post(&pool, cell);
+        CHECK_EQ(rung, payer ? 0 : 1);
+        CHECK_EQ(pool.owed_wake != 0, payer);
+        uint32_t debt = pool.owed_wake;
+        CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
+        pl_pool_post(&pool, cell);
+        CHECK_EQ(pool.owed_wake, debt); /* one debt, however many posts */
+        pl_pool_flush(&pool);
+        CHECK_EQ(rung, 1);
+        CHECK_EQ(pool.owed_wake, 0);
+    }
+    pl_pool_fini(&pool);
+}
+
 static const struct pl_test tests[] = {
     PL_TEST(no_wake_up_is_lost_when_all_park),
     PL_TEST(no_wake_up_is_lost_at_the_end_of_a_spin),
     PL_TEST(one_slot_is_waited_for),
+    PL_TEST(a_debt_is_made_only_with_a_payer),
 };
 
 PL_TEST_MAIN(tests)

@@ -134,6 +134,44 @@ static void a_place_is_taken_once(void)
 
 /* Events fetched for a descriptor that is closed and reused before they are collected
  * must not reach the new one. */
+static void an_idle_one_gives_way(void)
+{
+    struct pl_loop loop;
+    struct probe idle = {0};
+    struct probe heir = {0};
+    int fds[2];
+    CHECK_OK(pl_loop_init(&loop, NULL));
+    pair(fds);
+    CHECK_OK(pl_io_open(&loop, &idle.io, fds[0], PL_IO_LEVEL, probe_run));
+    CHECK_OK(pl_io_watch(&loop, &idle.io, PL_READABLE));
+    CHECK(pl_io_find(&loop, fds[0]) == &idle.io);
+    CHECK_EQ(pl_io_open(&loop, &heir.io, fds[0], PL_IO_LEVEL, probe_run), -EEXIST);
+
+    idle.io.idle = true;
+    CHECK(pl_io_find(&loop, fds[0]) == NULL);
+    CHECK(pl_io_has_place(&loop, &idle.io));
+    /* The event is fetched before the place changes hands: it reaches nobody. */
+    send_byte(fds[1]);
+    CHECK_OK(pl_loop_wait(&loop, 0));
+    CHECK_OK(pl_io_open(&loop, &heir.io, fds[0], PL_IO_LEVEL, probe_run));
+    CHECK(!pl_io_has_place(&loop, &idle.io));
+    CHECK(pl_io_has_place(&loop, &heir.io));
+    CHECK_OK(pl_loop_collect(&loop));
+    CHECK_OK(pl_loop_run(&loop, NULL));
+    CHECK_EQ(idle.calls + heir.calls, 0);
+    CHECK_OK(pl_io_watch(&loop, &heir.io, PL_READABLE));
+    turn(&loop);
+    CHECK_EQ(idle.calls, 0);
+    CHECK_EQ(heir.calls, 1);
+
+    pl_io_close(&loop, &idle.io); /* without effect on the heir */
+    CHECK(pl_io_has_place(&loop, &heir.io));
+    pl_io_close(&loop, &heir.io);
+    pl_loop_fini(&loop);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 static void an_old_event_does_not_reach_a_new_descriptor(void)
 {
     struct pl_loop loop;
@@ -264,6 +302,7 @@ static const struct pl_test tests[] = {
     PL_TEST(level_repeats_and_edge_does_not),
     PL_TEST(hang_up_is_told),
     PL_TEST(a_place_is_taken_once),
+    PL_TEST(an_idle_one_gives_way),
     PL_TEST(an_old_event_does_not_reach_a_new_descriptor),
     PL_TEST(closing_within_the_batch),
     PL_TEST(watch_repairs_a_reused_descriptor),

@@ -136,6 +136,28 @@ static void a_dead_worker_is_survived(void)
     pl_pool_fini(&pool);
 }
 
+/* Someone wrote over the head: what is posted is found all the same, by everyone. */
+static void a_spoilt_head_is_mended(void)
+{
+    static const int64_t wrong[] = {5, 1 << 20, INT64_MAX, -5, -1000};
+    struct pl_pool pool;
+    struct pl_member member;
+    uint32_t cell;
+    open_pool(&pool, 8);
+    sit(&pool, &member);
+    for (size_t i = 0; i < PL_ARRAY_LEN(wrong); i++) {
+        uint32_t posted = post(&pool, i);
+        atomic_store(&pool.share->head, pool.tail + (uint64_t)wrong[i]);
+        CHECK_EQ(pl_member_take(&member, &cell), 1);
+        CHECK_EQ(cell, posted);
+        pl_member_done(&member, cell);
+        uint32_t seat;
+        CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 1);
+        pl_pool_release(&pool, cell);
+    }
+    pl_pool_fini(&pool);
+}
+
 static void hostile_contents(void)
 {
     uint64_t random = 99;

@@ -14,19 +14,19 @@ def fib(n: int) -> int:
     return 1 if n <= 2 else fib(n - 1) + fib(n - 2)
 
 
-@plait.task(pure=True, budget=0.001)
+@plait.task(pure=True, budget=0.008)
 def compute(n: int) -> int:
     """Compute in a function of its own, so that the recursion is undisturbed."""
     return fib(n)
 
 
-@plait.task(pure=True, budget=0.001)
+@plait.task(pure=True, budget=0.008)
 def own_fib(n: int) -> int:
     """A task that calls itself: plain calls, on every strand."""
     return 1 if n <= 2 else own_fib(n - 1) + own_fib(n - 2)  # type: ignore[operator,return-value]
 
 
-@plait.task(pure=True, budget=0.001)
+@plait.task(pure=True, budget=0.008)
 def where(seconds: float) -> int:
     """Compute for so long, and tell the process."""
     end = time.perf_counter() + seconds
@@ -35,14 +35,14 @@ def where(seconds: float) -> int:
     return os.getpid()
 
 
-@plait.task(pure=True, budget=0.001)
+@plait.task(pure=True, budget=0.008)
 def fail(n: int) -> int:
     """Raise, at once or after a while."""
     fib(n)
     raise KeyError(n)
 
 
-@plait.task(pure=True, budget=0.001)
+@plait.task(pure=True, budget=0.008)
 def unsendable(n: int) -> Any:
     """Return what cannot be pickled."""
     fib(n)

@@ -59,22 +59,22 @@ def test_long_calls_move_to_a_process_and_short_ones_stay(fresh: Any) -> None:
 
     async def main() -> None:
         for _ in range(3):
-            assert await compute(27) == 196418
+            assert await compute(28) == 317811
             assert await compute(1) == 1
         assert compute(1).where == "inline"
-        call = compute(27)
+        call = compute(28)
         assert call.where == "process"
         assert not call.done()
-        assert await call == 196418
+        assert await call == 317811
         assert call.done()
-        assert await call == 196418, "awaited twice"
+        assert await call == 317811, "awaited twice"
 
     plait.run(main())
     known = shapes(compute)
-    assert known["int 27"].where == "process"
-    assert known["int 27"].over_budget == 1, "learnt: only the first was interrupted"
-    assert known["int 27"].process is not None
-    assert known["int 27"].process.calls == 4
+    assert known["int 28"].where == "process"
+    assert known["int 28"].over_budget == 1, "learnt: only the first was interrupted"
+    assert known["int 28"].process is not None
+    assert known["int 28"].process.calls == 4
     assert known["int 1"].where == "inline"
 
 
@@ -83,12 +83,12 @@ def test_works_on_asyncio_and_off_the_main_thread(fresh: Any) -> None:
     got: list[int] = []
 
     async def main() -> None:
-        got.extend(await asyncio.gather(*(compute(n) for n in (1, 25, 2, 25))))
+        got.extend(await asyncio.gather(*(compute(n) for n in (1, 28, 2, 28))))
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     thread.join()
-    assert got == [1, 75025, 1, 75025]
+    assert got == [1, 317811, 1, 317811]
 
 
 def test_a_completed_call_takes_no_turn_of_the_loop(fresh: Any) -> None:
@@ -105,7 +105,7 @@ def test_a_completed_call_takes_no_turn_of_the_loop(fresh: Any) -> None:
 
 @pytest.mark.parametrize("value", [None, (1, 2), (), ValueError("a value"), StopIteration(3), [1]])
 def test_any_value_comes_through_await(value: Any) -> None:
-    give = plait.task(pure=True)(lambda: value)
+    give = plait.task(pure=True, budget=60)(lambda: value)
 
     async def main() -> None:
         assert await give() is value
@@ -119,7 +119,7 @@ def test_await_keeps_no_reference_to_the_value() -> None:
     class Thing:
         pass
 
-    give = plait.task(pure=True)(Thing)
+    give = plait.task(pure=True, budget=60)(Thing)
 
     async def main() -> None:
         thing = await give()
@@ -131,7 +131,7 @@ def test_await_keeps_no_reference_to_the_value() -> None:
 
 
 def test_a_stop_iteration_that_is_kept_does_not_change() -> None:
-    give = plait.task(pure=True)(lambda n: n)
+    give = plait.task(pure=True, budget=60)(lambda n: n)
     kept = []
     for n in (1, 2, 3):
         with pytest.raises(StopIteration) as raised:
@@ -144,7 +144,7 @@ def test_errors_come_from_every_strand(fresh: Any) -> None:
     fail = fresh(auto_tasks.fail)
 
     async def main() -> None:
-        for n in (1, 27, 27):
+        for n in (1, 28, 28):
             with pytest.raises(KeyError) as raised:
                 await fail(n)
             assert raised.value.args == (n,)
@@ -153,13 +153,13 @@ def test_errors_come_from_every_strand(fresh: Any) -> None:
     with pytest.raises(KeyError):
         fail.sync(1)
     with pytest.raises(KeyError):
-        fail.sync(27)
+        fail.sync(28)
 
 
 def test_a_task_within_a_task_is_a_plain_call(fresh: Any) -> None:
     own_fib = fresh(auto_tasks.own_fib)
     assert own_fib.sync(10) == 55
-    assert own_fib.sync(22) == 17711  # interrupted, and computed in a worker
+    assert own_fib.sync(25) == 75025  # interrupted, and computed in a worker
     assert asyncio.run(_await(own_fib(10))) == 55
 
 
@@ -169,9 +169,9 @@ async def _await(call: Any) -> Any:
 
 def test_what_cannot_be_returned_from_a_process_runs_in_a_thread(fresh: Any) -> None:
     unsendable = fresh(auto_tasks.unsendable)
-    assert unsendable.sync(26)() == 26
-    assert unsendable.sync(26)() == 26
-    shape = shapes(unsendable)["int 26"]
+    assert unsendable.sync(28)() == 28
+    assert unsendable.sync(28)() == 28
+    shape = shapes(unsendable)["int 28"]
     assert shape.where == "thread"
     assert "not in a process, as" in shape.why
 
@@ -183,7 +183,7 @@ def test_a_closure_runs_in_a_thread_when_it_cannot_be_sent(
 
     monkeypatch.setattr(_pool, "_cloudpickle", lambda: None)
     task = plait.task(pure=True)(lambda n: auto_tasks.fib(n))
-    assert asyncio.run(_await(task(25))) == 75025
+    assert asyncio.run(_await(task(28))) == 317811
     told = plait.explain(task)
     assert told.picklable is False
     assert told.shapes[0].where == "thread"
@@ -383,10 +383,26 @@ def test_place_says_where(fresh: Any) -> None:
     assert plait.auto.place(coroutine) == "loop"
     assert plait.auto.place(compute, (1,)) == "inline"
     assert plait.auto.place(auto_tasks.fib, (1,)) == "thread"
-    compute.sync(27)
-    assert plait.auto.place(compute, (27,)) == "process"
+    compute.sync(28)
+    assert plait.auto.place(compute, (28,)) == "process"
     with pytest.raises(TypeError, match="callable"):
         plait.auto.place(3)  # type: ignore[arg-type]
+
+
+def test_calls_that_others_ran_are_counted() -> None:
+    def job(n: int) -> int:
+        return n
+
+    def seen(strand: str, wall: int, cpu: int) -> str:
+        _auto.observe(job, (1,), {}, strand, Measured(1, wall, cpu, 0, -1))
+        return plait.auto.place(job, (1,))
+
+    assert plait.auto.place(job, (1,)) == "thread"
+    assert [seen("thread", 1000, 900) for _ in range(3)][-1] == "inline"
+    assert seen("inline", 1000, 0) == "inline"
+    assert seen("inline", 5_000_000, 0) == "thread", "one that was too long is enough"
+    with pytest.raises(ValueError, match="strand"):
+        _auto.observe(job, (1,), {}, "moon", Measured(1, 1, 1, 0, -1))
 
 
 def test_call_learns_about_functions_that_are_no_tasks(fresh: Any) -> None:
@@ -441,7 +457,7 @@ def test_generators_are_refused() -> None:
 
 def test_methods_names_and_pickles() -> None:
     class Thing:
-        @plait.task(pure=True)
+        @plait.task(pure=True, budget=60)
         def value(self, n: int) -> int:
             """The doc."""
             return n + 1
@@ -455,7 +471,7 @@ def test_methods_names_and_pickles() -> None:
 
 def test_tasks_are_collected() -> None:
     def make() -> Any:
-        @plait.task(pure=True)
+        @plait.task(pure=True, budget=60)
         def loop_back() -> Any:
             return loop_back
 
@@ -471,9 +487,9 @@ def test_cancelling_the_wait_cancels_the_call(fresh: Any, pool: plait.ProcessPoo
     where = fresh(auto_tasks.where)
 
     async def main() -> None:
-        await where(0.01)
-        busy = [pool.submit(auto_tasks.fib, 27) for _ in range(4)]
-        call = where(0.01)
+        await where(0.03)
+        busy = [pool.submit(auto_tasks.fib, 28) for _ in range(4)]
+        call = where(0.03)
         assert call.where == "process"
         waiting = asyncio.ensure_future(call)
         await asyncio.sleep(0)
@@ -492,28 +508,28 @@ def test_cancelling_the_wait_cancels_the_call(fresh: Any, pool: plait.ProcessPoo
 def test_explain_is_readable(fresh: Any) -> None:
     compute = fresh(auto_tasks.compute)
     assert "not called yet" in str(plait.explain(compute))
-    for n in (1, 1, 27, 27):
+    for n in (1, 1, 28, 28):
         compute.sync(n)
     text = str(plait.explain(compute))
-    assert "compute: pure, budget 1 ms" in text
+    assert "compute: pure, budget 8 ms" in text
     assert "(int 1): inline, since it is short: 2 calls took" in text
-    assert "(int 27): process, since 1 call(s) inline were stopped at the budget" in text
+    assert "(int 28): process, since 1 call(s) inline were stopped at the budget" in text
     assert "bytes sent" in text
 
 
 def test_figures_are_saved_and_loaded(fresh: Any, tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     compute = fresh(auto_tasks.compute)
-    for n in (1, 27, 27):
+    for n in (1, 28, 28):
         compute.sync(n)
     plait.auto.save(path)
     again = fresh(compute)
-    assert plait.auto.place(again, (27,)) == "inline"
+    assert plait.auto.place(again, (28,)) == "inline"
     assert plait.auto.load(path) >= 1
-    assert plait.auto.place(again, (27,)) == "process", "a shape that was seen"
+    assert plait.auto.place(again, (28,)) == "process", "a shape that was seen"
     later = fresh(again)
-    assert plait.auto.place(later, (27,)) == "process", "a task that was made after loading"
-    assert shapes(later)["int 27"].over_budget == 1
+    assert plait.auto.place(later, (28,)) == "process", "a task that was made after loading"
+    assert shapes(later)["int 28"].over_budget == 1
     assert os.listdir(tmp_path) == ["figures.json"]
     _auto.seeds.clear()
 

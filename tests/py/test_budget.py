@@ -633,7 +633,7 @@ def test_an_error_nobody_looked_at_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     told: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
 
-    @plait.task(pure=True)
+    @plait.task(pure=True, budget=60)
     def fail() -> None:
         raise ValueError("lost?")
 

@@ -156,10 +156,9 @@ def number_nodes(node: Node, count: int = 0) -> int:
 
 
 @hypothesis.settings(
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     suppress_health_check=list(hypothesis.HealthCheck),
-    derandomize=False,
 )
 @hypothesis.given(tree=trees, wait_for_all=st.booleans())
 def test_trees(tree: Node, wait_for_all: bool) -> None:

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -135,9 +134,6 @@ def test_arguments_of_popen(
     niceness = os.nice(0)
 
     async def main() -> tuple[bytes, bytes, int | None]:
-        extra: dict[str, Any] = {}
-        if sys.version_info >= (3, 11):
-            extra["process_group"] = 0
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-c", code, str(read)),
@@ -152,7 +148,7 @@ def test_arguments_of_popen(
             restore_signals=True,
             close_fds=True,
             limit=1000,
-            **extra,
+            process_group=0,
         )
         out, err = await child.communicate()
         return out, err, child.returncode
@@ -163,9 +159,7 @@ def test_arguments_of_popen(
     os.close(write)
     assert (err, returned) == (None, 0), out
     nice = min(niceness + 3, 19)
-    assert out.decode().split("\n")[0] == (
-        f"{tmp_path} value True {nice} b'inherited' 0o27 True"
-    )
+    assert out.decode().split("\n")[0] == (f"{tmp_path} value True {nice} b'inherited' 0o27 True")
     assert log.read_text() == str(nice)
 
 

@@ -6,8 +6,11 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -148,3 +151,113 @@ def test_debug_mode_takes_what_has_a_truth_value(run: Any) -> None:
             assert bool(loop.get_debug()) is bool(value)
 
     run(main())
+
+
+def test_a_transports_method_may_be_replaced(loop: plait.Loop) -> None:
+    """As tests of programs do, with asyncio's transports, which are Python objects."""
+
+    async def main() -> None:
+        written: list[bytes] = []
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        transport = writer.transport
+        assert vars(transport) == {}
+        with mock.patch.object(transport, "write", written.append):
+            writer.write(b"caught")
+            transport.write(b"twice")
+            with mock.patch.object(transport, "is_closing", return_value=True):
+                assert writer.is_closing()
+        assert written == [b"caught", b"twice"]
+        transport.note = "mine"  # type: ignore[attr-defined]
+        assert vars(transport) == {"note": "mine"}
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+
+    loop.run_until_complete(main())
+
+
+def test_the_clock_may_be_replaced(loop: plait.Loop) -> None:
+    """Timers are counted from what time() says; they run by the real clock."""
+    with mock.patch.object(loop, "time", return_value=1000.0):
+        assert loop.call_later(2, print).when() == 1002
+        ran = loop.create_future()
+        loop.call_at(999, ran.set_result, None)
+        loop.run_until_complete(ran)
+    real = loop.time()
+    assert real != 1000
+    assert loop.call_later(2, print).when() >= real + 2
+
+    class Slower(plait.Loop):
+        def time(self) -> float:
+            return super().time() / 2
+
+    slow = Slower()
+    handle = slow.call_later(10, print)
+    assert slow.time() + 9 < handle.when() <= slow.time() + 10
+    slow.close()
+
+
+def test_tasks_and_futures_are_asyncios_of_the_moment(loop: plait.Loop) -> None:
+    class Task(asyncio.tasks._PyTask):  # type: ignore[name-defined,misc]
+        pass
+
+    class Future(asyncio.Future):  # type: ignore[type-arg]
+        pass
+
+    async def main() -> str:
+        return "done"
+
+    with mock.patch.object(asyncio.tasks, "Task", Task):
+        task = loop.create_task(main(), name="x")
+        assert type(task) is Task
+        assert loop.run_until_complete(task) == "done"
+    with mock.patch.object(asyncio.futures, "Future", Future):
+        assert type(loop.create_future()) is Future
+    assert type(loop.create_future()) is asyncio.Future
+
+
+def test_handles_are_asyncios(loop: plait.Loop) -> None:
+    soon = loop.call_soon(print)
+    later = loop.call_later(60, print)
+    other = loop.call_soon_threadsafe(print)
+    for handle in (soon, later, other):
+        assert isinstance(handle, asyncio.Handle)
+        assert isinstance(handle, asyncio.TimerHandle) == (handle is later)
+        assert weakref.ref(handle)() is handle
+        handle.cancel()
+        with pytest.raises(TypeError):
+            type(handle)()
+    assert later > loop.call_later(1, print)
+    assert hash(later) == hash(later)
+
+
+def test_another_thread_waits_for_the_run_of_its_handle(loop: plait.Loop) -> None:
+    """From 3.14 on: what it is told about cancellation is then true for good."""
+    started, go_on = threading.Event(), threading.Event()
+    told: list[object] = []
+
+    def callback() -> None:
+        started.set()
+        go_on.wait(10)
+        told.append("ran")
+
+    def ask() -> None:
+        handle = loop.call_soon_threadsafe(callback)
+        started.wait(10)
+        asking = threading.Thread(target=lambda: told.append(handle.cancelled()))
+        asking.start()
+        go_on.set()
+        asking.join(10)
+        handle.cancel()
+        told.append(handle.cancelled())
+        loop.call_soon_threadsafe(loop.stop)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    loop.run_forever()
+    thread.join(10)
+    assert True in told
+    if sys.version_info >= (3, 14):
+        assert told == ["ran", False, True]

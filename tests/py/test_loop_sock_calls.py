@@ -53,7 +53,6 @@ def test_nothing_happens_before_it_is_awaited(loop: plait.Loop, pair: Any) -> No
     b.send(b"x")
     with pytest.warns(RuntimeWarning, match=r"'Loop.sock_recv' was never awaited"):
         loop.sock_recv(a, 10)
-        gc.collect()
     assert loop.run_until_complete(loop.sock_recv(a, 10)) == b"x"
 
 
@@ -280,8 +279,7 @@ def test_sendall_sends_all_and_lets_the_buffer_go(loop: plait.Loop, pair: Any) -
             await stuck
         data.append(0)
         b.close()
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            await loop.sock_sendall(a, b"x" * 10)
+        with pytest.raises(BrokenPipeError):
             await loop.sock_sendall(a, b"x" * 10)
 
     loop.run_until_complete(main())
@@ -336,9 +334,10 @@ def test_accept_and_connect(loop: plait.Loop) -> None:
                 await loop.sock_connect(client, address)
                 conn, _ = await loop.sock_accept(listener)
                 conn.close()
-        with socket.socket() as client, pytest.raises(ConnectionRefusedError):
+        with socket.socket() as client:
             client.setblocking(False)
-            await loop.sock_connect(client, address)
+            with pytest.raises(ConnectionRefusedError):
+                await loop.sock_connect(client, address)
 
     loop.run_until_complete(main())
 
@@ -391,30 +390,27 @@ def test_a_blocking_socket_does_not_stop_the_loop(loop: plait.Loop) -> None:
 
 
 def test_a_call_that_waits_lives_as_long_as_its_loop(pair: Any) -> None:
-    loop = plait.new_event_loop()
     a, _ = pair
-    gone = []
 
-    async def receive() -> None:
-        await loop.sock_recv(a, 10)
+    def start(loop: plait.Loop) -> list[weakref.ref[Any]]:
+        async def receive() -> None:
+            await loop.sock_recv(a, 10)
 
-    def start() -> None:
         task = loop.create_task(receive())
-        gone.append(weakref.ref(task))
         loop.run_until_complete(polled())
+        return [weakref.ref(task), weakref.ref(loop)]
 
-    start()
+    loops = [plait.new_event_loop()]
+    gone = start(loops[0])
     gc.collect()
     assert gone[0]() is not None, "nobody but the loop holds it"
-    gone.append(weakref.ref(loop))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        del loop
-        for _ in range(3):
-            gc.collect()
+        loops.clear()
+        gc.collect()
+        gc.collect()
     # The task's coroutine names the loop: the cycle goes as a whole.
-    assert [one() for one in gone[1:]] == [None]
-    assert gone[0]() is None
+    assert [one() for one in gone] == [None, None]
 
 
 def test_an_open_socket_may_be_dropped(loop: plait.Loop) -> None:

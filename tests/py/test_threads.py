@@ -33,6 +33,11 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
         time.sleep(0.001)
 
 
+def busy(pool: plait.ThreadPool) -> set[int]:
+    """The threads that run tasks."""
+    return {thread.ident for thread in pool.statistics().threads if thread.task is not None}
+
+
 class Gate:
     """A task that says when it has begun, and ends when it is let go."""
 
@@ -274,13 +279,12 @@ def test_threads_start_when_needed_and_the_last_idle_one_is_used() -> None:
         # They come to rest one after the other: whoever did so last does all that follows.
         last = 0
         for gate, future in zip(gates, futures, strict=True):
-            before = [t.ident for t in pool.statistics().threads if t.task is not None]
+            before = busy(pool)
             gate.go.set()
             future.result()
-            until(lambda n=len(before): sum(t.task is not None for t in
-                                            pool.statistics().threads) < n)
-            after = [t.ident for t in pool.statistics().threads if t.task is not None]
-            (last,) = set(before) - set(after)
+            while busy(pool) == before:
+                time.sleep(0.001)
+            (last,) = before - busy(pool)
         # The last one to get there may still be on its way.
         until(lambda: pool.submit(threading.get_ident).result() == last)
         assert {pool.submit(threading.get_ident).result() for _ in range(50)} == {last}
@@ -473,9 +477,7 @@ def test_await_and_run_in_executor(any_loop_factory: Any) -> None:
             await loop.run_in_executor(pool, divmod, 1, 0)
         with pytest.raises(RuntimeError, match="StopIteration"):
             await pool.submit(next, iter(()))
-        results = await asyncio.gather(
-            *[loop.run_in_executor(pool, pow, 2, n) for n in range(500)]
-        )
+        results = await asyncio.gather(*[loop.run_in_executor(pool, pow, 2, n) for n in range(500)])
         assert results == [2**n for n in range(500)]
         done = pool.submit(pow, 2, 6)
         done.result()
@@ -495,6 +497,32 @@ def test_as_default_executor(any_loop_factory: Any) -> None:
 
     with asyncio.Runner(loop_factory=any_loop_factory) as runner:
         assert runner.run(main()) == (8, "mine_0")
+
+
+def test_the_default_executor_of_a_loop_leaves_running_tasks_alone(loop: Any) -> None:
+    gate = Gate()
+    flags: list[bool] = []
+
+    def task() -> None:
+        gate()
+        flags.append(plait.stop_requested())
+
+    async def main() -> None:
+        name = await asyncio.to_thread(lambda: threading.current_thread().name)
+        assert name == "asyncio_0"
+        future = loop.run_in_executor(None, task)
+        await loop.run_in_executor(None, gate.begun.wait, 20)
+        future.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await future
+        await asyncio.sleep(0)  # the task hears of it
+        gate.go.set()
+        await loop.shutdown_default_executor()
+        with pytest.raises(RuntimeError, match="Executor shutdown has been called"):
+            await loop.run_in_executor(None, int)
+
+    loop.run_until_complete(main())
+    assert flags == [True]
 
 
 def test_a_loop_is_not_blocked_by_the_bound(loop: Any) -> None:
@@ -643,13 +671,47 @@ def test_a_dropped_pool_does_its_work_and_ends() -> None:
 def test_with_block_left_by_an_interrupt() -> None:
     lock = threading.Lock()
     lock.acquire()
-    with pytest.raises(KeyboardInterrupt), plait.ThreadPool(1) as pool:
-        running = pool.submit(lock.acquire)
-        waiting = pool.submit(int)
-        until(running.running)
-        lock.release()
+    waiting: list[Any] = []
+
+    def interrupted() -> None:
+        with plait.ThreadPool(1) as pool:
+            running = pool.submit(lock.acquire)
+            waiting.append(pool.submit(int))
+            until(running.running)
+            lock.release()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert waiting[0].cancelled()
+
+
+def test_an_interrupt_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted_before(self: threading.Thread) -> None:
         raise KeyboardInterrupt
-    assert waiting.cancelled()
+
+    def interrupted_after(self: threading.Thread) -> None:
+        start(self)
+        raise KeyboardInterrupt
+
+    done = threading.Event()
+    with plait.ThreadPool(1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupted_before)
+            with pytest.raises(KeyboardInterrupt):
+                pool.submit(done.set)
+        assert pool.statistics().queued == 0
+        assert pool.statistics().submitted == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupted_after)
+            with pytest.raises(KeyboardInterrupt):
+                pool.submit(done.wait, 0.01)
+        # The thread that came is the pool's, and its only one.
+        assert pool.submit(pow, 2, 3).result(20) == 8
+        assert len(pool.statistics().threads) == 1
+    assert not done.is_set()
 
 
 @pytest.mark.isolated

@@ -1,0 +1,19 @@
+/* state_scope.h - what scopes and channels keep in the module's state. */
+#ifndef PLAIT_STATE_SCOPE_H
+#define PLAIT_STATE_SCOPE_H
+
+#include <Python.h>
+
+/* X(type, name): one owned reference each. */
+// clang-format off
+#define PLAIT_SCOPE_OBJECTS(X)                     \
+    X(PyTypeObject, handle_base_type)              \
+    X(PyTypeObject, scope_base_type)               \
+    X(PyObject, str_add_done_callback)             \
+    X(PyObject, str_ended)                         \
+    X(PyObject, str_idle)                          \
+    X(PyObject, str_result)                        \
+    X(PyObject, str_start)
+// clang-format on
+
+#endif /* PLAIT_STATE_SCOPE_H */

@@ -1,0 +1,411 @@
+"""asyncio's streams on plait: the fast path keeps asyncio's promises, and who does not get it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections.abc
+import gc
+import warnings
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import plait
+
+LIMIT = 20  # seconds for anything to happen
+
+
+@pytest.fixture(params=["plait", "asyncio"])
+def run(request: pytest.FixtureRequest) -> Any:
+    """Run a coroutine: what holds on plait has to hold on asyncio's loop too."""
+    kinds = {"plait": plait.new_event_loop, "asyncio": asyncio.SelectorEventLoop}
+
+    def runner(coroutine: Any, debug: bool = False) -> Any:
+        with asyncio.Runner(loop_factory=kinds[request.param], debug=debug) as made:
+            return made.run(asyncio.wait_for(coroutine, LIMIT))
+
+    runner.kind = request.param  # type: ignore[attr-defined]
+    return runner
+
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def with_server(server_end: Talk, client_end: Talk, **kwargs: Any) -> None:
+    """Run both ends of one connection, and pass on what either raises."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await server_end(reader, writer)
+        except BaseException as exc:
+            done.set_exception(exc)
+        else:
+            done.set_result(None)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, **kwargs)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2], **kwargs)
+    await client_end(reader, writer)
+    writer.close()
+    await writer.wait_closed()
+    await done
+    server.close()
+
+
+async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read until the other end has ended."""
+    while await reader.read(65536):
+        pass
+
+
+def is_fast(thing: Any) -> bool:
+    """Whether it has our class; its __class__ and name do not tell."""
+    return type(thing) not in (asyncio.StreamReader, asyncio.StreamWriter)
+
+
+def test_looks_as_ever(run: Any) -> None:
+    async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert is_fast(reader) == is_fast(writer) == (run.kind == "plait")
+        assert reader.__class__ is asyncio.StreamReader
+        assert writer.__class__ is asyncio.StreamWriter
+        assert isinstance(reader, asyncio.StreamReader)
+        assert type(reader).__name__ == "StreamReader"
+        assert type(reader).__module__ == "asyncio.streams"
+        assert repr(reader).startswith("<StreamReader")
+        assert repr(writer).startswith("<StreamWriter")
+        assert reader._limit == 65536  # type: ignore[attr-defined]
+        assert reader._buffer == bytearray()  # type: ignore[attr-defined]
+        assert reader._transport is writer.transport  # type: ignore[attr-defined]
+        assert reader.exception() is None
+        assert not reader.at_eof()
+
+    run(with_server(look, hold))
+
+
+def test_every_way_to_read(run: Any) -> None:
+    async def write(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for piece in (b"line\nse", b"cond\n", b"12345", b"67890", b"a--", b"-b--", b"-tail"):
+            writer.write(piece)
+            await writer.drain()
+            assert await reader.readexactly(1) == b"."  # so that the pieces stay apart
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def next_piece() -> None:
+            writer.write(b".")
+
+        assert await reader.readline() == b"line\n"
+        next_piece()
+        assert await reader.readline() == b"second\n"
+        next_piece()
+        five = asyncio.create_task(reader.readexactly(8))
+        await asyncio.sleep(0)
+        next_piece()
+        assert await five == b"12345678"
+        assert await reader.read(1) == b"9"
+        assert await reader.read(n=10) == b"0"
+        assert await reader.read(0) == b""
+        next_piece()
+        until = asyncio.ensure_future(reader.readuntil(b"---"))
+        await asyncio.sleep(0)
+        next_piece()
+        assert await until == b"a---"
+        next_piece()
+        assert await reader.readuntil(separator=b"---") == b"b---"
+        next_piece()
+        assert await reader.read() == b"tail"
+        assert reader.at_eof()
+        assert await reader.read(5) == await reader.readline() == b""
+        with pytest.raises(asyncio.IncompleteReadError) as caught:
+            await reader.readexactly(3)
+        assert (caught.value.partial, caught.value.expected) == (b"", 3)
+
+    run(with_server(write, read))
+
+
+def test_lines_by_iteration(run: Any) -> None:
+    async def write(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.writelines([b"%d\n" % i for i in range(5000)])
+        await writer.drain()
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert [int(line) async for line in reader] == list(range(5000))
+
+    run(with_server(write, read))
+
+
+def test_limits(run: Any) -> None:
+    async def write(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x" * 100 + b"\n" + b"y" * 100)
+        assert await reader.read(1) == b"."
+        writer.write(b"z\nend\n")
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with pytest.raises(asyncio.LimitOverrunError) as caught:
+            await reader.readuntil(b"\n")
+        assert caught.value.consumed == 100
+        with pytest.raises(ValueError, match="longer than limit") as line:
+            await reader.readline()  # takes the line away
+        assert isinstance(line.value.__context__, asyncio.LimitOverrunError)
+        with pytest.raises(ValueError, match="exceed the limit"):
+            await reader.readline()  # takes all away
+        writer.write(b".")
+        assert await reader.readline() == b"z\n"
+        with pytest.raises(ValueError, match="less than zero"):
+            await reader.readexactly(-1)
+        with pytest.raises(ValueError, match="at least one-byte"):
+            await reader.readuntil(b"")
+        assert await reader.readline() == b"end\n"
+
+    run(with_server(write, read, limit=50))
+
+
+def test_reading_is_paused_and_goes_on(run: Any) -> None:
+    size = 8_000_000
+
+    async def write(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x" * size)
+        await writer.drain()
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await reader.read(10)
+        while not reader._paused:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.001)
+        assert not writer.transport.is_reading()
+        # More than the limit: waiting for data lets the transport go on.
+        middle = await reader.readexactly(3_000_000)
+        assert len(first) + len(middle) + len(await reader.read()) == size
+
+    run(with_server(write, read, limit=1000))
+
+
+def test_waiting_twice_is_refused(run: Any) -> None:
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        waiting = asyncio.create_task(reader.read(1))
+        await asyncio.sleep(0)
+        for method, name in ((reader.readline, "readuntil"), (reader.read, "read")):
+            with pytest.raises(RuntimeError, match=rf"{name}\(\) called while another"):
+                await method()
+        waiting.cancel("enough")
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert reader._waiter is None  # type: ignore[attr-defined]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.01)
+        writer.write(b"go")
+        assert await reader.read(5) == b"go"
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(10))
+
+    run(with_server(echo, read))
+
+
+def test_what_read_returns_is_a_coroutine(run: Any) -> None:
+    async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reading: Any = reader.read(1)
+        assert asyncio.iscoroutine(reading)
+        assert isinstance(reading, collections.abc.Coroutine)
+        assert reading.__name__ == "read"
+        assert reading.__qualname__ == "StreamReader.read"
+        with pytest.raises(ZeroDivisionError):
+            reading.throw(ZeroDivisionError("deliberate"))
+        with pytest.raises(RuntimeError, match="cannot reuse"):
+            await reading
+        task = asyncio.create_task(reader.readline(), name="reads")
+        await asyncio.sleep(0)
+        assert "StreamReader.readline" in repr(task)
+        task.cancel()
+        await asyncio.wait([task])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            forgotten: Any = reader.read(1)
+            del forgotten
+            gc.collect()
+        assert "was never awaited" in str(caught[0].message)
+        closed: Any = reader.read(1)
+        closed.close()
+        drain: Any = writer.drain()
+        await asyncio.create_task(drain)
+
+    run(with_server(look, hold))
+
+
+def test_a_reset_is_raised(run: Any) -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.transport._force_close(None)  # type: ignore[attr-defined]
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader.set_exception(OSError("told"))
+        for reading in (reader.read(1), reader.read(), reader.readline(), reader.readexactly(1)):
+            with pytest.raises(OSError, match="told"):
+                await reading
+        with pytest.raises(OSError, match="told"):
+            await writer.drain()
+        writer.write(b"x")
+
+    run(with_server(reset, read))
+
+
+def test_drain_waits_while_the_peer_does_not_read(run: Any) -> None:
+    order: list[str] = []
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x" * 20_000_000)
+        order.append("waits")
+        await writer.drain()
+        order.append("drained")
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while order != ["waits"]:
+            await asyncio.sleep(0)
+        order.append("reads")
+        assert len(await reader.read()) == 20_000_000
+
+    run(with_server(flood, read))
+    assert order == ["waits", "reads", "drained"]
+
+
+def test_after_the_end_drain_raises(run: Any) -> None:
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.transport.abort()
+        await writer.wait_closed()
+        with pytest.raises(ConnectionResetError):
+            await writer.drain()
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b".")
+        await reader.read()
+
+    run(with_server(leave, wait))
+
+
+def test_feeding_by_hand(run: Any) -> None:
+    async def feed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader.feed_data(b"by ")
+        reader.feed_data(bytearray(b"hand"))
+        reader._buffer += b"!"  # type: ignore[attr-defined]
+        reader.feed_data(b"")
+        assert await reader.read(3) == b"by "
+        assert await reader.read(100) == b"hand!"
+        reader.feed_eof()
+        assert await reader.read() == b""
+        with pytest.raises(AssertionError):
+            reader.feed_data(b"late")
+
+    run(with_server(feed, lambda r, w: asyncio.sleep(0)))
+
+
+class MyReader(asyncio.StreamReader):
+    pass
+
+
+class MyProtocol(asyncio.StreamReaderProtocol):
+    pass
+
+
+@pytest.mark.parametrize(
+    "unusual", ["reader class", "protocol class", "object", "class", "debug", "field"]
+)
+def test_the_unusual_goes_asyncios_way(unusual: str) -> None:
+    fed: list[bytes] = []
+    original = asyncio.StreamReader.feed_data
+
+    def feed_data(self: asyncio.StreamReader, data: bytes) -> None:
+        fed.append(bytes(data))
+        original(self, data)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        if unusual == "debug":
+            loop.set_debug(True)
+
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"hello")
+            await hold(reader, writer)
+            writer.close()
+
+        server = await asyncio.start_server(greet, "127.0.0.1", 0)
+        reader = (MyReader if unusual == "reader class" else asyncio.StreamReader)(loop=loop)
+        kind = MyProtocol if unusual == "protocol class" else asyncio.StreamReaderProtocol
+        protocol = kind(reader, loop=loop)
+        if unusual == "object":
+            reader.feed_data = feed_data.__get__(reader)  # type: ignore[method-assign]
+        if unusual == "field":
+            reader.extra = 1  # type: ignore[attr-defined]
+        address = server.sockets[0].getsockname()[:2]
+        transport, _ = await loop.create_connection(lambda: protocol, *address)
+        assert type(reader) in (asyncio.StreamReader, MyReader)
+        assert await reader.readexactly(5) == b"hello"
+        transport.close()
+        server.close()
+
+    with asyncio.Runner(loop_factory=plait.new_event_loop) as runner:
+        if unusual == "class":
+            with mock.patch.object(asyncio.StreamReader, "feed_data", feed_data):
+                runner.run(asyncio.wait_for(main(), LIMIT))
+        else:
+            runner.run(asyncio.wait_for(main(), LIMIT))
+    if unusual in ("object", "class"):
+        assert b"hello" in fed
+
+
+def test_a_reader_that_nobody_holds_is_dropped(run: Any) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        got: asyncio.Future[None] = loop.create_future()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert await reader.read(1) == b"x"
+            writer.write(b"y" * 300_000)
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+            got.set_result(None)
+
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        reader = asyncio.StreamReader(limit=10, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        address = server.sockets[0].getsockname()[:2]
+        transport, _ = await loop.create_connection(lambda: protocol, *address)
+        dead = weakref.ref(reader)
+        del reader
+        gc.collect()
+        assert dead() is None
+        transport.write(b"x")
+        await got  # all was taken, though nobody reads
+        transport.close()
+        server.close()
+
+    run(main())
+
+
+def test_connections_leave_nothing_behind() -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(weakref.ref(reader))
+        while data := await reader.read(100):
+            writer.write(data)
+            await writer.drain()
+
+    async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x" * 10)
+        await reader.readexactly(10)
+        writer.write_eof()
+        assert await reader.read() == b""
+
+    async def main() -> None:
+        for _ in range(20):
+            await with_server(talk, ask)
+
+    plait.run(asyncio.wait_for(main(), LIMIT))
+    gc.collect()
+    assert len(seen) == 20
+    assert [ref() for ref in seen if ref() is not None] == []

@@ -1,0 +1,218 @@
+"""map: order, windows, endless generators, early ends, progress; and chunks' own encoding."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import pathlib
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pool_tasks as tasks
+import pytest
+
+import plait
+from plait import _map
+
+TIMEOUT = 30.0
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[plait.ProcessPool]:
+    with plait.ProcessPool(2) as pool:
+        yield pool
+
+
+def negate(x: Any) -> Any:
+    return -x
+
+
+def fail_at_5(x: int) -> int:
+    if x == 5:
+        raise ValueError("five")
+    return x
+
+
+def big(_: int) -> bytes:
+    return b"x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        list(range(-50, 2500)),
+        [2**63 - 1, -(2**63), 0],
+        [2**64, 1, 2],
+        [1.5, float("inf"), -0.0, 3.0],
+        [1, 2.5, True, 7],
+        [True, False],
+        [1j, 2j],
+        [],
+    ],
+    ids=lambda items: f"{len(items)}-{type(items[0]).__name__ if items else ''}",
+)
+@pytest.mark.parametrize("chunksize", [1, 2, 1000])
+@pytest.mark.parametrize("unordered", [False, True])
+def test_values(pool: plait.ProcessPool, items: list[Any], chunksize: int, unordered: bool) -> None:
+    found = list(pool.map(negate, items, chunksize=chunksize, unordered=unordered))
+    right = [-x for x in items]
+    if unordered and chunksize < len(items):
+        assert sorted(found, key=repr) == sorted(right, key=repr)
+    else:
+        assert found == right
+        assert [type(x) for x in found] == [type(x) for x in right]
+
+
+@pytest.mark.parametrize("value", [[1, 2], [0.5], [1, None], [], [[1], [2]], list(range(70_000))])
+def test_lists_travel(pool: plait.ProcessPool, value: list[Any]) -> None:
+    result = pool.submit(tasks.echo, value).result(TIMEOUT)
+    assert result == value
+    assert type(result) is list
+
+
+def test_rows(pool: plait.ProcessPool) -> None:
+    for chunksize in (1, 3):
+        found = pool.map(pow, range(10), itertools.repeat(2), chunksize=chunksize)
+        assert list(found) == [x * x for x in range(10)]
+
+
+@pytest.mark.parametrize("unordered", [False, True])
+@pytest.mark.parametrize("chunksize", [1, 50])
+def test_an_endless_generator_runs_in_constant_memory(
+    pool: plait.ProcessPool, unordered: bool, chunksize: int
+) -> None:
+    drawn = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal drawn
+        for x in itertools.count():
+            drawn = x
+            yield x
+
+    results = pool.map(tasks.plus_one, endless(), chunksize=chunksize, unordered=unordered)
+    taken = 0
+    for _ in itertools.islice(results, 20_000):
+        taken += 1
+        assert drawn <= taken + _map.WINDOW + 3 * chunksize
+    results.close()  # type: ignore[attr-defined]
+    assert taken == 20_000
+
+
+@pytest.mark.parametrize("unordered", [False, True])
+def test_the_window_is_kept(pool: plait.ProcessPool, unordered: bool) -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for x in range(20):
+            drawn.append(x)
+            yield x
+
+    results = pool.map(tasks.plus_one, items(), buffersize=3, unordered=unordered)
+    assert len(drawn) == 3
+    next(results)
+    assert len(drawn) == 4
+    assert len(list(results)) == 19
+
+
+@pytest.mark.parametrize("unordered", [False, True])
+def test_an_error_ends_it(pool: plait.ProcessPool, unordered: bool) -> None:
+    results = pool.map(fail_at_5, range(100), unordered=unordered, buffersize=2)
+    with pytest.raises(ValueError, match="five"):
+        list(results)
+    assert list(results) == []
+    chunks = pool.map(fail_at_5, range(100), unordered=unordered, chunksize=4)
+    with pytest.raises(ValueError, match="five"):
+        list(chunks)
+
+
+@pytest.mark.parametrize("unordered", [False, True])
+def test_closing_cancels_the_rest(tmp_path: pathlib.Path, unordered: bool) -> None:
+    gate = tmp_path / "gate"
+    with plait.ProcessPool(1) as pool:
+        names = [str(tmp_path / "open"), *[str(gate)] * 50]
+        pathlib.Path(names[0]).touch()
+        results = pool.map(tasks.wait_for_file, names, unordered=unordered)
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+        gate.touch()
+        pool.submit(tasks.noop).result(TIMEOUT)
+        figures = pool._figures()
+        assert figures["finished"] <= 4  # the first, one or two that had begun, and the no-op
+
+
+def test_unread_results_are_freed(pool: plait.ProcessPool) -> None:
+    results = pool.map(big, range(50))
+    next(results)
+    held = weakref.ref(results)
+    del results
+    gc.collect()
+    assert held() is None
+    pool.submit(tasks.noop).result(TIMEOUT)
+    end = time.monotonic() + TIMEOUT
+    while pool._figures()["outstanding"]:
+        assert time.monotonic() < end
+        pool.submit(tasks.noop).result(TIMEOUT)
+
+
+@pytest.mark.parametrize("unordered", [False, True])
+def test_timeout(tmp_path: pathlib.Path, unordered: bool) -> None:
+    gate = tmp_path / "gate"
+    with plait.ProcessPool(1) as pool:
+        results = pool.map(tasks.wait_for_file, [str(gate)] * 2, timeout=0.05, unordered=unordered)
+        with pytest.raises(TimeoutError):
+            next(results)
+        gate.touch()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "text"),
+    [
+        ({"chunksize": 0}, ValueError, "chunksize must be >= 1, not 0"),
+        ({"chunksize": 1.5}, TypeError, "chunksize must be an int, not 1.5"),
+        ({"chunksize": None}, TypeError, "chunksize must be an int, not None"),
+        ({"buffersize": 0}, ValueError, "buffersize must be >= 1, not 0"),
+        ({"buffersize": "3"}, TypeError, "buffersize must be an int, not '3'"),
+        ({"timeout": float("nan")}, ValueError, "timeout"),
+    ],
+)
+def test_bad_arguments(
+    pool: plait.ProcessPool, kwargs: Any, error: type[Exception], text: str
+) -> None:
+    drawn: list[int] = []
+    with pytest.raises(error, match=text):
+        pool.map(negate, (drawn.append(x) for x in range(3)), **kwargs)
+    assert drawn == []
+    with pytest.raises(TypeError, match="fn must be callable"):
+        pool.map(5, [1])  # type: ignore[arg-type]
+
+
+def test_progress_on_stderr(
+    pool: plait.ProcessPool, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert list(pool.map(negate, range(10), chunksize=4, progress=True)) == [-x for x in range(10)]
+    assert "map: 10 of 10 done" in capsys.readouterr().err
+
+
+def test_plain_progress_speaks_once_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    bar = _map.PlainBar(None, lambda: now)
+    for i in range(31):
+        now = i / 10
+        bar.advance(1)
+    bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("map: 11 done")
+
+
+def test_what_is_installed_shows_progress(pool: plait.ProcessPool) -> None:
+    for name, kind in (("rich", _map.RichBar), ("tqdm", _map.TqdmBar)):
+        pytest.importorskip(name)
+        bar = kind(3)
+        bar.advance(2)
+        bar.close()

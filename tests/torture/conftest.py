@@ -1,0 +1,8 @@
+"""Lets the torture suite and its workers import what stands beside it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
