@@ -91,8 +91,10 @@ struct pl_seat {
     _Atomic uint64_t stop;   /* the ticket of the task that is to stop, or 0 */
 };
 
-/* The first bytes of the mapping. Constant after pl_pool_init but for the atomics. */
-struct pl_share {
+/* Where things are in the mapping, and its bounds. Never changes after pl_pool_init. Everyone
+ * computes with a copy of its own: the one in the mapping is what a new worker reads, and a
+ * worker that runs wild can overwrite it. */
+struct pl_layout {
     uint64_t magic;
     uint32_t version;
     uint32_t nslots;    /* power of two */
@@ -110,6 +112,11 @@ struct pl_share {
     uint64_t slice_size;
     uint64_t limit;  /* bytes that one slice may have in use */
     int64_t spin_ns; /* how long a dry worker spins */
+};
+
+/* The first bytes of the mapping. */
+struct pl_share {
+    struct pl_layout layout;
     /* The parent writes. */
     _Alignas(PL_CACHE_LINE) _Atomic uint64_t tail; /* of the line */
     /* Workers write. */
@@ -123,8 +130,7 @@ struct pl_share {
     _Alignas(PL_CACHE_LINE) _Atomic uint64_t spinning[PL_SEAT_WORDS];
 };
 
-#define PL_SHARE_CONSTANTS 128 /* bytes of the header that never change */
-_Static_assert(offsetof(struct pl_share, tail) == PL_SHARE_CONSTANTS, "the layout is shared");
+_Static_assert(offsetof(struct pl_share, tail) == 128, "the layout is shared");
 _Static_assert(offsetof(struct pl_share, head) == 192, "the layout is shared");
 _Static_assert(offsetof(struct pl_share, armed) == 256, "the layout is shared");
 
@@ -223,6 +229,7 @@ struct pl_pool {
     int waitfd;  /* owns; readable when something happened: an epoll set */
     unsigned char *base;
     struct pl_share *share;
+    struct pl_layout layout; /* the one that is computed with */
     struct pl_slot *slots;
     _Atomic uint32_t *line;
     uint32_t *canary; /* one page that is zero after a fork */
@@ -240,9 +247,7 @@ struct pl_pool {
     struct pl_heap heap;
     int64_t mean_ns; /* moving average of run_ns; -1 while unknown */
     bool closing;    /* pl_pool_close was called */
-    /* The header's, should a worker spoil it. */
-    unsigned char constants[PL_SHARE_CONSTANTS];
-    bool payer; /* someone sees to it that debts are paid (pl_pool_post) */
+    bool payer;      /* someone sees to it that debts are paid (pl_pool_post) */
     /* A post left a parked worker asleep although work waits: 0, or the number of the debt.
      * Written by whoever holds the pool, looked at by the payer without holding it. */
     _Atomic uint32_t owed_wake;
@@ -299,6 +304,10 @@ bool pl_pool_holder(const struct pl_pool *pool, uint32_t cell, uint32_t *seat, i
  * posting of it (its ticket). The caller then signals the worker, which compares. False when
  * no worker has the task, because it is not claimed yet or has ended. */
 bool pl_pool_stop(struct pl_pool *pool, uint32_t cell, uint32_t *seat);
+
+/* Looks for what a worker may have written where it had no business, without having died of
+ * it, and puts it right. For somebody who has waited for long. */
+void pl_pool_check(struct pl_pool *pool);
 
 /* The next finished task: 1 with *cell set, 0 when there is none, or PL_EPROTO with *seat
  * set: that worker must be killed. The caller reads pool->slots[cell] (which a hostile
@@ -390,6 +399,7 @@ struct pl_member {
     unsigned char *base; /* borrows: the mapping */
     uint64_t total;
     struct pl_share *share;
+    struct pl_layout layout; /* the one that is computed with */
     struct pl_seat *mine;
     struct pl_slot *slots;
     _Atomic uint32_t *line;

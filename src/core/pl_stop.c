@@ -21,7 +21,7 @@ bool pl_pool_holder(const struct pl_pool *pool, uint32_t cell, uint32_t *seat, i
         return false;
     *seat = holder;
     /* Relaxed: one word, and a lie costs the liar's own task only. */
-    *since = atomic_load_explicit(&pl__seat(pool->base, pool->share, holder)->started,
+    *since = atomic_load_explicit(&pl__seat(pool->base, &pool->layout, holder)->started,
                                   memory_order_relaxed);
     return true;
 }
@@ -32,7 +32,7 @@ bool pl_pool_stop(struct pl_pool *pool, uint32_t cell, uint32_t *seat)
     if (!pl_pool_holder(pool, cell, seat, &unused))
         return false;
     /* Release: the signal that follows is the real barrier; partner: pl_member_asked. */
-    atomic_store_explicit(&pl__seat(pool->base, pool->share, *seat)->stop,
+    atomic_store_explicit(&pl__seat(pool->base, &pool->layout, *seat)->stop,
                           (pool->cells[cell].pos & PL__POS_MASK) + 1, memory_order_release);
     return true;
 }
@@ -51,16 +51,23 @@ bool pl_member_asked(const struct pl_member *member, uint64_t ticket)
 
 /* ---- repairs ---- */
 
-void pl__pool_repair(struct pl_pool *pool)
+bool pl__pool_repair(struct pl_pool *pool)
 {
     struct pl_share *share = pool->share;
-    /* The other workers read the constants when they start, the tail and the head always. */
-    if (memcmp(share, pool->constants, sizeof(pool->constants)) != 0)
-        memcpy(share, pool->constants, sizeof(pool->constants));
-    if (atomic_load_explicit(&share->tail, memory_order_relaxed) != pool->tail)
+    bool wrong = false;
+    /* The other workers read the layout when they start, the tail and the head always. */
+    if (memcmp(&share->layout, &pool->layout, sizeof(pool->layout)) != 0) {
+        share->layout = pool->layout;
+        wrong = true;
+    }
+    if (atomic_load_explicit(&share->tail, memory_order_relaxed) != pool->tail) {
         atomic_store_explicit(&share->tail, pool->tail, memory_order_seq_cst);
-    if (!pool->closing && atomic_load_explicit(&share->closing, memory_order_relaxed) != 0)
+        wrong = true;
+    }
+    if (!pool->closing && atomic_load_explicit(&share->closing, memory_order_relaxed) != 0) {
         atomic_store_explicit(&share->closing, 0, memory_order_seq_cst);
+        wrong = true;
+    }
     uint64_t first = pool->tail;
     for (uint32_t i = 0; i < pool->nslots; i++) {
         uint64_t pos = pool->cells[i].pos;
@@ -74,6 +81,15 @@ void pl__pool_repair(struct pl_pool *pool)
      * beyond a task that waits would hide it for ever. A worker that moves the head at this
      * very moment does so by compare-and-swap from what it saw, so neither undoes the other
      * for long: at worst it skips nothing that is ready. */
-    if (head > first || pool->tail - head > pool->line_size)
+    if (head > first || pool->tail - head > pool->line_size) {
         atomic_store_explicit(&share->head, first, memory_order_seq_cst);
+        wrong = true;
+    }
+    return wrong;
+}
+
+void pl_pool_check(struct pl_pool *pool)
+{
+    if (pl__pool_repair(pool))
+        pl__bell_ring_all(pool);
 }

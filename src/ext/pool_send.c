@@ -80,7 +80,7 @@ static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t si
         PyErr_Format(PyExc_MemoryError,
                      "%llu bytes do not fit the pool's shared memory (limit %llu bytes, "
                      "%llu in use)",
-                     (unsigned long long)size, (unsigned long long)pool->core.share->limit,
+                     (unsigned long long)size, (unsigned long long)pool->core.layout.limit,
                      (unsigned long long)pool->core.heap.used);
         return -1;
     }

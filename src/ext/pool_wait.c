@@ -12,6 +12,7 @@
 
 #define DOZE_NS 1000000 /* how long a queued task or an owed wake-up may have to wait */
 #define DOZE_TICKS 16
+#define CHECK_NS 1000000000 /* so long without news, and it is checked whether all is well */
 
 #include <errno.h>
 
@@ -138,13 +139,14 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
             put_down(pool);
             return 0;
         }
+        bool check = pool->outstanding > 0 && (left < 0 || left > CHECK_NS);
         pl_pool_arm(&pool->core, arm_for(pool, f));
         if (pl_pool_ready(&pool->core))
             continue;
         int n;
         pool->asleep = true;
         pool->asleep_for = f;
-        Py_BEGIN_ALLOW_THREADS n = pl_pool_wait(&pool->core, left, &tags);
+        Py_BEGIN_ALLOW_THREADS n = pl_pool_wait(&pool->core, check ? CHECK_NS : left, &tags);
         Py_END_ALLOW_THREADS pool->asleep = false;
         pool->asleep_for = NULL;
         if (n == -EINTR) {
@@ -167,8 +169,8 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
             put_down(pool);
             return 1;
         }
-        if (n == 0)
-            spun = 1;
+        if (n == 0 && check)
+            pl_pool_check(&pool->core);
     }
 }
 

@@ -239,7 +239,7 @@ static int put_in_block(struct worker *w, const void *from, size_t len, struct p
         PyErr_Format(PyExc_MemoryError,
                      "a result of %zu bytes does not fit the pool's shared memory "
                      "(limit %llu bytes, %llu in use)",
-                     len, (unsigned long long)w->member.share->limit,
+                     len, (unsigned long long)w->member.layout.limit,
                      (unsigned long long)w->member.heap.used);
         return -1;
     }

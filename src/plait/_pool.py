@@ -47,6 +47,7 @@ STABLE = 1.0
 
 _CONTROL = 0  # tag of the control socket in the wait set
 _RESULTS_GRACE = 5.0
+_SEE_TO = 0.1
 
 _pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
 
@@ -647,15 +648,18 @@ class ProcessPool(_core.PoolBase, Executor):
                 pidfd = worker.pidfd
                 if pidfd >= 0:
                     pidfd = os.dup(pidfd)
+            # Nobody may be waiting, and then no one else sees to the future and a successor.
             if pidfd >= 0:
-                # Nobody may be waiting, and then no one else would see to a successor.
-                select.select([pidfd], [], [], 1.0)
+                select.select([pidfd], [], [], _SEE_TO)
                 os.close(pidfd)
             self._see_to(seat=held[0])
+            if not future._ended and self._holder(future) is not None:
+                # Once more, when others had their turn: a busy machine takes its time.
+                self._watchdog.at(time.monotonic(), "kill", future)
 
     def _see_to(self, seat: int) -> None:
         """Wait a moment for the zygote's word on a worker that was killed."""
-        end = time.monotonic() + 1.0
+        end = time.monotonic() + _SEE_TO
         with self._lock:
             worker = self._seats.get(seat)
         while worker is not None and self._seats.get(seat) is worker:
