@@ -8,6 +8,7 @@ that socket is closed or the parent dies, and its workers end with it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pickle
 import select
@@ -117,23 +118,32 @@ class Zygote:
     def give_birth(self, seat: int, low_mark: int) -> None:
         """Fork the worker of a seat and tell the parent about it."""
         me = os.getpid()
+        stackfd = -1
         try:
+            # Where the worker's last Python stack goes; appended to, so that it may be cut.
+            stackfd = os.memfd_create("plait-stack", os.MFD_CLOEXEC)
+            fcntl.fcntl(stackfd, fcntl.F_SETFL, os.O_APPEND)
             pid = os.fork()
         except OSError as error:
+            if stackfd >= 0:
+                os.close(stackfd)
             self.tell(b"D", seat, 0, (error.errno or 1) << 8)
             return
         if pid == 0:
-            self.become_worker(seat, low_mark, me)
+            self.become_worker(seat, low_mark, me, stackfd)
         self.seats[pid] = seat
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             return
-        self.tell(b"B", seat, pid, fd=pidfd)
-        os.close(pidfd)
+        else:
+            self.tell(b"B", seat, pid, fds=(pidfd, stackfd))
+            os.close(pidfd)
+        finally:
+            os.close(stackfd)
 
-    def become_worker(self, seat: int, low_mark: int, zygote: int) -> None:
+    def become_worker(self, seat: int, low_mark: int, zygote: int, stackfd: int) -> None:
         """Run a worker; never returns."""
         code = 1
         try:
@@ -143,7 +153,7 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for fd in (self.parent, self.wake_read, self.wake_write):
                 os.close(fd)
-            code = _worker.serve(self.data, seat, low_mark, self.control)
+            code = _worker.serve(self.data, seat, low_mark, self.control, stackfd)
         except BaseException:
             import traceback
 
@@ -153,22 +163,35 @@ class Zygote:
 
     def reap(self) -> None:
         """Tell the parent which workers have ended."""
-        while self.seats:
+        while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
+            pid = ended.si_pid
+            if pid in self.seats and (ended.si_code != os.CLD_EXITED or ended.si_status != 0):
+                # What it started dies with it. Before it is reaped the number of its group can
+                # belong to nobody else.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+            pid, status, usage = os.wait4(pid, 0)
             seat = self.seats.pop(pid, None)
             if seat is not None:
                 self.tell(b"D", seat, pid, status, usage.ru_maxrss * 1024)
 
     def tell(
-        self, kind: bytes, seat: int, pid: int, status: int = 0, memory: int = 0, fd: int = -1
+        self,
+        kind: bytes,
+        seat: int,
+        pid: int,
+        status: int = 0,
+        memory: int = 0,
+        fds: tuple[int, ...] = (),
     ) -> None:
         """Send one message to the parent, waiting for room if need be."""
-        send(self.control, HEAD.pack(kind, seat, pid, status, memory, 0), fd)
+        send(self.control, HEAD.pack(kind, seat, pid, status, memory, 0), fds)
 
     def kill_all(self) -> None:
         """End every worker at once."""
@@ -181,12 +204,12 @@ class Zygote:
                 os.waitpid(pid, 0)
 
 
-def send(control: socket.socket, message: bytes, fd: int = -1) -> None:
-    """Send one message, with a descriptor if one is given, waiting for room if need be."""
+def send(control: socket.socket, message: bytes, fds: tuple[int, ...] = ()) -> None:
+    """Send one message with descriptors, waiting for room if need be."""
     while True:
         try:
-            if fd >= 0:
-                socket.send_fds(control, [message], [fd])
+            if fds:
+                socket.send_fds(control, [message], fds)
             else:
                 control.send(message)
             return
