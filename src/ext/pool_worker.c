@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, low_mark, "
@@ -19,6 +20,7 @@ const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, l
                                     "Serve a pool's tasks until it closes.";
 
 #define MAX_KNOWN 1024
+#define STOP_AGAIN_NS 5000000
 #define HIGH_FD 500 /* where the pool's descriptor goes, if the limit allows it */
 
 struct worker {
@@ -29,6 +31,8 @@ struct worker {
     uint32_t *canary;  /* owns: one page that is zero in a child that a task forked */
     int stackfd;       /* where signals leave the Python stack */
     PyObject *stopped; /* the exception TaskStopped */
+    timer_t again;     /* owns; repeats a signal that came at a bad time */
+    bool has_again;
     struct pl_member member;
     PyObject *load;  /* bytes -> function */
     PyObject *dump;  /* exception -> bytes */
@@ -466,9 +470,48 @@ static int serve_one(struct worker *w, uint32_t cell)
 
 /* ---- being stopped ---- */
 
+/* Whether this thread imports something. An exception there would leave modules that are half
+ * there, which the next task would meet: parents without their submodules, for example. */
+static bool importing(void)
+{
+    static const char *const marks[] = {"<frozen importlib._bootstrap>", "<frozen runpy>"};
+    bool found = false;
+    PyFrameObject *frame = PyEval_GetFrame(); // borrowed
+    Py_XINCREF(frame);
+    while (frame != NULL && !found) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        for (size_t i = 0; i < PL_ARRAY_LEN(marks) && !found; i++)
+            found = PyUnicode_CompareWithASCIIString(code->co_filename, marks[i]) == 0;
+        Py_DECREF(code);
+        PyFrameObject *back = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        frame = back;
+    }
+    Py_XDECREF(frame);
+    return found;
+}
+
+/* Has the same signal come once more, a little later. */
+static bool stop_later(struct worker *w, PyObject *args)
+{
+    int number = PyTuple_GET_SIZE(args) > 0 ? (int)PyLong_AsLong(PyTuple_GET_ITEM(args, 0)) : -1;
+    if (number <= 0) {
+        PyErr_Clear();
+        return false;
+    }
+    if (!w->has_again) {
+        struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = number};
+        if (timer_create(CLOCK_MONOTONIC, &event, &w->again) < 0)
+            return false;
+        w->has_again = true;
+    }
+    struct itimerspec when = {.it_value = {.tv_nsec = STOP_AGAIN_NS}};
+    return timer_settime(w->again, 0, &when, NULL) == 0;
+}
+
 /* Runs as the Python handler of the pool's signal, between two byte codes of whatever the
  * main thread does: in the task, or in the loop around it. */
-static PyObject *on_stop(PyObject *capsule, PyObject *Py_UNUSED(args))
+static PyObject *on_stop(PyObject *capsule, PyObject *args)
 {
     struct worker *w = PyCapsule_GetPointer(capsule, NULL);
     if (w == NULL)
@@ -476,6 +519,11 @@ static PyObject *on_stop(PyObject *capsule, PyObject *Py_UNUSED(args))
     if (w->ticket == w->told || !pl_member_asked(&w->member, w->ticket)) {
         /* Meant for a task that is over, or not by us: the stack that the signal left is of no
          * use to anyone. Without the descriptor there is nothing to clear. */
+        if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
+            w->stackfd = -1;
+        Py_RETURN_NONE;
+    }
+    if (importing() && stop_later(w, args)) {
         if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
             w->stackfd = -1;
         Py_RETURN_NONE;
@@ -564,6 +612,8 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
         PyErr_WriteUnraisable(install);
     Py_XDECREF(told);
     Py_XDECREF(w.stopped);
+    if (w.has_again)
+        (void)timer_delete(w.again);
     /* Blocks that objects of the user's still hold point at w.member's memory, so neither the
      * mapping nor they are touched: the process ends after this. */
     Py_XDECREF(w.last_fn);

@@ -291,3 +291,13 @@ def eat_memory(n: int) -> int:
 def write_line(path: str, text: str) -> None:
     with open(path, "a", encoding="ascii") as file:
         file.write(text + "\n")
+
+
+def import_then_sleep(folder: str, module: str) -> None:
+    sys.path.insert(0, folder)
+    __import__(module)
+    time.sleep(1000)
+
+
+def value_of(module: str) -> Any:
+    return sys.modules[module].VALUE  # type: ignore[attr-defined]

@@ -232,6 +232,25 @@ def test_timeouts_need_nobody_who_waits(pool: plait.ProcessPool, tmp_path: pathl
     wait_for_file(tmp_path / "after")
 
 
+def test_no_import_is_cut_in_half(tmp_path: pathlib.Path) -> None:
+    """A stop waits for the end of an import: the next task finds whole modules."""
+    (tmp_path / "takes_its_time.py").write_text(
+        "import pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'here')!r}).touch()\n"
+        "end = time.monotonic() + 0.3\n"
+        "while time.monotonic() < end: time.sleep(0.001)\n"
+        "VALUE = 42\n"
+    )
+    with plait.ProcessPool(1, grace=TIMEOUT) as pool:
+        future = pool.submit(tasks.import_then_sleep, str(tmp_path), "takes_its_time")
+        wait_for_file(tmp_path / "here")
+        assert future.cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            future.result(TIMEOUT)
+        assert future.stopped == "exception"
+        assert pool.submit(tasks.value_of, "takes_its_time").result(TIMEOUT) == 42
+
+
 def test_map_with_options(pool: plait.ProcessPool, tmp_path: pathlib.Path) -> None:
     options = pool.options(timeout=TIMEOUT)
     assert list(options.map(tasks.plus_one, range(10), chunksize=3)) == list(range(1, 11))
