@@ -292,6 +292,27 @@ static bool refers_to(PyObject *ref, PyObject *object)
 #endif
 }
 
+/* Whether the socket of the weak reference still goes by this descriptor: then two objects have
+ * it at once. */
+static bool still_has(PyObject *ref, int fd)
+{
+    PyObject *target = NULL;
+#if PY_VERSION_HEX >= 0x030d0000
+    if (ref != NULL && PyWeakref_GetRef(ref, &target) < 0)
+        PyErr_Clear();
+#else
+    if (ref != NULL && PyWeakref_GetObject(ref) != Py_None)
+        target = Py_XNewRef(PyWeakref_GetObject(ref));
+#endif
+    if (target == NULL)
+        return false;
+    int its = PyObject_AsFileDescriptor(target);
+    if (its < 0)
+        PyErr_Clear(); /* it was closed */
+    Py_DECREF(target);
+    return its == fd;
+}
+
 int plait_watch_wait(LoopObject *loop, struct plait_sock_wait *wait, PyObject *sock, int fd,
                      unsigned events)
 {
@@ -302,7 +323,12 @@ int plait_watch_wait(LoopObject *loop, struct plait_sock_wait *wait, PyObject *s
         return -1;
     }
     if (w != NULL && !watch_has_handles(w) && !refers_to(w->sock, sock)) {
-        watch_end(loop, w); /* the descriptor was closed and reused */
+        /* Calls of two objects may wait side by side. But either may stand for a file that was
+         * closed behind its back: only the kernel knows, so it is to be asked again. */
+        if (still_has(w->sock, fd))
+            w->io.mode = PL_IO_LEVEL;
+        else
+            watch_end(loop, w); /* the descriptor was closed and reused */
         w = plait_watch_find(loop, fd);
     }
     if (w == NULL) {
