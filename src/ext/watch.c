@@ -201,6 +201,30 @@ static void wake_waits(struct plait_watch *w, unsigned ready)
     }
 }
 
+/* As in asyncio, a handle that somebody else has cancelled watches no more: its level would be
+ * told for ever. The watch may be freed. */
+static void drop_cancelled(LoopObject *loop, struct plait_watch *w)
+{
+    HandleObject *reader = NULL, *writer = NULL;
+    if (w->reader != NULL && w->reader->cancelled) {
+        reader = w->reader;
+        w->reader = NULL;
+    }
+    if (w->writer != NULL && w->writer->cancelled) {
+        writer = w->writer;
+        w->writer = NULL;
+    }
+    if (PL_LIKELY(reader == NULL && writer == NULL))
+        return;
+    if (watch_is_idle(w))
+        watch_close(loop, w);
+    else
+        (void)watch_ask(loop, w, 0, watch_has_handles(w)); /* fails for one that is closed:
+                                                              no events, as wanted */
+    Py_XDECREF(reader);
+    Py_XDECREF(writer);
+}
+
 static void watch_run(struct pl_loop *core, struct pl_op *op)
 {
     struct plait_watch *w = PL_CONTAINER_OF(op, struct plait_watch, io.op);
@@ -232,6 +256,7 @@ static void watch_run(struct pl_loop *core, struct pl_op *op)
     /* A level that only calls wanted, which do not wait any more, would be told for ever. */
     if (woke && w->io.mode == PL_IO_LEVEL)
         (void)watch_ask(plait_loop_of_core(core), w, 0, watch_has_handles(w));
+    drop_cancelled(plait_loop_of_core(core), w);
 }
 
 /* ---- what the methods name ---------------------------------------------- */
