@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import socket
 import ssl
 import struct
@@ -438,6 +439,36 @@ def test_writes_after_the_end_are_dropped_and_told(
             transport.write("text")
 
     run(main())
+
+
+def test_a_log_handler_changes_what_is_written(run: Any, tcp: Any) -> None:
+    """Lines are those that there were at the call, whatever runs during it."""
+    told = 0
+
+    class Emptying(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            nonlocal told
+            told += 1
+            lines.clear()
+
+    lines = [bytes([n]) * 100 for n in range(200)]
+    handler = Emptying()
+
+    async def main() -> None:
+        transport, protocol = await connect(Recorder, tcp()[0])
+        transport.close()
+        await protocol.lost
+        for _ in range(5):
+            transport.write(b"late")
+        logging.getLogger("asyncio").addHandler(handler)
+        transport.writelines(lines)
+        assert lines == []
+        assert told == 200
+
+    try:
+        run(main())
+    finally:
+        logging.getLogger("asyncio").removeHandler(handler)
 
 
 def test_half_close_by_us(run: Any, tcp: Any) -> None:
