@@ -41,6 +41,7 @@ EXCLUSIONS: dict[str, str] = {
     _PROCESS + "FailingInitializerTest": _QUEUE,
     _PROCESS + ".test_cancel_futures": _EARLY,
     _PROCESS + ".test_traceback": _CAUSE,
+    _PROCESS + ".test_traceback_when_child_process_terminates_abruptly": _CAUSE,
     _PROCESS + ".test_no_stale_references": _REFERENCES,
     _PROCESS + ".test_free_reference": _ITERATOR,
 }
