@@ -140,6 +140,15 @@ def main_module() -> tuple[str, str | None]:
     return ("none", None)
 
 
+def _authkey() -> bytes | None:
+    """What opens multiprocessing's managers: with it their proxies may be arguments.
+
+    None when the program does not use multiprocessing.
+    """
+    module = sys.modules.get("multiprocessing.process")
+    return None if module is None else bytes(module.current_process().authkey)
+
+
 def decode_exception(value: tuple[bytes | None, str, str, str]) -> BaseException:
     """Make a task's exception from what its worker sent; its traceback is the cause."""
     data, type_name, message, text = value
@@ -400,6 +409,7 @@ class ProcessPool(_core.PoolBase, Executor):
                     "setup": self._setup,
                     "most": self._max_tasks,
                     "memory_limit": self._memory_limit,
+                    "authkey": _authkey(),
                 }
             )
             view = memoryview(data)
@@ -543,10 +553,9 @@ class ProcessPool(_core.PoolBase, Executor):
         self._control = None
         status = self._reap_zygote(_RESULTS_GRACE)
         for seat, worker in list(self._seats.items()):
-            if worker.pidfd >= 0:
-                if not select.select([worker.pidfd], [], [], 1.0)[0]:
-                    self._kill(worker)
-                    select.select([worker.pidfd], [], [], 1.0)
+            if worker.pidfd >= 0 and not select.select([worker.pidfd], [], [], 1.0)[0]:
+                self._kill(worker)
+                select.select([worker.pidfd], [], [], 1.0)
             stack = worker.last_stack()
             worker.close()
             del self._seats[seat]

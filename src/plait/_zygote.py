@@ -33,7 +33,8 @@ def main(data: dict[str, Any]) -> None:
 
     Args:
         data: what the parent left in the start-up file: ``control``, ``memfd``, ``eventfd``
-            (descriptors), ``parent`` (process id), ``setup`` (a pickle for the workers).
+            (descriptors), ``parent`` (process id), ``setup`` (a pickle for the workers),
+            ``authkey`` (multiprocessing's, or None).
     """
     _core.die_with_parent(0)  # only undoes what a launcher may have left
     try:
@@ -50,6 +51,10 @@ def main(data: dict[str, Any]) -> None:
     for fd in (data["memfd"], data["eventfd"], data["control"]):
         os.set_inheritable(fd, False)
     control.setblocking(False)
+    if data["authkey"] is not None:
+        import multiprocessing.process
+
+        multiprocessing.process.current_process().authkey = data["authkey"]
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)
