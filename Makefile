@@ -252,7 +252,7 @@ tidy: $(STAMPS)/deps
 	fi
 
 .PHONY: types
-types: $(STAMPS)/lint ## Check types with mypy
+types: $(STAMPS)/lint $(STAMPS)/editable ## Check types with mypy
 	@mypy
 
 .PHONY: fmt

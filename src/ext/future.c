@@ -855,6 +855,13 @@ static PyType_Spec future_spec = {
 
 int plait_future_exec(PyObject *module, struct plait_state *state)
 {
+    PyObject *threading = PyImport_ImportModule("threading");
+    if (threading == NULL)
+        return -1;
+    state->condition_type = PyObject_GetAttrString(threading, "Condition");
+    Py_DECREF(threading);
+    if (state->condition_type == NULL)
+        return -1;
     state->future_base_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &future_spec, NULL);
     if (state->future_base_type == NULL)
         return -1;

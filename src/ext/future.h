@@ -118,6 +118,5 @@ void plait_future_notify(struct plait_state *state, struct plait_future *f);
 PyObject *plait_take_exception(void);
 /* A new future of `loop` that gets this one's end; cancelling it cancels this one. */
 PyObject *plait_future_for_loop(struct plait_state *state, struct plait_future *f, PyObject *loop);
-int plait_future_exec(PyObject *module, struct plait_state *state);
 
 #endif /* PLAIT_FUTURE_H */

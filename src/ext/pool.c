@@ -765,9 +765,9 @@ static PyMethodDef module_methods[] = {
 
 int plait_pool_exec(PyObject *module, struct plait_state *state)
 {
-    if (import_attr(&state->pickle_dumps, "pickle", "dumps") < 0 ||
-        import_attr(&state->pickle_loads, "pickle", "loads") < 0 ||
-        import_attr(&state->condition_type, "threading", "Condition") < 0)
+    /* The module behind pickle: pickle itself would load the regular expressions first. */
+    if (import_attr(&state->pickle_dumps, "_pickle", "dumps") < 0 ||
+        import_attr(&state->pickle_loads, "_pickle", "loads") < 0)
         return -1;
     state->protocol_5 = PyLong_FromLong(5);
     state->dumps_kwnames = Py_BuildValue("(ss)", "protocol", "buffer_callback");
@@ -785,9 +785,7 @@ int plait_pool_exec(PyObject *module, struct plait_state *state)
     if (state->pool_type == NULL ||
         PyModule_AddObjectRef(module, "PoolBase", (PyObject *)state->pool_type) < 0)
         return -1;
-    if (PyModule_AddFunctions(module, module_methods) < 0)
-        return -1;
-    return plait_future_exec(module, state);
+    return PyModule_AddFunctions(module, module_methods);
 }
 
 void plait_pool_clear(struct plait_state *state)

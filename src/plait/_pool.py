@@ -166,6 +166,15 @@ def main_module() -> tuple[str, str | None]:
     return ("none", None)
 
 
+def _authkey() -> bytes | None:
+    """What opens multiprocessing's managers: with it their proxies may be arguments.
+
+    None when the program does not use multiprocessing.
+    """
+    module = sys.modules.get("multiprocessing.process")
+    return None if module is None else bytes(module.current_process().authkey)
+
+
 def decode_exception(value: tuple[bytes | None, str, str, str]) -> BaseException:
     """Make a task's exception from what its worker sent; its traceback is the cause."""
     data, type_name, message, text = value
@@ -428,6 +437,7 @@ class ProcessPool(_core.PoolBase, Executor):
                     "setup": self._setup,
                     "most": self._max_tasks,
                     "memory_limit": self._memory_limit,
+                    "authkey": _authkey(),
                 }
             )
             view = memoryview(data)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import _pickle
+import _socket
 import fcntl
-import functools
 import os
-import pickle
 import resource
 import signal
-import socket
 import sys
 import types
-from typing import Any
 
 from . import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 importing_main = False
 """True while the parent's script is imported here: no pool may be made then."""
@@ -74,7 +76,7 @@ def load_main(module: MainModule) -> None:
 
 def load_function(data: bytes) -> Any:
     """Unpickle a task's function."""
-    return pickle.loads(data)
+    return _pickle.loads(data)
 
 
 def dump_exception(error: BaseException) -> bytes:
@@ -86,15 +88,15 @@ def dump_exception(error: BaseException) -> bytes:
     error.__traceback__ = None
     kind = type(error)
     try:
-        data = pickle.dumps(error, 5)
-        pickle.loads(data)
+        data = _pickle.dumps(error, 5)
+        _pickle.loads(data)
     except Exception:
         data = None
     try:
         message = str(error)
     except Exception as second:
         message = f"<str() raised {type(second).__name__}>"
-    return pickle.dumps((data, f"{kind.__module__}.{kind.__qualname__}", message, text), 5)
+    return _pickle.dumps((data, f"{kind.__module__}.{kind.__qualname__}", message, text), 5)
 
 
 STOP_SIGNAL = signal.SIGURG
@@ -142,7 +144,7 @@ def limit_memory(limit: int) -> None:
 
 
 def serve(
-    data: dict[str, Any], seat: int, low_mark: int, control: socket.socket, stackfd: int
+    data: dict[str, Any], seat: int, low_mark: int, control: _socket.socket, stackfd: int
 ) -> int:
     """Be a worker until the pool ends.
 
@@ -179,7 +181,7 @@ def serve(
         data["most"],
         load_function,
         dump_exception,
-        functools.partial(watch_faults, stackfd),
+        lambda *args: watch_faults(stackfd, *args),
     )
     return 0
 

@@ -7,18 +7,21 @@ that socket is closed or the parent dies, and its workers end with it.
 
 from __future__ import annotations
 
-import contextlib
+import _pickle  # what these two wrap is what a pool's start can afford to load
+import _socket
 import fcntl
 import os
-import pickle
 import select
 import signal
-import socket
 import struct
 import time
-from typing import Any
 
 from . import _core, _worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 # kind, seat, pid, exit status as of waitpid, a number (memory in bytes, low mark, milliseconds)
 HEAD = struct.Struct("<cIIiQQ")
@@ -30,7 +33,8 @@ def main(data: dict[str, Any]) -> None:
 
     Args:
         data: what the parent left in the start-up file: ``control``, ``memfd``, ``eventfd``
-            (descriptors), ``parent`` (process id), ``setup`` (a pickle for the workers).
+            (descriptors), ``parent`` (process id), ``setup`` (a pickle for the workers),
+            ``authkey`` (multiprocessing's, or None).
     """
     _core.die_with_parent(0)  # only undoes what a launcher may have left
     try:
@@ -43,10 +47,14 @@ def main(data: dict[str, Any]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    control = socket.socket(fileno=data["control"])
+    control = _socket.socket(fileno=data["control"])
     for fd in (data["memfd"], data["eventfd"], data["control"]):
         os.set_inheritable(fd, False)
     control.setblocking(False)
+    if data["authkey"] is not None:
+        import multiprocessing.process
+
+        multiprocessing.process.current_process().authkey = data["authkey"]
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -54,8 +62,10 @@ def main(data: dict[str, Any]) -> None:
     poll = select.poll()
     for fd in (control.fileno(), parent, wake_read):
         poll.register(fd, select.POLLIN)
-    with control:
+    try:
         Zygote(data, control, (parent, wake_read, wake_write), poll).run()
+    finally:
+        control.close()
 
 
 class Zygote:
@@ -64,7 +74,7 @@ class Zygote:
     def __init__(
         self,
         data: dict[str, Any],
-        control: socket.socket,
+        control: _socket.socket,
         private: tuple[int, int, int],
         poll: select.poll,
     ) -> None:
@@ -86,8 +96,10 @@ class Zygote:
             if self.parent in ready:
                 return self.kill_all()
             if self.wake_read in ready:
-                with contextlib.suppress(BlockingIOError):
+                try:
                     os.read(self.wake_read, 4096)
+                except BlockingIOError:
+                    pass
                 self.reap()
             if self.control.fileno() in ready and not self.read_control():
                 return self.kill_all()
@@ -174,8 +186,7 @@ class Zygote:
             if pid in self.seats and (ended.si_code != os.CLD_EXITED or ended.si_status != 0):
                 # What it started dies with it. Before it is reaped the number of its group can
                 # belong to nobody else.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
+                end(os.killpg, pid)
             pid, status, usage = os.wait4(pid, 0)
             seat = self.seats.pop(pid, None)
             if seat is not None:
@@ -196,20 +207,30 @@ class Zygote:
     def kill_all(self) -> None:
         """End every worker at once."""
         for pid in self.seats:
-            for kill in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    kill(pid, signal.SIGKILL)
+            end(os.killpg, pid)
+            end(os.kill, pid)
         for pid in self.seats:
-            with contextlib.suppress(ChildProcessError):
+            try:
                 os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass
 
 
-def send(control: socket.socket, message: bytes, fds: tuple[int, ...] = ()) -> None:
+def end(kill: Callable[[int, int], None], pid: int) -> None:
+    """Send SIGKILL, if there is still someone to get it."""
+    try:
+        kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def send(control: _socket.socket, message: bytes, fds: tuple[int, ...] = ()) -> None:
     """Send one message with descriptors, waiting for room if need be."""
     while True:
         try:
             if fds:
-                socket.send_fds(control, [message], fds)
+                rights = struct.pack(f"{len(fds)}i", *fds)
+                control.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
             else:
                 control.send(message)
             return
@@ -221,4 +242,4 @@ def send(control: socket.socket, message: bytes, fds: tuple[int, ...] = ()) -> N
 
 def load_setup(data: dict[str, Any]) -> Any:
     """The parent's set-up for its workers."""
-    return pickle.loads(data["setup"])
+    return _pickle.loads(data["setup"])

@@ -132,6 +132,10 @@ def get_env(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def put(queue: Any, value: Any) -> None:
+    queue.put(value)
+
+
 def total(x: Any) -> float:
     return float(x.sum())
 

@@ -711,3 +711,12 @@ def test_ctrl_c_in_a_burst() -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_worker_does_not_load_asyncio() -> None:
+    """Half of a pool's start would be that import."""
+    with plait.ProcessPool(1) as pool:
+        loaded = pool.submit(eval, "'asyncio' in __import__('sys').modules").result()
+        assert loaded is False
+        # Whoever needs the rest of plait there gets it.
+        assert pool.submit(eval, "__import__('plait').Loop.__name__").result() == "Loop"
