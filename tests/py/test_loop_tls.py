@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import plait
+from plait import _core
 
 FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "plait": plait.new_event_loop,
@@ -975,3 +976,24 @@ def test_nothing_is_left(
         gc.collect()
         assert [ref() for ref in seen if ref() is not None] == []
         seen.clear()
+
+
+def test_resuming_after_the_loop_was_closed(client_context: ssl.SSLContext) -> None:
+    """It is refused, as by asyncio, and the loop keeps nothing."""
+    loop = plait.new_event_loop()
+
+    async def make() -> Any:
+        return _core.SSLTransport(
+            loop, Recorder(), client_context, None, False, "localhost", True, 60.0, 30.0
+        )
+
+    transport = loop.run_until_complete(make())
+    transport.pause_reading()
+    loop.close()
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        transport.resume_reading()
+    transport.abort()
+    seen = weakref.ref(loop)
+    del loop, transport
+    gc.collect()
+    assert seen() is None
