@@ -187,6 +187,7 @@ static struct plait_slot *take_slot(struct plait_monitor *m, PyThreadState *tsta
     slot->ident = PyThread_get_thread_ident();
     slot->top = NULL;
     slot->depth = 0;
+    atomic_store_explicit(&slot->aside, false, memory_order_relaxed);
     /* That the process's first thread is also the interpreter's main one is a guess, and
      * `on_pending` corrects it where an embedding program does otherwise. */
     /* Relaxed: whichever way the monitor takes, it checks again. */
@@ -243,6 +244,18 @@ struct plait_slot *plait_slot_get(struct plait_state *state)
         return m->last_slot;
 #endif
     return find_slot(state, m);
+}
+
+void plait_budget_step_aside(struct plait_state *state, unsigned long ident, bool aside)
+{
+    struct plait_monitor *m = state->budget.monitor;
+    if (m == NULL)
+        return;
+    /* Relaxed, all of these: the interpreter's lock orders them. */
+    struct plait_slot *slot = atomic_load_explicit(&m->slots, memory_order_relaxed);
+    for (; slot != NULL; slot = slot->next)
+        if (slot->tstate != NULL && slot->ident == ident)
+            atomic_store_explicit(&slot->aside, aside, memory_order_relaxed);
 }
 
 /* ---- the monitor ---- */
@@ -620,13 +633,14 @@ static void fire_async(struct plait_monitor *m, struct plait_slot *slot, uint64_
                                                 memory_order_acq_rel, memory_order_relaxed)) {
         int64_t deadline = atomic_load_explicit(&slot->deadline, memory_order_relaxed);
         bool due = deadline <= now;
+        bool aside = atomic_load_explicit(&slot->aside, memory_order_relaxed);
 #ifndef Py_GIL_DISABLED
         /* Its frames stand still while this thread has the lock. Whoever claimed the word
          * keeps the budget's frame in C from being left. */
         PyObject *code = slot->top->owner->code;
-        bool allowed = due && may_raise(slot->tstate, code);
+        bool allowed = due && !aside && may_raise(slot->tstate, code);
 #else
-        bool allowed = due;
+        bool allowed = due && !aside;
 #endif
         if (allowed)
             allowed = PyThreadState_SetAsyncExc(slot->ident, m->over_budget) == 1;
@@ -703,7 +717,9 @@ static bool disarm(struct plait_slot *slot)
             continue;
         if ((word & STATE) != FIRED)
             return false;
-        (void)PyThreadState_SetAsyncExc(slot->ident, NULL); /* taken back, if still there */
+        /* Taken back, if still there; what has come in its place is not ours to take. */
+        if (!atomic_load_explicit(&slot->aside, memory_order_relaxed))
+            (void)PyThreadState_SetAsyncExc(slot->ident, NULL);
         return true;
     }
 }
