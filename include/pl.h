@@ -17,6 +17,7 @@
 #define PL_H
 
 #include "pl_base.h"
+#include "pl_channel.h"
 #include "pl_file.h"
 #include "pl_loop.h"
 #include "pl_pool.h"

@@ -20,8 +20,34 @@ PyDoc_STRVAR(build_config_doc, "build_config($module, /)\n--\n\n"
                                "    dict: version, compiler, whether io_uring is built in, and\n"
                                "    whether assertions are compiled in.");
 
+PyDoc_STRVAR(getattr_doc, "__getattr__($module, name, /)\n--\n\n"
+                          "Make the parts that build on asyncio, and look again.");
+
+static PyObject *module_getattr(PyObject *module, PyObject *name)
+{
+    struct plait_state *state = plait_state_of_module(module);
+    /* The import system asks for names like __path__, which are not there in any case. */
+    bool special = PyUnicode_Check(name) && PyUnicode_GetLength(name) > 2 &&
+                   PyUnicode_ReadChar(name, 0) == '_' && PyUnicode_ReadChar(name, 1) == '_';
+    if (!state->whole && !special) {
+#define X(part)                                                                                    \
+    if (plait_##part##_exec(module, state) < 0)                                                    \
+        return NULL;
+        PLAIT_LATER_PARTS(X)
+#undef X
+        state->whole = true;
+    }
+    PyObject *value = PyDict_GetItemWithError(PyModule_GetDict(module), name); // borrowed
+    if (value != NULL)
+        return Py_NewRef(value);
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_AttributeError, "module 'plait._core' has no attribute %R", name);
+    return NULL;
+}
+
 static PyMethodDef methods[] = {
     {"build_config", build_config, METH_NOARGS, build_config_doc},
+    {"__getattr__", module_getattr, METH_O, getattr_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -30,12 +56,7 @@ static int module_exec(PyObject *module)
     struct plait_state *state = plait_state_of_module(module);
     if (PyModule_AddStringConstant(module, "__version__", pl_version()) < 0)
         return -1;
-#define X(part)                                                                                    \
-    if (plait_##part##_exec(module, state) < 0)                                                    \
-        return -1;
-    PLAIT_PARTS(X)
-#undef X
-    return 0;
+    return plait_pool_exec(module, state);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)

@@ -53,11 +53,11 @@ struct scope {
     struct handle *first;
     struct handle *last;
     Py_ssize_t live;
-    PyObject *create_task;  /* of the loop; NULL: every start is Python's business */
-    PyObject *handle_type;  /* Handle, a subclass of the base type here */
-    PyObject *current;      /* the context variable that names the innermost scope */
-    PyObject *finished;     /* list of handles */
-    PyObject *waiter;       /* who waits for the list to be empty, or NULL */
+    PyObject *create_task; /* of the loop; NULL: every start is Python's business */
+    PyObject *handle_type; /* Handle, a subclass of the base type here */
+    PyObject *current;     /* the context variable that names the innermost scope */
+    PyObject *finished;    /* list of handles */
+    PyObject *waiter;      /* who waits for the list to be empty, or NULL */
     PyObject *dict;
     PyObject *weakrefs;
     char fast;    /* open, neither limited nor cancelled */
@@ -144,8 +144,8 @@ static PyObject *handle_call(PyObject *self, PyObject *args, PyObject *kwargs)
     int failed;
     if (result != NULL && !s->watched && h->extra == NULL && h->linked) {
         failed = settle(s, h, DONE, result, NULL);
-        if (failed == 0 && ((s->live == 0 && s->waiter != NULL) ||
-                            PyList_GET_SIZE(s->finished) > FINISHED_MAX)) {
+        if (failed == 0 &&
+            ((s->live == 0 && s->waiter != NULL) || PyList_GET_SIZE(s->finished) > FINISHED_MAX)) {
             PyObject *told = PyObject_CallMethodNoArgs((PyObject *)s, s->state->str_idle);
             failed = told == NULL ? -1 : 0;
             Py_XDECREF(told);
@@ -251,7 +251,7 @@ static PyType_Spec handle_spec = {
 
 /* ---- a scope ---- */
 
-/* A new live handle. */
+/* A new live handle: one reference is the list's, the other the caller's. */
 static struct handle *new_handle(struct scope *s, PyObject *fn)
 {
     if (s->handle_type == NULL) {
@@ -309,13 +309,14 @@ static PyObject *start_coroutine(struct scope *s, PyObject *fn, PyObject *const 
     if (added == NULL)
         goto fail;
     Py_DECREF(added);
-    return Py_NewRef((PyObject *)h);
+    return (PyObject *)h;
 
 fail:
     if (h->linked) {
         handle_unlink(s, h);
         Py_DECREF(h);
     }
+    Py_DECREF(h);
     return NULL;
 }
 
@@ -363,28 +364,29 @@ static PyObject *scope_start(PyObject *self, PyObject *const *args, Py_ssize_t n
     return start_slow(s, args, nargs, kwnames);
 }
 
-PyDoc_STRVAR(scope_start_doc,
-             "start($self, fn, /, *args, where=None, timeout=None, name=None, retries=0, **kwargs)\n"
-             "--\n\n"
-             "Start fn(*args, **kwargs) in this scope, without waiting for it.\n\n"
-             "Args:\n"
-             "    fn: a coroutine function, a generator function or an ordinary function.\n"
-             "    args: its arguments.\n"
-             "    where: \"loop\", \"thread\", \"process\" or \"auto\". None is the loop for\n"
-             "        coroutine and generator functions and \"auto\" for others.\n"
-             "    timeout: seconds that one attempt may take; then it is stopped and fails with\n"
-             "        TaskTimeout. Waiting for the scope's limit does not count.\n"
-             "    name: for reports and errors; None for the function's.\n"
-             "    retries: how often to start it again after an exception or a timeout.\n"
-             "    kwargs: its named arguments. Ones that are called as the options above are\n"
-             "        passed by functools.partial.\n\n"
-             "Returns:\n"
-             "    Handle: to await, to cancel and to ask.\n\n"
-             "Raises:\n"
-             "    ScopeClosed: the scope has ended, or was not entered.\n"
-             "    TypeError, ValueError: an argument is not as above; nothing was started.\n\n"
-             "Call it in the thread of the scope's loop; a scope without a loop takes calls from\n"
-             "any thread.");
+PyDoc_STRVAR(
+    scope_start_doc,
+    "start($self, fn, /, *args, where=None, timeout=None, name=None, retries=0, **kwargs)\n"
+    "--\n\n"
+    "Start fn(*args, **kwargs) in this scope, without waiting for it.\n\n"
+    "Args:\n"
+    "    fn: a coroutine function, a generator function or an ordinary function.\n"
+    "    args: its arguments.\n"
+    "    where: \"loop\", \"thread\", \"process\" or \"auto\". None is the loop for\n"
+    "        coroutine and generator functions and \"auto\" for others.\n"
+    "    timeout: seconds that one attempt may take; then it is stopped and fails with\n"
+    "        TaskTimeout. Waiting for the scope's limit does not count.\n"
+    "    name: for reports and errors; None for the function's.\n"
+    "    retries: how often to start it again after an exception or a timeout.\n"
+    "    kwargs: its named arguments. Ones that are called as the options above are\n"
+    "        passed by functools.partial.\n\n"
+    "Returns:\n"
+    "    Handle: to await, to cancel and to ask.\n\n"
+    "Raises:\n"
+    "    ScopeClosed: the scope has ended, or was not entered.\n"
+    "    TypeError, ValueError: an argument is not as above; nothing was started.\n\n"
+    "Call it in the thread of the scope's loop; a scope without a loop takes calls from\n"
+    "any thread.");
 
 static PyObject *scope_open(PyObject *self, PyObject *args)
 {
@@ -412,9 +414,7 @@ static PyObject *scope_open(PyObject *self, PyObject *args)
 
 static PyObject *scope_add(PyObject *self, PyObject *fn)
 {
-    return (PyObject *)new_handle(SCOPE(self), fn) == NULL
-               ? NULL
-               : Py_NewRef((PyObject *)SCOPE(self)->last);
+    return (PyObject *)new_handle(SCOPE(self), fn);
 }
 
 static PyObject *scope_settle(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -561,8 +561,7 @@ static PyType_Spec scope_spec = {
 
 int plait_scope_exec(PyObject *module, struct plait_state *state)
 {
-    state->handle_base_type =
-        (PyTypeObject *)PyType_FromModuleAndSpec(module, &handle_spec, NULL);
+    state->handle_base_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &handle_spec, NULL);
     if (state->handle_base_type == NULL || PyModule_AddType(module, state->handle_base_type) < 0)
         return -1;
     state->scope_base_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &scope_spec, NULL);

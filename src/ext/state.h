@@ -19,19 +19,22 @@
 #include "state_thread.h"
 #include "state_tls.h"
 
-/* The parts of the module, in the order in which they are made. */
+/* The parts of the module, in the order in which they are made. Workers need the pool's alone
+ * and start faster without asyncio, which the others build on: those are made when the first
+ * of their names is asked for. */
 // clang-format off
-#define PLAIT_PARTS(X) \
-    X(loop)            \
-    X(stream)          \
-    X(tls)             \
-    X(pool)            \
-    X(thread)          \
-    X(file)            \
-    X(generators)      \
-    X(budget)          \
-    X(task)            \
-    X(scope)
+#define PLAIT_LATER_PARTS(X) \
+    X(future)                \
+    X(loop)                  \
+    X(stream)                \
+    X(tls)                   \
+    X(thread)                \
+    X(file)                  \
+    X(generators)            \
+    X(budget)                \
+    X(task)                  \
+    X(scope)                 \
+    X(channel)
 
 /* Every object of the state. */
 #define PLAIT_OBJECTS(X)         \
@@ -46,6 +49,7 @@
 // clang-format on
 
 struct plait_state {
+    bool whole; /* all parts are made */
 #define X(type, name) type *name;
     PLAIT_OBJECTS(X)
 #undef X
@@ -73,8 +77,9 @@ static inline struct plait_state *plait_state_of_type(PyTypeObject *type)
 }
 
 /* Fill in their part of the state and of the module; -1 with an exception set. */
+int plait_pool_exec(PyObject *module, struct plait_state *state);
 #define X(part) int plait_##part##_exec(PyObject *module, struct plait_state *state);
-PLAIT_PARTS(X)
+PLAIT_LATER_PARTS(X)
 #undef X
 
 /* Drop what is in the state but is no object (free lists). */

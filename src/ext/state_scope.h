@@ -9,11 +9,14 @@
 #define PLAIT_SCOPE_OBJECTS(X)                     \
     X(PyTypeObject, handle_base_type)              \
     X(PyTypeObject, scope_base_type)               \
+    X(PyTypeObject, channel_base_type)             \
+    X(PyTypeObject, shared_ring_type)              \
     X(PyObject, str_add_done_callback)             \
     X(PyObject, str_ended)                         \
     X(PyObject, str_idle)                          \
     X(PyObject, str_result)                        \
-    X(PyObject, str_start)
+    X(PyObject, str_start)                         \
+    X(PyObject, str_wake)
 // clang-format on
 
 #endif /* PLAIT_STATE_SCOPE_H */

@@ -8,6 +8,12 @@ from ._auto import OverBudget as OverBudget
 from ._auto import Task as Task
 from ._auto import call as call
 from ._auto import task as task
+from ._bridges import from_thread as from_thread
+from ._bridges import to_process as to_process
+from ._bridges import to_thread as to_thread
+from ._channel import Channel as Channel
+from ._channel import SharedChannel as SharedChannel
+from ._channel import channel as channel
 from ._core import __version__ as __version__
 from ._exceptions import ChannelClosed as ChannelClosed
 from ._exceptions import DeadlineExceeded as DeadlineExceeded
@@ -25,6 +31,9 @@ from ._files import BinaryFile as BinaryFile
 from ._files import TextFile as TextFile
 from ._files import open_file as open_file
 from ._handle import Handle as Handle
+from ._locks import Event as Event
+from ._locks import Limiter as Limiter
+from ._locks import Lock as Lock
 from ._loop import EventLoopPolicy as EventLoopPolicy
 from ._loop import Loop as Loop
 from ._loop import install as install
@@ -41,10 +50,14 @@ from ._threads import stop_requested as stop_requested
 __all__ = [
     "BinaryFile",
     "Call",
+    "Channel",
     "ChannelClosed",
     "DeadlineExceeded",
+    "Event",
     "EventLoopPolicy",
     "Handle",
+    "Limiter",
+    "Lock",
     "Loop",
     "OverBudget",
     "PlaitError",
@@ -52,10 +65,11 @@ __all__ = [
     "PoolFull",
     "ProcessPool",
     "RemoteError",
-    "Task",
     "Scope",
     "ScopeClosed",
     "ScopeReport",
+    "SharedChannel",
+    "Task",
     "TaskStopped",
     "TaskTimeout",
     "TextFile",
@@ -65,8 +79,10 @@ __all__ = [
     "__version__",
     "auto",
     "call",
-    "explain",
+    "channel",
     "current_scope",
+    "explain",
+    "from_thread",
     "install",
     "new_event_loop",
     "open_file",
@@ -74,6 +90,8 @@ __all__ = [
     "scope",
     "stop_requested",
     "task",
+    "to_process",
+    "to_thread",
 ]
 
 for _name in __all__:

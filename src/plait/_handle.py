@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from asyncio import CancelledError, events
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import _core
+from ._place import Placement
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -30,12 +31,15 @@ class Extra:
     __slots__ = (
         "args",
         "attempts",
+        "auto",
         "cancelled",
         "context",
         "expired",
         "generator",
         "kwargs",
+        "outcome",
         "place",
+        "placement",
         "retries",
         "timeout",
         "timer",
@@ -49,9 +53,12 @@ class Extra:
         self.timeout: float | None = None
         self.retries = 0
         self.attempts = 1
+        self.placement = Placement("loop")
+        self.auto = False  # the strand was not asked for
         self.generator = False
         self.cancelled = False  # by Handle.cancel
         self.expired = False  # its timeout has passed
+        self.outcome: tuple[Any, BaseException | None] | None = None  # a thread's own account
         self.place = ""  # the thread's name
         self.timer: Any = None  # of its timeout, later of its grace
         self.waiters: list[Future[None]] | None = None
@@ -85,8 +92,11 @@ class Handle(_core.HandleBase, Generic[_T]):
 
     @property
     def state(self) -> str:
-        """One of "waiting" (for the scope's limit), "running", "done", "failed", "cancelled"
-        and "unstopped" (the scope has given up; it goes on)."""
+        """How it stands.
+
+        One of "waiting" (for the scope's limit), "running", "done", "failed", "cancelled" and
+        "unstopped" (the scope has given up; it goes on).
+        """
         return STATES[self._state]
 
     @property
@@ -193,6 +203,3 @@ def _seconds(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
-
-
-Later = Callable[[], object]

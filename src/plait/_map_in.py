@@ -21,7 +21,12 @@ class _Window:
     """The calls of one map that are under way or not yet taken."""
 
     def __init__(
-        self, scope: Scope, fn: Callable[..., Any], limit: int | None, options: Options, ordered: bool
+        self,
+        scope: Scope,
+        fn: Callable[..., Any],
+        limit: int | None,
+        options: Options,
+        ordered: bool,
     ) -> None:
         self.scope = scope
         self.fn = fn

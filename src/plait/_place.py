@@ -1,28 +1,77 @@
-"""Where a started function runs when nobody says so."""
+"""How scopes run functions on other strands: where, and what is learnt from it.
+
+A seam between scopes and `_auto`, which keeps the figures, and `generators`.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["choose"]
+from . import _auto
+from ._core import Task
+from ._measure import measured
+
+__all__ = ["Placement", "call_inline", "choose", "drive", "is_coroutine_function"]
 
 
-def choose(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Pick a strand for a call.
+class Placement(NamedTuple):
+    """Where a call runs.
+
+    Attributes:
+        strand: "inline", "thread" or "process".
+        far: what is run there in the function's place; None for the function itself.
+        note: gets what `far` returned, and gives the function's own result.
+        refused: called when the call cannot be sent to a process.
+    """
+
+    strand: str
+    far: Callable[..., Any] | None = None
+    note: Callable[[Any], Any] | None = None
+    refused: Callable[[BaseException], object] | None = None
+
+
+def choose(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
+) -> Placement:
+    """Say where a call runs, by what its calls have cost.
 
     Args:
-        fn: the function.
+        fn: an ordinary function.
         args: its arguments.
         kwargs: its named arguments.
+        where: "thread" or "process" when that is settled; else "auto".
+    """
+    if where != "auto" and not isinstance(fn, Task):
+        return Placement(where)
+    task = _auto.figures_of(fn)
+    index, away = task._record(args, dict(kwargs))
+    if where == "auto" and not away:
+        return Placement("inline")
+    plain = fn.fn if isinstance(fn, Task) else fn
+    state = _auto.state_of(task)
+    strand = state.choose(task, plain, index) if where == "auto" else where
+    target = state.target(plain) if strand == "process" else plain
+
+    def note(result: Any) -> Any:
+        state.note(plain, index, strand, result)
+        return result.value
+
+    def refused(error: BaseException) -> None:
+        state.away_of(task, plain, index).refused = f"{type(error).__name__}: {error}"
+
+    return Placement(strand, functools.partial(measured, target), note, refused)
+
+
+def call_inline(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function that is expected to be short; it may turn out to have gone away.
 
     Returns:
-        str: "loop" for what can be awaited, "inline", "thread" or "process".
+        A `Call`.
     """
-    if is_coroutine_function(fn):
-        return "loop"
-    return "thread"
+    return _auto.call(fn, *args, **kwargs)
 
 
 def is_coroutine_function(fn: Callable[..., Any]) -> bool:
@@ -34,10 +83,8 @@ def is_coroutine_function(fn: Callable[..., Any]) -> bool:
 
 async def drive(gen: Any) -> Any:
     """Run a plain generator on the loop's generator scheduler until it returns."""
-    try:
-        from . import generators  # type: ignore[attr-defined,unused-ignore]
-    except ImportError:
-        raise NotImplementedError("this build of plait runs no plain generators") from None
+    from . import generators
+
     task = generators.start(gen)
     try:
         return await task

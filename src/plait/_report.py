@@ -98,9 +98,7 @@ class ScopeReport:
     sums: tuple[Sum, ...]
 
     @classmethod
-    def make(
-        cls, name: str, seconds: float, handles: list[Handle[Any]], sums: Sums
-    ) -> ScopeReport:
+    def make(cls, name: str, seconds: float, handles: list[Handle[Any]], sums: Sums) -> ScopeReport:
         """Make one of handles, and of the sums of handles that are gone."""
         tasks = []
         for handle in handles:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
 __all__ = [
+    "STARVED",
     "connections",
     "cpu_count",
     "end_pool",
@@ -36,7 +37,7 @@ __all__ = [
     "start_pool",
 ]
 
-_STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _DRAIN = 1 << 16  # bytes of an over-long line that are read after its answer
 _LINGER = 1.0  # seconds that are spent on it
 
@@ -110,7 +111,7 @@ def connections(listener: socket.socket) -> Iterator[socket.socket]:
         except ConnectionError:
             continue  # It was gone before we took it.
         except OSError as error:
-            if error.errno not in _STARVED:
+            if error.errno not in STARVED:
                 raise
             # The client stays in the queue of the system until a descriptor is free.
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""One server, written in eleven ways: a file for each, to be read side by side.
+"""One server, written in twelve ways: a file for each, to be read side by side.
 
 Every file has a function ``serve(listener, limit, workers)`` that answers clients until it
 is interrupted. The model "c" is an executable without any Python.
@@ -74,6 +74,13 @@ MODELS: dict[str, Model] = {
             "the same coroutines, and a decorator that places each call",
             "loop",
             "auto",
+        ),
+        Model(
+            "plait+scope",
+            "plait_scope",
+            "one scope: clients on the loop, numbers in processes",
+            "loop",
+            "processes",
         ),
         Model("c", "", "the limit: loop and workers in C, no Python", "loop", "processes"),
     )

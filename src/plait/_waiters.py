@@ -1,0 +1,79 @@
+"""Those who wait in a channel, a lock, a limiter or an event: a thread, or a task of a loop."""
+
+from __future__ import annotations
+
+import threading
+from asyncio import Future, events
+from contextlib import suppress
+
+__all__ = ["LoopWaiter", "ThreadWaiter", "Waiter", "check_may_block"]
+
+
+class LoopWaiter:
+    """A task that waits on its loop.
+
+    `wake` may be called by any thread, and is called once.
+    """
+
+    __slots__ = ("future", "loop", "woken")
+
+    def __init__(self) -> None:
+        self.loop = events.get_running_loop()
+        self.future: Future[None] = self.loop.create_future()
+        self.woken = False
+
+    def wake(self) -> bool:
+        """Let the task go on; False when it has gone away already."""
+        if self.future.done():
+            return False
+        self.woken = True
+        if events._get_running_loop() is self.loop:
+            self.future.set_result(None)
+            return True
+        try:
+            self.loop.call_soon_threadsafe(self._set)
+        except RuntimeError:  # the loop is closed: its tasks are gone
+            return False
+        return True
+
+    def _set(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class ThreadWaiter:
+    """A thread that waits."""
+
+    __slots__ = ("gone", "lock", "woken")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        self.woken = False
+        self.gone = False
+
+    def wake(self) -> bool:
+        """Let the thread go on; False when it has gone away already."""
+        if self.gone:
+            return False
+        self.woken = True
+        with suppress(RuntimeError):
+            self.lock.release()
+        return True
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait to be woken; False when the time is over."""
+        return self.lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+
+
+Waiter = LoopWaiter | ThreadWaiter
+
+
+def check_may_block(what: str, instead: str) -> None:
+    """Refuse to block the loop that runs in this thread.
+
+    Raises:
+        RuntimeError: one does.
+    """
+    if events._get_running_loop() is not None:
+        raise RuntimeError(f"{what} would block the loop that runs in this thread: {instead}")

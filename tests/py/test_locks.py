@@ -1,0 +1,178 @@
+"""Lock, Limiter and Event between threads and coroutines, and what races do to them."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from typing import Any
+
+import pytest
+
+import plait
+
+TIMEOUT = 30.0
+
+
+def test_a_lock_excludes_threads_and_coroutines_of_two_loops() -> None:
+    lock = plait.Lock()
+    total = 0
+    rounds = 200
+
+    def step() -> None:
+        nonlocal total
+        now = total
+        threading.Event().wait(0)  # lets others run
+        total = now + 1
+
+    def thread() -> None:
+        for _ in range(rounds):
+            with lock:
+                step()
+
+    async def coroutine() -> None:
+        for _ in range(rounds):
+            async with lock:
+                step()
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        await asyncio.gather(coroutine(), coroutine())
+
+    threads = [threading.Thread(target=thread) for _ in range(2)]
+    threads += [threading.Thread(target=plait.run, args=(main(),)) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(TIMEOUT)
+    assert total == 6 * rounds
+    assert not lock.locked()
+
+
+def test_a_cancelled_wait_gives_the_lock_on() -> None:
+    async def main() -> None:
+        lock = plait.Lock()
+        order = []
+
+        async def one(n: int) -> None:
+            async with lock:
+                order.append(n)
+
+        await lock.acquire()
+        tasks = [asyncio.create_task(one(n)) for n in range(3)]
+        await asyncio.sleep(0)
+        lock.release()  # the first has it, and is cancelled before it runs
+        tasks[0].cancel()
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == [2]
+        assert not lock.locked()
+
+    plait.run(main())
+
+
+def test_timeouts_and_refusals() -> None:
+    lock = plait.Lock()
+    assert lock.acquire_nowait()
+    assert not lock.acquire_nowait()
+    assert not lock.acquire_blocking(0.01)
+    assert not lock.acquire_blocking(0)
+    lock.release()
+    with pytest.raises(RuntimeError, match="nobody has it"):
+        lock.release()
+    assert lock.acquire_blocking()
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="block the loop"):
+            lock.acquire_blocking()
+        with pytest.raises(RuntimeError, match="block the loop"):
+            plait.Event().wait_blocking()
+
+    plait.run(main())
+    for thing in (lock, plait.Event(), plait.Limiter(1)):
+        with pytest.raises(TypeError, match="one process"):
+            pickle.dumps(thing)
+
+
+def test_limiter_bounds_and_counts() -> None:
+    limiter = plait.Limiter(3)
+    peak = now = 0
+    guard = threading.Lock()
+
+    def thread() -> None:
+        nonlocal now, peak
+        with limiter:
+            with guard:
+                now += 1
+                peak = max(peak, now)
+            threading.Event().wait(0.001)
+            with guard:
+                now -= 1
+
+    async def main() -> None:
+        async with plait.scope() as s:
+            for _ in range(12):
+                s.start(thread, where="thread")
+            for _ in range(12):
+                s.start(coroutine)
+
+    async def coroutine() -> None:
+        nonlocal now, peak
+        async with limiter:
+            with guard:
+                now += 1
+                peak = max(peak, now)
+            await asyncio.sleep(0.001)
+            with guard:
+                now -= 1
+
+    plait.run(main())
+    assert peak == 3
+    assert limiter.available == limiter.total == 3
+    with pytest.raises(RuntimeError, match="more often"):
+        limiter.release()
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match="total"):
+            plait.Limiter(bad)
+    with pytest.raises(TypeError):
+        plait.Limiter(1.5)  # type: ignore[arg-type]
+
+
+def test_events_wake_all() -> None:
+    event = plait.Event()
+    woken: list[Any] = []
+
+    def thread() -> None:
+        woken.append(event.wait_blocking(TIMEOUT))
+
+    async def coroutine() -> None:
+        await event.wait()
+        woken.append("coroutine")
+
+    async def main() -> None:
+        async with plait.scope() as s:
+            for _ in range(3):
+                s.start(thread, where="thread")
+                s.start(coroutine)
+            while len(event._waiters) < 6:
+                await asyncio.sleep(0.001)
+            s.start(event.set, where="thread")
+
+    plait.run(main())
+    assert woken.count(True) == woken.count("coroutine") == 3
+    assert event.is_set()
+    event.clear()
+    assert not event.wait_blocking(0.01)
+
+
+def test_waiters_of_a_closed_loop_are_passed_over() -> None:
+    lock = plait.Lock()
+    lock.acquire_blocking()
+    loop = plait.new_event_loop()
+    task = loop.create_task(lock.acquire())
+    loop.run_until_complete(asyncio.sleep(0))
+    assert len(lock._waiters) == 1
+    loop.close()
+    lock.release()
+    assert lock.acquire_blocking(TIMEOUT)
+    del task
