@@ -77,7 +77,7 @@ struct plait_monitor {
     struct plait_slot *_Atomic slots; /* owns; only ever grows, at its head */
     bool running;
     bool stop;
-    bool over; /* the interpreter ends: `stop` stays */
+    bool over;           /* the interpreter ends: `stop` stays */
     _Atomic bool parked; /* partner of the exchange in `arm` */
     _Atomic int64_t look;
     pthread_t thread;
@@ -442,12 +442,11 @@ static int register_hooks(struct plait_state *state)
     PyObject *os = PyImport_ImportModule("os");
     PyObject *hook = os == NULL ? NULL : PyObject_GetAttrString(os, "register_at_fork");
     PyObject *none = hook == NULL ? NULL : PyTuple_New(0);
-    PyObject *kwargs =
-        none == NULL
-            ? NULL
-            : Py_BuildValue("{s:O,s:O,s:O}", "before", state->budget_before_fork, "after_in_parent",
-                            state->budget_after_fork, "after_in_child",
-                            state->budget_after_fork_in_child);
+    PyObject *kwargs = none == NULL
+                           ? NULL
+                           : Py_BuildValue("{s:O,s:O,s:O}", "before", state->budget_before_fork,
+                                           "after_in_parent", state->budget_after_fork,
+                                           "after_in_child", state->budget_after_fork_in_child);
     told = kwargs == NULL ? NULL : PyObject_Call(hook, none, kwargs);
     Py_XDECREF(os);
     Py_XDECREF(hook);
