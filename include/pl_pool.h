@@ -217,6 +217,8 @@ struct pl_view {
 struct pl_pool_config {
     const struct pl_sys *sys; /* borrows; NULL for pl_sys_default() */
     uint32_t workers;         /* seats wanted at once, 1 to 64; more are kept for successors */
+    uint32_t most;            /* seats that there may be wanted later, if the machine lets us map
+                                 so much; 0, or less than workers: no more than those */
     uint32_t slots;           /* tasks on the board; 0: 1024; rounded up to a power of two */
     uint64_t limit;           /* bytes per slice; 0: half of the machine's memory */
     uint32_t cpus;            /* 0: what sched_getaffinity says */
@@ -272,6 +274,9 @@ static inline bool pl_pool_forked(const struct pl_pool *pool)
 {
     return pool->canary == NULL || *pool->canary == 0;
 }
+
+/* How many workers there may be at once. */
+uint32_t pl_pool_room(const struct pl_pool *pool);
 
 /* Takes a free slot for a task. The caller fills in len, kind, flags, and bytes or block;
  * `user` comes back with the result. -EAGAIN when the board is full. */

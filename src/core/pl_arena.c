@@ -83,6 +83,28 @@ static uint64_t lay_out(struct pl_layout *layout)
     return layout->total;
 }
 
+/* Successors of dead workers sit on fresh seats while results of the dead are still in use.
+ * When all are taken, slices are shared with them (low_mark). */
+static uint32_t seats_for(uint32_t workers)
+{
+    return 2 * workers + 6;
+}
+
+uint32_t pl_pool_room(const struct pl_pool *pool)
+{
+    return (pool->nseats - 6) / 2;
+}
+
+static void size_slices(struct pl_layout *layout)
+{
+    layout->slice_size = align_up(layout->limit, PAGE) * 4;
+    uint64_t most = (UINT64_C(1) << 45) / (layout->nseats + 1); /* a quarter of 47 bits */
+    if (layout->slice_size > most)
+        layout->slice_size = most & ~(PAGE - 1);
+    if (layout->limit > layout->slice_size)
+        layout->limit = layout->slice_size;
+}
+
 int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config)
 {
     const struct pl_sys *sys = pool->sys;
@@ -91,9 +113,7 @@ int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config)
         .magic = PL_SHARE_MAGIC,
         .version = PL_SHARE_VERSION,
         .nslots = round_pow2(slots),
-        /* Successors of dead workers sit on fresh seats while results of the dead are still
-         * in use. When all are taken, slices are shared with them (low_mark). */
-        .nseats = 2 * config->workers + 6,
+        .nseats = seats_for(config->most > config->workers ? config->most : config->workers),
         .nblocks = 1u << 20,
         .cpus = config->cpus != 0 ? config->cpus : usable_cpus(),
         .limit = config->limit != 0 ? config->limit : physical_memory() / 2,
@@ -102,12 +122,7 @@ int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config)
     layout.line_size = 2 * layout.nslots;
     if (layout.limit < MIB)
         layout.limit = MIB;
-    layout.slice_size = align_up(layout.limit, PAGE) * 4;
-    uint64_t most = (UINT64_C(1) << 45) / (layout.nseats + 1); /* a quarter of 47 bits */
-    if (layout.slice_size > most)
-        layout.slice_size = most & ~(PAGE - 1);
-    if (layout.limit > layout.slice_size)
-        layout.limit = layout.slice_size;
+    size_slices(&layout);
 
     int fd = sys->memfd_create("plait-pool");
     if (fd < 0)
@@ -121,6 +136,11 @@ int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config)
         error = sys->ftruncate(fd, (int64_t)total);
         if (error >= 0)
             error = sys->mmap_shared(fd, (size_t)total, &base);
+        if (error < 0 && layout.nseats > seats_for(config->workers)) {
+            layout.nseats = seats_for(config->workers);
+            size_slices(&layout);
+            continue;
+        }
         if (error >= 0 || layout.slice_size <= 4 * MIB)
             break;
         layout.slice_size = align_up(layout.slice_size / 4, PAGE);
@@ -553,7 +573,7 @@ static int collect_from(struct pl_pool *pool, uint32_t seat)
 
 int pl__blocks_collect(struct pl_pool *pool, uint32_t *seat)
 {
-    for (uint32_t i = 0; i < pool->nseats; i++) {
+    for (uint32_t i = 0; i < pool->seats_high; i++) {
         if (!pool->seats[i].taken || pool->seats[i].suspect)
             continue;
         int error = collect_from(pool, i);

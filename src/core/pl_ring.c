@@ -33,7 +33,8 @@ int pl_pool_init(struct pl_pool *pool, const struct pl_pool_config *config)
 {
     const struct pl_sys *sys = config->sys != NULL ? config->sys : pl_sys_default();
     *pool = (struct pl_pool){.sys = sys, .memfd = -1, .eventfd = -1, .waitfd = -1, .mean_ns = -1};
-    if (config->workers < 1 || config->workers > 64 || config->slots > PL_SLOTS_MAX)
+    if (config->workers < 1 || config->workers > 64 || config->most > 64 ||
+        config->slots > PL_SLOTS_MAX)
         return -EINVAL;
 
     int error = pl__share_create(pool, config);

@@ -189,11 +189,12 @@ static PyObject *pool_open(PyObject *self, PyObject *args)
 {
     struct plait_pool *pool = POOL(self);
     unsigned int workers;
+    unsigned int most;
     unsigned int slots;
     unsigned long long limit;
     unsigned long long max_pending;
     int by_value;
-    if (!PyArg_ParseTuple(args, "IIKpK", &workers, &slots, &limit, &by_value, &max_pending))
+    if (!PyArg_ParseTuple(args, "IIIKpK", &workers, &most, &slots, &limit, &by_value, &max_pending))
         return NULL;
     if (pool->open) {
         PyErr_SetString(PyExc_RuntimeError, "the pool is open");
@@ -202,7 +203,8 @@ static PyObject *pool_open(PyObject *self, PyObject *args)
     if (pool->state->decode_exception == NULL &&
         import_attr(&pool->state->decode_exception, "plait._pool", "decode_exception") < 0)
         return NULL;
-    struct pl_pool_config config = {.workers = workers, .slots = slots, .limit = limit};
+    struct pl_pool_config config = {
+        .workers = workers, .most = most, .slots = slots, .limit = limit};
     int error = pl_pool_init(&pool->core, &config);
     if (error < 0)
         return plait_raise(pool->state, error, "making the shared memory of a pool");
@@ -541,6 +543,27 @@ static PyObject *pool_dismiss(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* _resize(workers, seats): so many workers are wanted from now on, and those in the seats are
+ * to end once they are idle. */
+static PyObject *pool_resize(PyObject *self, PyObject *args)
+{
+    struct plait_pool *pool = POOL(self);
+    unsigned int workers;
+    PyObject *seats;
+    if (!PyArg_ParseTuple(args, "IO!", &workers, &PyList_Type, &seats) || !plait_pool_usable(pool))
+        return NULL;
+    pool->workers = workers;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(seats); i++) {
+        unsigned long seat = PyLong_AsUnsignedLong(PyList_GET_ITEM(seats, i));
+        if (PyErr_Occurred())
+            return NULL;
+        if (seat < pool->core.nseats)
+            pl_pool_retire(&pool->core, (uint32_t)seat);
+    }
+    pl_pool_flush(&pool->core); /* those that end now may have been rung for a task */
+    Py_RETURN_NONE;
+}
+
 static PyObject *pool_break(PyObject *self, PyObject *exception)
 {
     struct plait_pool *pool = POOL(self);
@@ -689,6 +712,7 @@ static PyMethodDef pool_methods[] = {
     {"_unwatch", pool_unwatch, METH_O, NULL},
     {"_close", pool_close, METH_NOARGS, NULL},
     {"_dismiss", pool_dismiss, METH_NOARGS, NULL},
+    {"_resize", pool_resize, METH_VARARGS, NULL},
     {"_break", pool_break, METH_O, NULL},
     {"_forget_loop", pool_detach_loops, METH_NOARGS, NULL},
     {"_helper_is", pool_helper_is, METH_O, NULL},
@@ -698,7 +722,13 @@ static PyMethodDef pool_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *pool_get_room(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(POOL(self)->open ? pl_pool_room(&POOL(self)->core) : 0);
+}
+
 static PyGetSetDef pool_getset[] = {
+    {"_room", pool_get_room, NULL, NULL, NULL},
     {"_outstanding", pool_get_outstanding, NULL, NULL, NULL},
     {"_closed", pool_get_closed, NULL, NULL, NULL},
     {"_interrupted", pool_get_interrupted, NULL, NULL, NULL},

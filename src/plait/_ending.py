@@ -46,6 +46,8 @@ __all__ = ["GRACE", "Ending", "check_count", "check_seconds", "entered"]
 GRACE = 1.0
 _FOLD = 8192  # finished handles that are turned into sums at a time
 _FOLD_ABOVE = 16384
+_LAST_TURNS = 8  # of the loop, between the end of the grace and giving up
+_WAIT_TURNS = 1000  # for inner scopes that do the same
 _LOOK_AGAIN = 0.05  # seconds: the longest pause between two looks at what is cancelled
 _numbers = itertools.count(1)
 
@@ -114,6 +116,8 @@ class Ending(_core.ScopeBase):
         self._give_up_at = 0.0
         self._body_done = False
         self._late = False
+        self._last_turns = 0  # nonzero: about to give up
+        self._wait_turns = 0
         self._host_cancels = 0
         self._host_cancelling = 0
         self._errors: list[BaseException] = []
@@ -384,7 +388,7 @@ class Ending(_core.ScopeBase):
         if self._grace_timer is not None:
             self._grace_timer.cancel()
         self._give_up_at = now + left
-        self._grace_timer = self._later(left, self._give_up)
+        self._grace_timer = self._later(left, self._grace_over)
 
     def _cancel_one(self, handle: Handle[Any]) -> bool:
         """Handle.cancel; any thread."""
@@ -485,13 +489,44 @@ class Ending(_core.ScopeBase):
                 pause = min(_LOOK_AGAIN, 0.0005 * 2 ** min(self._looks - 4, 10))
                 self._delivery = self._loop.call_later(pause, self._deliver)
 
-    def _give_up(self) -> None:
+    def _grace_over(self) -> None:
         """The grace time is over."""
         if self._phase == "closed":
             return
         if not self._body_done:
             self._late = True  # the body is the caller's own: only leaving it can end it
+        elif self._loop is None:
+            self._give_up()
+        else:
+            self._last_turns = _LAST_TURNS
+            self._wait_turns = _WAIT_TURNS
+            self._last_turn()
+
+    def _last_turn(self) -> None:
+        """Let the loop turn a few times before giving up, for what is about to end.
+
+        A loop that was held up finds the ends of this scope's grace and of its inner scopes'
+        together. Those come first, and what they then raise needs some turns to arrive here.
+        """
+        if self._phase == "closed" or self._count == 0:
             return
+        busy = any(
+            inner._last_turns
+            for handle in self._living()
+            if handle._where == LOOP and handle._task is not None
+            for inner in entered.get(handle._task, ())
+        )
+        if busy and self._wait_turns > 0:
+            self._wait_turns -= 1
+        else:
+            self._last_turns -= 1
+        if self._last_turns > 0:
+            assert self._loop is not None
+            self._grace_timer = self._loop.call_soon(self._last_turn)
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
         for handle in self._living():
             self._abandon(handle)
 

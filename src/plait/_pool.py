@@ -125,6 +125,32 @@ def default_workers() -> int:
     return min(count, MAX_WORKERS)
 
 
+def check_start(start_method: Any, mp_context: Any) -> None:
+    """Refuse ways to start workers that the pool does not have."""
+    if start_method is not None and not isinstance(start_method, str):
+        raise TypeError(f"start_method must be a str or None, not {start_method!r}")
+    if start_method in ("fork", "spawn", "forkserver"):
+        raise ValueError(
+            f"start_method {start_method!r} is not supported: workers are forked from a process "
+            "that was executed afresh (start_method 'zygote', the default)"
+        )
+    if start_method not in (None, "zygote"):
+        raise ValueError(f"start_method must be 'zygote' or None, not {start_method!r}")
+    if mp_context is None:
+        return
+    try:
+        kind = mp_context.get_start_method()
+    except AttributeError:
+        raise TypeError(
+            f"mp_context must be a multiprocessing context or None, not {mp_context!r}"
+        ) from None
+    if kind not in ("spawn", "forkserver"):
+        raise ValueError(
+            f"mp_context with start method {kind!r} is not supported: workers begin in a clean "
+            "process ('spawn' and 'forkserver' are taken as meaning that)"
+        )
+
+
 def main_module() -> tuple[str, str | None]:
     """How a worker can import this process's main module: (kind, name or path)."""
     main = sys.modules.get("__main__")
@@ -176,13 +202,14 @@ def log_callback_error(future: Any, error: BaseException) -> None:
 class _Worker:
     """A worker process as its parent knows it."""
 
-    __slots__ = ("born", "pid", "pidfd", "ready", "stackfd")
+    __slots__ = ("born", "leaving", "pid", "pidfd", "ready", "stackfd")
 
     def __init__(self) -> None:
         self.pid = 0
         self.pidfd = -1
         self.stackfd = -1
         self.ready = False
+        self.leaving = False
         self.born = 0.0
 
     def last_stack(self) -> str | None:
@@ -218,8 +245,12 @@ class ProcessPool(_core.PoolBase, Executor):
         workers: how many processes; None for as many as this process may use processors.
         initializer: called in each worker before its first task.
         initargs: its arguments.
-        mp_context: accepted for compatibility; None, or a multiprocessing context whose start
-            method is not "fork" (workers always begin in a clean process).
+        mp_context: for programs that are written for concurrent.futures: None, or a context of
+            multiprocessing with the start method "spawn" or "forkserver". Both promise workers
+            that begin in a clean process and inherit no locks or threads, and so they do.
+            "fork" promises a copy of this process's memory, and is refused.
+        start_method: None or "zygote": a clean process with one thread, executed afresh, forks
+            the workers. There is no other yet: "fork", "spawn" and "forkserver" are refused.
         grace: seconds that a task has to end after it was asked to (`Future.cancel`, a timeout);
             then its process is killed.
         max_tasks_per_worker: a worker ends after so many tasks, and another takes its place.
@@ -251,6 +282,7 @@ class ProcessPool(_core.PoolBase, Executor):
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
         mp_context: Any = None,
+        start_method: str | None = None,
         shared_memory: int | None = None,
         grace: float = 1.0,
         max_tasks_per_worker: int | None = None,
@@ -285,11 +317,7 @@ class ProcessPool(_core.PoolBase, Executor):
                 raise ValueError(f"{what} must be at least {least}, not {value}")
         if when_full not in ("block", "raise", "await"):
             raise ValueError(f"when_full must be 'block', 'raise' or 'await', not {when_full!r}")
-        if mp_context is not None and mp_context.get_start_method() == "fork":
-            raise ValueError(
-                "mp_context with start method 'fork' is not supported: workers begin in a clean "
-                "process ('spawn' and 'forkserver' are taken as meaning that)"
-            )
+        check_start(start_method, mp_context)
         if _worker.importing_main:
             raise RuntimeError(
                 "a pool is made while a worker imports the main script: put the code that starts "
@@ -326,7 +354,7 @@ class ProcessPool(_core.PoolBase, Executor):
         self._setup = setup
         by_value = self._main[0] == "none" and _cloudpickle() is not None
         memfd, eventfd, waitfd = self._open(
-            workers, 0, shared_memory or 0, by_value, self._max_pending
+            workers, MAX_WORKERS, 0, shared_memory or 0, by_value, self._max_pending
         )
         self._fds = (memfd, eventfd)
         self._waitfd = waitfd
@@ -438,8 +466,13 @@ class ProcessPool(_core.PoolBase, Executor):
         ours.setblocking(False)
         self._control = ours
         self._watch(ours.fileno(), _CONTROL)
-        for _ in range(self._workers - len(self._seats)):
-            self._order_worker()
+        self._fill()
+
+    def _fill(self, delay: float = 0.0) -> None:
+        """Order the workers that are missing."""
+        staying = sum(not worker.leaving for worker in self._seats.values())
+        for _ in range(self._workers - staying):
+            self._order_worker(delay)
 
     def _order_worker(self, delay: float = 0.0) -> None:
         seat, low_mark = self._seat()
@@ -508,7 +541,9 @@ class ProcessPool(_core.PoolBase, Executor):
         if self._stopping or (self._closed and self._outstanding == 0):
             return
         delay = 0.0
-        if not worker.ready:
+        if worker.leaving:
+            pass
+        elif not worker.ready:
             self._stillborn += 1
             delay = min(2.0, 0.01 * 2**self._stillborn)
             if self._stillborn >= STILLBORN_MAX:
@@ -527,7 +562,7 @@ class ProcessPool(_core.PoolBase, Executor):
         else:
             self._young_deaths = 0
         self._finished_at_death = self._figures()["finished"]
-        self._order_worker(delay)
+        self._fill(delay)
 
     def _lose(self, future: Any, died: WorkerDied, stack: str | None) -> None:
         """The worker that had a task is gone: the future ends, or the task has another try."""
@@ -538,11 +573,11 @@ class ProcessPool(_core.PoolBase, Executor):
             self._end_stopped(future)
             return
         order = future._order
-        if order is not None and order.tries < order.retries and not self._stopping:
-            if self._rest(future):
-                self._resting.add(future)
-                self._watchdog.at(time.monotonic() + order.delay(), "again", future)
-                return
+        more = order is not None and order.tries < order.retries and not self._stopping
+        if more and self._rest(future):
+            self._resting.add(future)
+            self._watchdog.at(time.monotonic() + order.delay(), "again", future)
+            return
         future._fail(died)
 
     def _on_zygote_end(self) -> None:
@@ -772,6 +807,40 @@ class ProcessPool(_core.PoolBase, Executor):
 
     # ---- Executor ------------------------------------------------------------------
 
+    def resize(self, workers: int) -> None:
+        """Change how many worker processes there are.
+
+        New ones are started at once. Those in excess end when the task that they run is done,
+        idle ones first; this does not wait for them. Any thread may call it.
+
+        Args:
+            workers: how many, at most 64, or fewer where the address space is limited.
+
+        Raises:
+            TypeError: workers is not an int.
+            ValueError: workers is out of range.
+            RuntimeError: the pool was shut down, or belongs to another process.
+        """
+        if isinstance(workers, bool) or not isinstance(workers, int):
+            raise TypeError(f"workers must be an int, not {workers!r}")
+        if not 1 <= workers <= self._room:
+            raise ValueError(f"workers must be from 1 to {self._room}, not {workers}")
+        with self._lock:
+            if self._closed or self._stopping or self._forked:
+                raise RuntimeError(
+                    "cannot resize a pool that was shut down or is another process's"
+                )
+            self._on_control()  # the seats of those that have ended are free
+            busy = {entry[0] for entry in self._running()}
+            staying = [seat for seat, worker in self._seats.items() if not worker.leaving]
+            staying.sort(key=lambda seat: (seat in busy, self._seats[seat].ready), reverse=True)
+            excess = staying[workers:]
+            self._workers = workers
+            for seat in excess:
+                self._seats[seat].leaving = True
+            self._resize(workers, excess)
+            self._fill()
+
     def statistics(self) -> PoolStatistics:
         """How the pool stands: tasks by state and outcome, workers, waiting and running times.
 
@@ -780,6 +849,8 @@ class ProcessPool(_core.PoolBase, Executor):
         Raises:
             RuntimeError: the pool belongs to another process.
         """
+        if not (self._forked or self._stopped):
+            self._on_control()  # births that nobody has read of yet
         return gather(self)
 
     def _when_full(self) -> None:

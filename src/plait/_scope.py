@@ -171,7 +171,7 @@ class Scope(Ending):
                 except BaseException:
                     self._drop(handle)
                     raise
-                if self._cancelled:
+                if self._cancelled and self._loop is not None:
                     self._look_soon()
         return handle
 
@@ -349,7 +349,7 @@ class Scope(Ending):
             self._deliver()
             self._give_up()
         elif self._late and self._count:
-            self._give_up()
+            self._grace_over()
         while self._count:
             self._waiter = self._loop.create_future()
             try:
@@ -413,7 +413,7 @@ class Scope(Ending):
                 else:
                     self._fail(exc)
             if self._late and self._count:
-                self._give_up()
+                self._grace_over()
             # What another thread raises in this one may come at any instruction.
             while self._phase != "closed":
                 try:

@@ -386,14 +386,10 @@ static void threads_and_wrap_around(void)
 }
 
 static const struct pl_test tests[] = {
-    PL_TEST(order_and_fullness),
-    PL_TEST(taking_back),
-    PL_TEST(a_dead_worker_is_survived),
-    PL_TEST(a_spoilt_head_is_mended),
-    PL_TEST(a_spoilt_tail_is_mended),
-    PL_TEST(a_spoilt_layout_harms_nobody),
-    PL_TEST(hostile_contents),
-    PL_TEST(threads_and_wrap_around),
+    PL_TEST(order_and_fullness),        PL_TEST(taking_back),
+    PL_TEST(a_dead_worker_is_survived), PL_TEST(a_spoilt_head_is_mended),
+    PL_TEST(a_spoilt_tail_is_mended),   PL_TEST(a_spoilt_layout_harms_nobody),
+    PL_TEST(hostile_contents),          PL_TEST(threads_and_wrap_around),
 };
 
 PL_TEST_MAIN(tests)
