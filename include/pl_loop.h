@@ -329,6 +329,7 @@ struct pl_stream {
     bool is_socket; /* send and recv, else write and read */
     bool reading;
     bool corked;       /* in loop->corked */
+    bool sent;         /* a write has sent what was corked: `drained` is due */
     bool blocked;      /* the kernel took no more: waiting for PL_WRITABLE */
     bool eof;          /* end of stream was read */
     bool shut_pending; /* shutdown(SHUT_WR) once the queue is empty */

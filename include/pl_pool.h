@@ -88,10 +88,13 @@ struct pl_seat {
     /* The parent writes. */
     _Alignas(PL_CACHE_LINE) _Atomic uint32_t handed_back; /* the worker's blocks: id + 1 */
     _Atomic uint32_t retire; /* nonzero: this worker ends once it is idle */
+    _Atomic uint64_t stop;   /* the ticket of the task that is to stop, or 0 */
 };
 
-/* The first bytes of the mapping. Constant after pl_pool_init but for the atomics. */
-struct pl_share {
+/* Where things are in the mapping, and its bounds. Never changes after pl_pool_init. Everyone
+ * computes with a copy of its own: the one in the mapping is what a new worker reads, and a
+ * worker that runs wild can overwrite it. */
+struct pl_layout {
     uint64_t magic;
     uint32_t version;
     uint32_t nslots;    /* power of two */
@@ -109,6 +112,11 @@ struct pl_share {
     uint64_t slice_size;
     uint64_t limit;  /* bytes that one slice may have in use */
     int64_t spin_ns; /* how long a dry worker spins */
+};
+
+/* The first bytes of the mapping. */
+struct pl_share {
+    struct pl_layout layout;
     /* The parent writes. */
     _Alignas(PL_CACHE_LINE) _Atomic uint64_t tail; /* of the line */
     /* Workers write. */
@@ -209,6 +217,8 @@ struct pl_view {
 struct pl_pool_config {
     const struct pl_sys *sys; /* borrows; NULL for pl_sys_default() */
     uint32_t workers;         /* seats wanted at once, 1 to 64; more are kept for successors */
+    uint32_t most;            /* seats that there may be wanted later, if the machine lets us map
+                                 so much; 0, or less than workers: no more than those */
     uint32_t slots;           /* tasks on the board; 0: 1024; rounded up to a power of two */
     uint64_t limit;           /* bytes per slice; 0: half of the machine's memory */
     uint32_t cpus;            /* 0: what sched_getaffinity says */
@@ -221,6 +231,7 @@ struct pl_pool {
     int waitfd;  /* owns; readable when something happened: an epoll set */
     unsigned char *base;
     struct pl_share *share;
+    struct pl_layout layout; /* the one that is computed with */
     struct pl_slot *slots;
     _Atomic uint32_t *line;
     uint32_t *canary; /* one page that is zero after a fork */
@@ -237,6 +248,7 @@ struct pl_pool {
     struct pl_parent_seat *seats; /* owns */
     struct pl_heap heap;
     int64_t mean_ns; /* moving average of run_ns; -1 while unknown */
+    bool closing;    /* pl_pool_close was called */
     bool payer;      /* someone sees to it that debts are paid (pl_pool_post) */
     /* A post left a parked worker asleep although work waits: 0, or the number of the debt.
      * Written by whoever holds the pool, looked at by the payer without holding it. */
@@ -263,6 +275,9 @@ static inline bool pl_pool_forked(const struct pl_pool *pool)
     return pool->canary == NULL || *pool->canary == 0;
 }
 
+/* How many workers there may be at once. */
+uint32_t pl_pool_room(const struct pl_pool *pool);
+
 /* Takes a free slot for a task. The caller fills in len, kind, flags, and bytes or block;
  * `user` comes back with the result. -EAGAIN when the board is full. */
 int pl_pool_stage(struct pl_pool *pool, void *user, uint32_t *cell) PL_MUST_CHECK;
@@ -285,6 +300,19 @@ bool pl_pool_withdraw(struct pl_pool *pool, uint32_t cell);
 
 /* Whether a worker has begun the task in a cell that this caller posted. */
 bool pl_pool_claimed(const struct pl_pool *pool, uint32_t cell);
+
+/* Which worker has the task in a cell that this caller posted: false when none has. `since`
+ * is the worker's word for when it began (monotonic nanoseconds), 0 while it has not said so. */
+bool pl_pool_holder(const struct pl_pool *pool, uint32_t cell, uint32_t *seat, int64_t *since);
+
+/* Asks the worker that has a task to stop that task, and no other: the request names this
+ * posting of it (its ticket). The caller then signals the worker, which compares. False when
+ * no worker has the task, because it is not claimed yet or has ended. */
+bool pl_pool_stop(struct pl_pool *pool, uint32_t cell, uint32_t *seat);
+
+/* Looks for what a worker may have written where it had no business, without having died of
+ * it, and puts it right. For somebody who has waited for long. */
+void pl_pool_check(struct pl_pool *pool);
 
 /* The next finished task: 1 with *cell set, 0 when there is none, or PL_EPROTO with *seat
  * set: that worker must be killed. The caller reads pool->slots[cell] (which a hostile
@@ -376,6 +404,7 @@ struct pl_member {
     unsigned char *base; /* borrows: the mapping */
     uint64_t total;
     struct pl_share *share;
+    struct pl_layout layout; /* the one that is computed with */
     struct pl_seat *mine;
     struct pl_slot *slots;
     _Atomic uint32_t *line;
@@ -398,6 +427,12 @@ void pl_member_fini(struct pl_member *member);
 /* Claims the next task: 1 with *cell set, 0 when there is none, PL_ECLOSED when the pool (or
  * this seat) ends and nothing is left, PL_EPROTO. */
 int pl_member_take(struct pl_member *member, uint32_t *cell) PL_MUST_CHECK;
+
+/* The name of this posting of a claimed task: never 0, and of no other posting. */
+uint64_t pl_member_ticket(const struct pl_member *member, uint32_t cell);
+
+/* Whether the parent asks for the end of that task. Async-signal-safe. */
+bool pl_member_asked(const struct pl_member *member, uint64_t ticket);
 
 /* Publishes the result that was written into the slot, and rings if the parent asked. A
  * negative code (-EBADF, when the task has closed what is not its own) says that the parent

@@ -239,8 +239,7 @@ static const char *message_of(const struct conn *c, const char *pattern)
 static void send_some(int epfd, struct conn *c, const char *pattern, size_t size)
 {
     while (c->sent < size) {
-        ssize_t n =
-            put(&c->line, message_of(c, pattern) + c->sent, size - c->sent, MSG_DONTWAIT);
+        ssize_t n = put(&c->line, message_of(c, pattern) + c->sent, size - c->sent, MSG_DONTWAIT);
         if (n < 0) {
             if (errno == EINTR)
                 continue;

@@ -65,49 +65,64 @@ static uint32_t usable_cpus(void)
     return n > 0 ? (uint32_t)n : 1;
 }
 
-static uint64_t lay_out(struct pl_share *share)
+static uint64_t lay_out(struct pl_layout *layout)
 {
-    uint64_t at = align_up(sizeof(*share), PAGE);
-    share->slots_at = at;
-    at = align_up(at + (uint64_t)share->nslots * PL_SLOT_SIZE, PAGE);
-    share->line_at = at;
-    at = align_up(at + (uint64_t)share->line_size * sizeof(uint32_t), PAGE);
-    share->seats_at = at;
-    at = align_up(at + (uint64_t)share->nseats * sizeof(struct pl_seat), PAGE);
-    share->done_at = at;
-    at = align_up(at + (uint64_t)share->nseats * share->nslots * sizeof(uint32_t), PAGE);
-    share->links_at = at;
-    at = align_up(at + (uint64_t)(share->nseats + 1) * share->nblocks * sizeof(uint32_t), PAGE);
-    share->slices_at = at;
-    share->total = at + (uint64_t)(share->nseats + 1) * share->slice_size;
-    return share->total;
+    uint64_t at = align_up(sizeof(struct pl_share), PAGE);
+    layout->slots_at = at;
+    at = align_up(at + (uint64_t)layout->nslots * PL_SLOT_SIZE, PAGE);
+    layout->line_at = at;
+    at = align_up(at + (uint64_t)layout->line_size * sizeof(uint32_t), PAGE);
+    layout->seats_at = at;
+    at = align_up(at + (uint64_t)layout->nseats * sizeof(struct pl_seat), PAGE);
+    layout->done_at = at;
+    at = align_up(at + (uint64_t)layout->nseats * layout->nslots * sizeof(uint32_t), PAGE);
+    layout->links_at = at;
+    at = align_up(at + (uint64_t)(layout->nseats + 1) * layout->nblocks * sizeof(uint32_t), PAGE);
+    layout->slices_at = at;
+    layout->total = at + (uint64_t)(layout->nseats + 1) * layout->slice_size;
+    return layout->total;
+}
+
+/* Successors of dead workers sit on fresh seats while results of the dead are still in use.
+ * When all are taken, slices are shared with them (low_mark). */
+static uint32_t seats_for(uint32_t workers)
+{
+    return 2 * workers + 6;
+}
+
+uint32_t pl_pool_room(const struct pl_pool *pool)
+{
+    return (pool->nseats - 6) / 2;
+}
+
+static void size_slices(struct pl_layout *layout)
+{
+    layout->slice_size = align_up(layout->limit, PAGE) * 4;
+    uint64_t most = (UINT64_C(1) << 45) / (layout->nseats + 1); /* a quarter of 47 bits */
+    if (layout->slice_size > most)
+        layout->slice_size = most & ~(PAGE - 1);
+    if (layout->limit > layout->slice_size)
+        layout->limit = layout->slice_size;
 }
 
 int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config)
 {
     const struct pl_sys *sys = pool->sys;
     uint32_t slots = config->slots != 0 ? config->slots : 1024;
-    struct pl_share share = {
+    struct pl_layout layout = {
         .magic = PL_SHARE_MAGIC,
         .version = PL_SHARE_VERSION,
         .nslots = round_pow2(slots),
-        /* Successors of dead workers sit on fresh seats while results of the dead are still
-         * in use. When all are taken, slices are shared with them (low_mark). */
-        .nseats = 2 * config->workers + 6,
+        .nseats = seats_for(config->most > config->workers ? config->most : config->workers),
         .nblocks = 1u << 20,
         .cpus = config->cpus != 0 ? config->cpus : usable_cpus(),
         .limit = config->limit != 0 ? config->limit : physical_memory() / 2,
         .spin_ns = 50000,
     };
-    share.line_size = 2 * share.nslots;
-    if (share.limit < MIB)
-        share.limit = MIB;
-    share.slice_size = align_up(share.limit, PAGE) * 4;
-    uint64_t most = (UINT64_C(1) << 45) / (share.nseats + 1); /* a quarter of 47 bits */
-    if (share.slice_size > most)
-        share.slice_size = most & ~(PAGE - 1);
-    if (share.limit > share.slice_size)
-        share.limit = share.slice_size;
+    layout.line_size = 2 * layout.nslots;
+    if (layout.limit < MIB)
+        layout.limit = MIB;
+    size_slices(&layout);
 
     int fd = sys->memfd_create("plait-pool");
     if (fd < 0)
@@ -117,17 +132,22 @@ int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config)
     void *base = NULL;
     int error;
     for (;;) {
-        uint64_t total = lay_out(&share);
+        uint64_t total = lay_out(&layout);
         error = sys->ftruncate(fd, (int64_t)total);
         if (error >= 0)
             error = sys->mmap_shared(fd, (size_t)total, &base);
-        if (error >= 0 || share.slice_size <= 4 * MIB)
+        if (error < 0 && layout.nseats > seats_for(config->workers)) {
+            layout.nseats = seats_for(config->workers);
+            size_slices(&layout);
+            continue;
+        }
+        if (error >= 0 || layout.slice_size <= 4 * MIB)
             break;
-        share.slice_size = align_up(share.slice_size / 4, PAGE);
-        if (share.limit > share.slice_size / 2)
-            share.limit = share.slice_size / 2;
-        if (share.nblocks > 4096)
-            share.nblocks /= 4;
+        layout.slice_size = align_up(layout.slice_size / 4, PAGE);
+        if (layout.limit > layout.slice_size / 2)
+            layout.limit = layout.slice_size / 2;
+        if (layout.nblocks > 4096)
+            layout.nblocks /= 4;
     }
     if (error < 0) {
         (void)sys->close(fd); /* the error to tell is the first one */
@@ -136,23 +156,22 @@ int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config)
     pool->memfd = fd;
     pool->base = base;
     pool->share = base;
-    memcpy(pool->share, &share, offsetof(struct pl_share, tail));
+    pool->share->layout = pool->layout = layout;
     return 0;
 }
 
 /* Every offset that a peer will compute with must stay inside of the mapping. */
-static bool layout_is_sound(const struct pl_share *found)
+bool pl__layout_is_sound(const struct pl_layout *layout)
 {
-    struct pl_share share;
-    memcpy(&share, found, offsetof(struct pl_share, tail));
-    struct pl_share again = share;
-    if (share.magic != PL_SHARE_MAGIC || share.version != PL_SHARE_VERSION || share.nslots == 0 ||
-        share.nslots > PL_SLOTS_MAX || share.line_size != 2 * share.nslots || share.nseats == 0 ||
-        share.nseats > PL_SEATS_MAX || share.nblocks == 0 || share.nblocks > 1u << 20 ||
-        share.slice_size > UINT64_C(1) << 45)
+    struct pl_layout again = *layout;
+    if (layout->magic != PL_SHARE_MAGIC || layout->version != PL_SHARE_VERSION ||
+        layout->nslots == 0 || layout->nslots > PL_SLOTS_MAX ||
+        layout->line_size != 2 * layout->nslots || layout->nseats == 0 ||
+        layout->nseats > PL_SEATS_MAX || layout->nblocks == 0 || layout->nblocks > 1u << 20 ||
+        layout->slice_size > UINT64_C(1) << 45)
         return false;
     (void)lay_out(&again);
-    return memcmp(&share, &again, offsetof(struct pl_share, tail)) == 0;
+    return memcmp(layout, &again, sizeof(again)) == 0; /* it has no padding */
 }
 
 int pl_share_map(const struct pl_sys *sys, int memfd, void **base, uint64_t *total)
@@ -163,15 +182,14 @@ int pl_share_map(const struct pl_sys *sys, int memfd, void **base, uint64_t *tot
     int error = sys->mmap_shared(memfd, PAGE, &head);
     if (error < 0)
         return error;
-    bool sound = layout_is_sound(head);
-    uint64_t size = ((struct pl_share *)head)->total;
+    struct pl_layout layout = ((struct pl_share *)head)->layout;
     (void)sys->munmap(head, PAGE); /* can only fail for an address that is not ours */
-    if (!sound)
+    if (!pl__layout_is_sound(&layout))
         return PL_EPROTO;
-    error = sys->mmap_shared(memfd, (size_t)size, base);
+    error = sys->mmap_shared(memfd, (size_t)layout.total, base);
     if (error < 0)
         return error;
-    *total = size;
+    *total = layout.total;
     return 0;
 }
 
@@ -527,9 +545,8 @@ void pl__blocks_recall(struct pl_pool *pool, uint32_t cell)
  * thing that uses it dies, which may be before its task is finished. */
 static int collect_from(struct pl_pool *pool, uint32_t seat)
 {
-    struct pl_share *share = pool->share;
-    struct pl_seat *place = pl__seat(pool->base, share, seat);
-    _Atomic uint32_t *links = pl__links(pool->base, share, pool->nseats);
+    struct pl_seat *place = pl__seat(pool->base, &pool->layout, seat);
+    _Atomic uint32_t *links = pl__links(pool->base, &pool->layout, pool->nseats);
     uint32_t link = take_all(&place->returned);
     /* Each step frees or marks a block, so a circle of links ends at one that is neither
      * lent nor held any more. */
@@ -556,7 +573,7 @@ static int collect_from(struct pl_pool *pool, uint32_t seat)
 
 int pl__blocks_collect(struct pl_pool *pool, uint32_t *seat)
 {
-    for (uint32_t i = 0; i < pool->nseats; i++) {
+    for (uint32_t i = 0; i < pool->seats_high; i++) {
         if (!pool->seats[i].taken || pool->seats[i].suspect)
             continue;
         int error = collect_from(pool, i);
@@ -580,7 +597,7 @@ void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat)
             pl__heap_free(&pool->heap, id);
     }
     struct pl_parent_seat *mine = &pool->seats[seat];
-    uint64_t slice = pl__slice_at(pool->share, seat);
+    uint64_t slice = pl__slice_at(&pool->layout, seat);
     uint64_t mark = 0;
     for (struct pl_view *view = mine->views; view != NULL; view = view->next) {
         view->orphan = true;
@@ -591,13 +608,13 @@ void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat)
     mine->low_mark = align_up(mark, PAGE);
     /* The dead worker's free and unsent memory. Failure costs memory only. */
     (void)pool->sys->madvise(pool->base + slice + mine->low_mark,
-                             pool->share->slice_size - mine->low_mark, MADV_REMOVE);
+                             pool->layout.slice_size - mine->low_mark, MADV_REMOVE);
 }
 
 int pl_pool_view(struct pl_pool *pool, uint32_t cell, uint32_t seat, const struct pl_block *block,
                  struct pl_view *view, void **data)
 {
-    struct pl_share *share = pool->share;
+    const struct pl_layout *layout = &pool->layout;
     (void)cell;
     if (block->owner == PL_NO_SEAT) {
         if (block->id >= pool->heap.nblocks)
@@ -613,9 +630,10 @@ int pl_pool_view(struct pl_pool *pool, uint32_t cell, uint32_t seat, const struc
         *data = pool->base + offset;
         return 0;
     }
-    uint64_t slice = pl__slice_at(share, seat);
-    if (block->owner != seat || block->id >= share->nblocks || block->offset < slice ||
-        block->size > share->slice_size || block->offset - slice > share->slice_size - block->size)
+    uint64_t slice = pl__slice_at(layout, seat);
+    if (block->owner != seat || block->id >= layout->nblocks || block->offset < slice ||
+        block->size > layout->slice_size ||
+        block->offset - slice > layout->slice_size - block->size)
         return PL_EPROTO;
     struct pl_parent_seat *mine = &pool->seats[seat];
     *view = (struct pl_view){
@@ -648,8 +666,8 @@ void pl_pool_view_drop(struct pl_pool *pool, struct pl_view *view)
     if (view->next != NULL)
         view->next->prev = view->prev;
     if (!view->orphan)
-        push(&pl__seat(pool->base, pool->share, view->seat)->handed_back,
-             pl__links(pool->base, pool->share, view->seat), view->block.id);
+        push(&pl__seat(pool->base, &pool->layout, view->seat)->handed_back,
+             pl__links(pool->base, &pool->layout, view->seat), view->block.id);
     view->block.offset = 0;
 }
 
@@ -659,7 +677,7 @@ void pl_pool_view_drop(struct pl_pool *pool, struct pl_view *view)
  * memory can be overwritten: what does not fit the books is passed over. */
 static void take_back(struct pl_member *member)
 {
-    _Atomic uint32_t *links = pl__links(member->base, member->share, member->seat);
+    _Atomic uint32_t *links = pl__links(member->base, &member->layout, member->seat);
     uint32_t link = take_all(&member->mine->handed_back);
     while (link != 0 && link <= member->heap.nblocks) {
         uint32_t id = link - 1;
@@ -700,10 +718,10 @@ void pl_member_lend(struct pl_member *member, const struct pl_block *block)
 
 int pl_member_data(struct pl_member *member, const struct pl_block *block, void **data)
 {
-    uint64_t slice = pl__slice_at(member->share, member->share->nseats);
-    if (block->owner != PL_NO_SEAT || block->id >= member->share->nblocks ||
-        block->offset < slice || block->size > member->share->slice_size ||
-        block->offset - slice > member->share->slice_size - block->size)
+    uint64_t slice = pl__slice_at(&member->layout, member->layout.nseats);
+    if (block->owner != PL_NO_SEAT || block->id >= member->layout.nblocks ||
+        block->offset < slice || block->size > member->layout.slice_size ||
+        block->offset - slice > member->layout.slice_size - block->size)
         return PL_EPROTO;
     *data = member->base + block->offset;
     return 0;
@@ -711,6 +729,6 @@ int pl_member_data(struct pl_member *member, const struct pl_block *block, void 
 
 void pl_member_return(struct pl_member *member, const struct pl_block *block)
 {
-    push(&member->mine->returned, pl__links(member->base, member->share, member->share->nseats),
+    push(&member->mine->returned, pl__links(member->base, &member->layout, member->layout.nseats),
          block->id);
 }

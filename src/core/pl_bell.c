@@ -60,7 +60,7 @@ static void bits_set(_Atomic uint64_t *words, uint32_t bit)
 
 static void ring_seat(struct pl_pool *pool, uint32_t seat)
 {
-    struct pl_seat *place = pl__seat(pool->base, pool->share, seat);
+    struct pl_seat *place = pl__seat(pool->base, &pool->layout, seat);
     /* Release: pairs with the acquire in pl_member_wait; the futex call orders the rest. */
     (void)atomic_fetch_add_explicit(&place->bell, 1, memory_order_release);
     (void)pool->sys->futex_wake((uint32_t *)&place->bell, 1); /* 0 or 1 woken: both are fine */
@@ -106,7 +106,7 @@ void pl__bell_posted(struct pl_pool *pool)
     uint32_t alive = atomic_load_explicit(&share->alive, memory_order_relaxed);
     uint32_t parked = pl__bits_count(share->parked);
     if (parked < alive && pool->mean_ns >= 0 &&
-        (int64_t)waiting * pool->mean_ns < share->spin_ns * (int64_t)(alive - parked)) {
+        (int64_t)waiting * pool->mean_ns < pool->layout.spin_ns * (int64_t)(alive - parked)) {
         pool->unrung++;
         if (pool->payer) {
             /* Relaxed: the payer only asks whether one and the same debt gets old. */
@@ -142,6 +142,7 @@ void pl__bell_ring_all(struct pl_pool *pool)
 
 void pl_pool_close(struct pl_pool *pool)
 {
+    pool->closing = true;
     /* seq_cst: as the tail, the other half of the Dekker in pl_member_wait. */
     atomic_store_explicit(&pool->share->closing, 1, memory_order_seq_cst);
     pl__bell_ring_all(pool);
@@ -149,7 +150,7 @@ void pl_pool_close(struct pl_pool *pool)
 
 void pl_pool_retire(struct pl_pool *pool, uint32_t seat)
 {
-    atomic_store_explicit(&pl__seat(pool->base, pool->share, seat)->retire, 1,
+    atomic_store_explicit(&pl__seat(pool->base, &pool->layout, seat)->retire, 1,
                           memory_order_seq_cst); /* as closing */
     pl__bits_clear(pool->share->parked, seat);
     ring_seat(pool, seat);
@@ -201,20 +202,20 @@ int pl_pool_wait(struct pl_pool *pool, int64_t timeout_ns, uint32_t *tags)
 
 /* Whether the pool itself leaves a core for one who only looks. The parent counts as awake:
  * it has just posted, or is about to read. */
-static bool core_is_idle(const struct pl_share *share)
+static bool core_is_idle(const struct pl_share *share, uint32_t cpus)
 {
     uint32_t alive = atomic_load_explicit(&share->alive, memory_order_relaxed);
     uint32_t parked = pl__bits_count(share->parked);
-    return alive + 1 <= share->cpus + parked;
+    return alive + 1 <= cpus + parked;
 }
 
 bool pl_pool_spin(const struct pl_pool *pool)
 {
     if (pl_pool_ready(pool))
         return true;
-    if (!core_is_idle(pool->share))
+    if (!core_is_idle(pool->share, pool->layout.cpus))
         return false;
-    int64_t end = pool->sys->now() + pool->share->spin_ns;
+    int64_t end = pool->sys->now() + pool->layout.spin_ns;
     do {
         for (int i = 0; i < 16; i++) {
             pl__relax();
@@ -249,12 +250,12 @@ int pl__knock(struct pl_member *member)
 static bool spin(struct pl_member *member)
 {
     struct pl_share *share = member->share;
-    if (share->spin_ns <= 0 || !core_is_idle(share))
+    if (member->layout.spin_ns <= 0 || !core_is_idle(share, member->layout.cpus))
         return false;
     member->spins++;
     bits_set(share->spinning, member->seat);
     bool found = false;
-    int64_t end = member->sys->now() + share->spin_ns;
+    int64_t end = member->sys->now() + member->layout.spin_ns;
     do {
         for (int i = 0; i < 16 && !found; i++) {
             pl__relax();

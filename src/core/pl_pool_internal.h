@@ -22,34 +22,34 @@ static inline uint64_t pl__state(enum pl__status status, uint32_t seat, uint64_t
 
 /* ---- places in the mapping ---- */
 
-static inline struct pl_seat *pl__seat(unsigned char *base, const struct pl_share *share,
+static inline struct pl_seat *pl__seat(unsigned char *base, const struct pl_layout *layout,
                                        uint32_t seat)
 {
-    return (struct pl_seat *)(void *)(base + share->seats_at) + seat;
+    return (struct pl_seat *)(void *)(base + layout->seats_at) + seat;
 }
 
-static inline _Atomic uint32_t *pl__done_ring(unsigned char *base, const struct pl_share *share,
+static inline _Atomic uint32_t *pl__done_ring(unsigned char *base, const struct pl_layout *layout,
                                               uint32_t seat)
 {
-    return (_Atomic uint32_t *)(void *)(base + share->done_at) + (size_t)seat * share->nslots;
+    return (_Atomic uint32_t *)(void *)(base + layout->done_at) + (size_t)seat * layout->nslots;
 }
 
 /* The links of a slice's blocks; owner is a seat, or nseats for the parent. */
-static inline _Atomic uint32_t *pl__links(unsigned char *base, const struct pl_share *share,
+static inline _Atomic uint32_t *pl__links(unsigned char *base, const struct pl_layout *layout,
                                           uint32_t owner)
 {
-    return (_Atomic uint32_t *)(void *)(base + share->links_at) + (size_t)owner * share->nblocks;
+    return (_Atomic uint32_t *)(void *)(base + layout->links_at) + (size_t)owner * layout->nblocks;
 }
 
-static inline uint64_t pl__slice_at(const struct pl_share *share, uint32_t owner)
+static inline uint64_t pl__slice_at(const struct pl_layout *layout, uint32_t owner)
 {
-    return share->slices_at + (uint64_t)owner * share->slice_size;
+    return layout->slices_at + (uint64_t)owner * layout->slice_size;
 }
 
 /* ---- pl_arena.c ---- */
 
 enum pl__block_state {
-    PL__BLOCK_NONE,  /* an entry of the books that has no block */
+    PL__BLOCK_NONE, /* an entry of the books that has no block */
     PL__BLOCK_FREE,
     PL__BLOCK_OWN,   /* in use by the owner */
     PL__BLOCK_LENT,  /* goes with the task in cell `holder` */
@@ -59,6 +59,8 @@ enum pl__block_state {
 
 /* Chooses sizes that the machine lets us map; fills in the share's layout fields. */
 int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config) PL_MUST_CHECK;
+/* Whether every place that it names lies in the mapping. */
+bool pl__layout_is_sound(const struct pl_layout *layout);
 void pl__heap_init(struct pl_heap *heap, const struct pl_sys *sys, unsigned char *base,
                    uint64_t size, uint64_t top, uint64_t limit, uint32_t max);
 void pl__heap_fini(struct pl_heap *heap);
@@ -73,6 +75,12 @@ void pl__blocks_recall(struct pl_pool *pool, uint32_t cell);
 int pl__blocks_collect(struct pl_pool *pool, uint32_t *seat);
 /* The same for one seat, and then all that its dead worker held; orphans its views. */
 void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat);
+
+/* ---- pl_stop.c ---- */
+
+/* After a worker's end, or when something is seen to be wrong: undoes what it may have written
+ * where it had no business. */
+bool pl__pool_repair(struct pl_pool *pool);
 
 /* ---- pl_bell.c ---- */
 

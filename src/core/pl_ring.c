@@ -33,21 +33,22 @@ int pl_pool_init(struct pl_pool *pool, const struct pl_pool_config *config)
 {
     const struct pl_sys *sys = config->sys != NULL ? config->sys : pl_sys_default();
     *pool = (struct pl_pool){.sys = sys, .memfd = -1, .eventfd = -1, .waitfd = -1, .mean_ns = -1};
-    if (config->workers < 1 || config->workers > 64 || config->slots > PL_SLOTS_MAX)
+    if (config->workers < 1 || config->workers > 64 || config->most > 64 ||
+        config->slots > PL_SLOTS_MAX)
         return -EINVAL;
 
     int error = pl__share_create(pool, config);
     if (error < 0)
         goto fail;
-    struct pl_share *share = pool->share;
-    pool->nslots = share->nslots;
-    pool->nseats = share->nseats;
-    pool->line_size = share->line_size;
-    pool->slots = (struct pl_slot *)(void *)(pool->base + share->slots_at);
-    pool->line = (_Atomic uint32_t *)(void *)(pool->base + share->line_at);
-    uint64_t slice = pl__slice_at(share, share->nseats);
-    pl__heap_init(&pool->heap, sys, pool->base + slice, share->slice_size, 0, share->limit,
-                  share->nblocks);
+    const struct pl_layout *layout = &pool->layout;
+    pool->nslots = layout->nslots;
+    pool->nseats = layout->nseats;
+    pool->line_size = layout->line_size;
+    pool->slots = (struct pl_slot *)(void *)(pool->base + layout->slots_at);
+    pool->line = (_Atomic uint32_t *)(void *)(pool->base + layout->line_at);
+    uint64_t slice = pl__slice_at(layout, layout->nseats);
+    pl__heap_init(&pool->heap, sys, pool->base + slice, layout->slice_size, 0, layout->limit,
+                  layout->nblocks);
 
     error = -ENOMEM;
     pool->cells = sys->alloc(pool->nslots * sizeof(*pool->cells));
@@ -103,7 +104,7 @@ void pl_pool_fini(struct pl_pool *pool)
     if (pool->canary != NULL)
         (void)munmap(pool->canary, 4096);
     if (pool->base != NULL)
-        (void)sys->munmap(pool->base, pool->share->total);
+        (void)sys->munmap(pool->base, pool->layout.total);
     *pool = (struct pl_pool){.memfd = -1, .eventfd = -1, .waitfd = -1};
 }
 
@@ -200,7 +201,7 @@ bool pl_pool_ready(const struct pl_pool *pool)
         const struct pl_parent_seat *seat = &pool->seats[i];
         /* seq_cst: the other half of the Dekker in pl_member_done, after pl_pool_arm. */
         if (seat->taken && !seat->suspect &&
-            atomic_load_explicit(&pl__seat(pool->base, pool->share, i)->done_tail,
+            atomic_load_explicit(&pl__seat(pool->base, &pool->layout, i)->done_tail,
                                  memory_order_seq_cst) != seat->done_head)
             return true;
     }
@@ -235,7 +236,7 @@ int pl_pool_next(struct pl_pool *pool, uint32_t *cell, uint32_t *seat)
             continue;
         /* Acquire: pairs with the worker's store of done_tail; the result was written
          * before it. */
-        uint32_t tail = atomic_load_explicit(&pl__seat(pool->base, share, turn)->done_tail,
+        uint32_t tail = atomic_load_explicit(&pl__seat(pool->base, &pool->layout, turn)->done_tail,
                                              memory_order_acquire);
         if (tail == mine->done_head)
             continue;
@@ -243,7 +244,7 @@ int pl_pool_next(struct pl_pool *pool, uint32_t *cell, uint32_t *seat)
         if (tail - mine->done_head > pool->nslots)
             goto broken;
         uint32_t number = atomic_load_explicit(
-            &pl__done_ring(pool->base, share, turn)[mine->done_head & (pool->nslots - 1)],
+            &pl__done_ring(pool->base, &pool->layout, turn)[mine->done_head & (pool->nslots - 1)],
             memory_order_relaxed); /* ordered by done_tail */
         if (number >= pool->nslots || pool->cells[number].state != PL_CELL_POSTED ||
             atomic_load_explicit(&pool->slots[number].state, memory_order_relaxed) !=
@@ -259,6 +260,9 @@ int pl_pool_next(struct pl_pool *pool, uint32_t *cell, uint32_t *seat)
         mine->suspect = true;
         return PL_EPROTO;
     }
+    /* Relaxed: nobody but the parent has any business to write it. */
+    if (atomic_load_explicit(&share->tail, memory_order_relaxed) != pool->tail)
+        pl_pool_check(pool);
     return 0;
 }
 
@@ -289,7 +293,7 @@ int pl_pool_seat(struct pl_pool *pool, uint32_t *seat, uint64_t *low_mark)
     if (best == PL_NO_SEAT)
         return -EAGAIN;
     struct pl_parent_seat *mine = &pool->seats[best];
-    struct pl_seat *place = pl__seat(pool->base, share, best);
+    struct pl_seat *place = pl__seat(pool->base, &pool->layout, best);
     if (mine->views == NULL)
         mine->low_mark = 0;
     /* Relaxed, all of them: nobody sits here, and the new worker is started after this. */
@@ -338,6 +342,7 @@ enum pl_burial pl_pool_bury(struct pl_pool *pool, uint32_t seat, uint32_t *cell)
     pl__bits_clear(pool->share->parked, seat);
     pl__bits_clear(pool->share->spinning, seat);
     mine->taken = false;
+    (void)pl__pool_repair(pool); /* the flush below rings */
     atomic_fetch_sub_explicit(&pool->share->alive, 1, memory_order_relaxed);
     /* The dead may have been rung for a task that is still there. */
     pl_pool_flush(pool);
@@ -352,7 +357,10 @@ int pl_member_init(struct pl_member *member, const struct pl_sys *sys, void *bas
     struct pl_share *share = base;
     if (sys == NULL)
         sys = pl_sys_default();
-    if (seat >= share->nseats || total != share->total || low_mark > share->slice_size)
+    struct pl_layout layout = share->layout;
+    if (!pl__layout_is_sound(&layout))
+        return PL_EPROTO;
+    if (seat >= layout.nseats || total != layout.total || low_mark > layout.slice_size)
         return -EINVAL;
     unsigned char *start = base;
     *member = (struct pl_member){
@@ -362,15 +370,16 @@ int pl_member_init(struct pl_member *member, const struct pl_sys *sys, void *bas
         .base = start,
         .total = total,
         .share = share,
-        .mine = pl__seat(start, share, seat),
-        .slots = (struct pl_slot *)(void *)(start + share->slots_at),
-        .line = (_Atomic uint32_t *)(void *)(start + share->line_at),
-        .done = pl__done_ring(start, share, seat),
-        .nslots = share->nslots,
-        .line_size = share->line_size,
+        .layout = layout,
+        .mine = pl__seat(start, &layout, seat),
+        .slots = (struct pl_slot *)(void *)(start + layout.slots_at),
+        .line = (_Atomic uint32_t *)(void *)(start + layout.line_at),
+        .done = pl__done_ring(start, &layout, seat),
+        .nslots = layout.nslots,
+        .line_size = layout.line_size,
     };
-    pl__heap_init(&member->heap, sys, start + pl__slice_at(share, seat), share->slice_size,
-                  low_mark, share->limit, share->nblocks);
+    pl__heap_init(&member->heap, sys, start + pl__slice_at(&layout, seat), layout.slice_size,
+                  low_mark, layout.limit, layout.nblocks);
     return 0;
 }
 
@@ -382,6 +391,7 @@ void pl_member_fini(struct pl_member *member)
 int pl_member_take(struct pl_member *member, uint32_t *cell)
 {
     struct pl_share *share = member->share;
+    bool mended = false;
     for (;;) {
         if (atomic_load_explicit(&member->mine->retire, memory_order_relaxed) != 0)
             return PL_ECLOSED;
@@ -394,16 +404,19 @@ int pl_member_take(struct pl_member *member, uint32_t *cell)
             if (atomic_load_explicit(&share->closing, memory_order_acquire) != 0 &&
                 atomic_load_explicit(&share->tail, memory_order_acquire) == tail)
                 return PL_ECLOSED;
-            return 0;
+            /* What is posted was not found below this tail: it may be the tail that is wrong,
+             * and only the parent knows the right one. */
+            return mended ? pl__knock(member) : 0;
         }
         if (tail - head > member->line_size) {
             /* Others have moved the head on since it was read, or someone has written nonsense
-             * there (or over the tail, which the next post mends). What is posted lies in the
+             * there or over the tail. What is posted lies in the
              * last line_size places: looking at all of them finds it, and an older place
              * fails by its position. Relaxed: it publishes nothing. */
             uint64_t first = tail > member->line_size ? tail - member->line_size : 0;
             (void)atomic_compare_exchange_strong_explicit(
                 &share->head, &head, first, memory_order_relaxed, memory_order_relaxed);
+            mended = true;
             continue;
         }
         uint32_t number = atomic_load_explicit(&member->line[head & (member->line_size - 1)],

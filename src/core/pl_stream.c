@@ -253,8 +253,10 @@ void pl__stream_flush_corked(struct pl_loop *loop)
         s->cork_next = NULL;
         s->corked = false;
         size_t before = s->queued;
+        bool sent = s->sent;
+        s->sent = false;
         pl_stream_flush(s);
-        if (s->queued < before && !s->dead && s->error == 0)
+        if ((sent || s->queued < before) && !s->dead && s->error == 0)
             s->ops->drained(s);
     }
 }
@@ -292,6 +294,9 @@ int pl_stream_write(struct pl_stream *s, const struct pl_chunk *chunks, uint32_t
     if (s->blocked || s->chunk_len == 0)
         return 0;
     if (s->queued > PL_STREAM_FLUSH) {
+        /* The user knows of what was corked before, and may wait for it to be sent. */
+        if (s->corked)
+            s->sent = true;
         pl_stream_flush(s);
     } else if (!s->corked) {
         s->corked = true;

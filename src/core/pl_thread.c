@@ -227,22 +227,26 @@ void pl_crew_fini(struct pl_crew *crew)
     crew->nbands = crew->bands_cap = 0;
 }
 
+/* With the lock held: an idle thread for a job that none of those who look will take, off the
+ * list and to be called once the lock is free; or NULL. */
+static struct pl_berth *rouse(struct pl_crew *crew)
+{
+    struct pl_berth *berth = crew->idle;
+    if (berth == NULL || load_queued(crew) <= crew->looking)
+        return NULL;
+    crew->idle = berth->next;
+    crew->nidle--;
+    crew->looking++;
+    crew->calls++;
+    return berth;
+}
+
 /* With the lock held: sees to it that someone comes for what waits. PL_START, or PL_POSTED
  * with *berth set to one that is to be called once the lock is free, or NULL. */
 static int summon(struct pl_crew *crew, struct pl_berth **berth)
 {
-    *berth = NULL;
-    if (load_queued(crew) <= crew->looking)
-        return PL_POSTED;
-    if (crew->idle != NULL) {
-        *berth = crew->idle;
-        crew->idle = crew->idle->next;
-        crew->nidle--;
-        crew->looking++;
-        crew->calls++;
-        return PL_POSTED;
-    }
-    if (crew->threads >= crew->max)
+    *berth = rouse(crew);
+    if (*berth != NULL || load_queued(crew) <= crew->looking || crew->threads >= crew->max)
         return PL_POSTED;
     crew->threads++;
     crew->looking++;
@@ -298,7 +302,11 @@ uint32_t pl_crew_unstart(struct pl_crew *crew)
     lock(crew);
     crew->looking--;
     uint32_t left = --crew->threads;
+    /* A job may have been posted that this one was to take. */
+    struct pl_berth *berth = rouse(crew);
     unlock(crew);
+    if (berth != NULL)
+        pl_berth_call(crew->sys, berth);
     return left;
 }
 
@@ -600,14 +608,19 @@ bool pl_crew_leave(struct pl_crew *crew)
 
 bool pl_crew_excess(struct pl_crew *crew)
 {
+    struct pl_berth *berth = NULL;
     lock(crew);
     bool may = crew->threads > crew->max;
     if (may) {
         crew->looking--;
         crew->threads--;
+        /* A job may have been posted that this one was to take, and others sleep. */
+        berth = rouse(crew);
         count_busy(crew);
     }
     unlock(crew);
+    if (berth != NULL)
+        pl_berth_call(crew->sys, berth);
     return may;
 }
 

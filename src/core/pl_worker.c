@@ -46,7 +46,7 @@ static void run_child(struct pl_workers *workers, uint32_t seat, uint64_t low_ma
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent)
         _exit(127);
     (void)signal(SIGINT, SIG_IGN); /* Ctrl+C is the parent's to handle */
-    if (pl_member_init(&member, pool->sys, pool->base, pool->share->total, pool->eventfd, seat,
+    if (pl_member_init(&member, pool->sys, pool->base, pool->layout.total, pool->eventfd, seat,
                        low_mark) < 0)
         _exit(127);
     _exit(workers->main(&member, workers->arg));

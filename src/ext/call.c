@@ -38,6 +38,34 @@ static void raise_error(PyObject *error)
     PyErr_SetObject((PyObject *)Py_TYPE(error), error);
 }
 
+/* Raises the error where the call is awaited. A StopIteration would pass for the end there, and
+ * its value for the call's: so, as in a generator, it becomes the cause of a RuntimeError. */
+static void raise_awaited(struct call *call)
+{
+    call->seen = true;
+    if (!PyErr_GivenExceptionMatches(call->error, PyExc_StopIteration)) {
+        raise_error(call->error);
+        return;
+    }
+    PyObject *error = PyObject_CallFunction(
+        PyExc_RuntimeError, "s", "the task raised StopIteration, which cannot be awaited");
+    if (error == NULL)
+        return;
+    PyException_SetCause(error, Py_NewRef(call->error));
+    raise_error(error);
+    Py_DECREF(error);
+}
+
+#ifndef Py_GIL_DISABLED
+/* Whether the instance that is kept is as new. Who caught it in Python has left a traceback on
+ * it, which would grow with each use and keep frames alive. */
+static bool is_clean(PyObject *kept)
+{
+    const PyBaseExceptionObject *e = (PyBaseExceptionObject *)kept;
+    return e->traceback == NULL && e->context == NULL && e->cause == NULL && e->dict == NULL;
+}
+#endif
+
 /* StopIteration with `value`, ready to be raised. `await` looks at its value and drops it: so
  * one instance serves again and again, unless somebody keeps it. */
 static PyObject *stop_with(struct plait_state *state, PyObject *value)
@@ -45,8 +73,12 @@ static PyObject *stop_with(struct plait_state *state, PyObject *value)
 #ifndef Py_GIL_DISABLED
     PyObject *kept = state->stop;
     if (kept != NULL && Py_REFCNT(kept) == 1) {
-        Py_XSETREF(((PyStopIterationObject *)kept)->value, Py_NewRef(value));
-        return Py_NewRef(kept);
+        if (is_clean(kept)) {
+            Py_XSETREF(((PyStopIterationObject *)kept)->value, Py_NewRef(value));
+            return Py_NewRef(kept);
+        }
+        kept = NULL;
+        Py_CLEAR(state->stop);
     }
 #endif
     PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
@@ -75,8 +107,7 @@ static PyObject *call_next(PyObject *self)
     if (call->inner != NULL)
         return not_ended();
     if (call->error != NULL) {
-        call->seen = true;
-        raise_error(call->error);
+        raise_awaited(call);
         return NULL;
     }
     if (call->value == Py_None)
@@ -101,8 +132,7 @@ static PySendResult call_send(PyObject *self, PyObject *Py_UNUSED(sent), PyObjec
         return PYGEN_ERROR;
     }
     if (call->error != NULL) {
-        call->seen = true;
-        raise_error(call->error);
+        raise_awaited(call);
         return PYGEN_ERROR;
     }
     *result = Py_NewRef(call->value);
@@ -208,9 +238,13 @@ static void call_dealloc(PyObject *self)
 #ifndef Py_GIL_DISABLED
     /* The instance that is kept must not keep the value. */
     PyObject *kept = CALL(self)->state->stop;
-    if (kept != NULL && Py_REFCNT(kept) == 1 && CALL(self)->value != NULL &&
-        ((PyStopIterationObject *)kept)->value == CALL(self)->value)
-        Py_CLEAR(((PyStopIterationObject *)kept)->value);
+    if (kept != NULL && Py_REFCNT(kept) == 1) {
+        if (!is_clean(kept))
+            Py_CLEAR(CALL(self)->state->stop);
+        else if (CALL(self)->value != NULL &&
+                 ((PyStopIterationObject *)kept)->value == CALL(self)->value)
+            Py_CLEAR(((PyStopIterationObject *)kept)->value);
+    }
 #endif
     (void)call_clear(self);
     type->tp_free(self);

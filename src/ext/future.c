@@ -86,7 +86,10 @@ static void decode_bytes(struct plait_state *state, struct plait_future *f, int 
     if (value != NULL && kind == PLAIT_EXCEPTION) {
         Py_SETREF(value, PyObject_CallOneArg(state->decode_exception, value));
         if (value != NULL && PyExceptionInstance_Check(value)) {
-            f->exception = value;
+            if (f->exception != NULL) /* the task was stopped, and this is what it came to */
+                PyException_SetCause(f->exception, value);
+            else
+                f->exception = value;
             return;
         }
         if (value != NULL)
@@ -703,6 +706,39 @@ static PyObject *future_stopped(PyObject *self, void *Py_UNUSED(closure))
     }
 }
 
+static PyObject *future_get_order(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct plait_future *f = FUTURE(self);
+    return Py_NewRef(f->order != NULL ? f->order : Py_None);
+}
+
+/* What the last try of a resting task came to, for its pool. */
+static PyObject *future_peek_exception(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    struct plait_state *state = state_of(self);
+    struct plait_future *f = FUTURE(self);
+    if (state == NULL || decode(state, f) < 0)
+        return NULL;
+    return Py_NewRef(f->exception != NULL ? f->exception : Py_None);
+}
+
+/* What the future will fail with once its task has stopped. */
+static PyObject *future_get_prepared(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct plait_future *f = FUTURE(self);
+    return Py_NewRef(f->exception != NULL ? f->exception : Py_None);
+}
+
+static PyObject *future_get_ended(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(plait_future_done(FUTURE(self))); /* done() would look for news */
+}
+
+static PyObject *future_get_stop(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(FUTURE(self)->stop);
+}
+
 static int future_traverse(PyObject *self, visitproc visit, void *arg)
 {
     struct plait_future *f = FUTURE(self);
@@ -710,6 +746,7 @@ static int future_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(f->pool);
     Py_VISIT(f->fn);
     Py_VISIT(f->name);
+    Py_VISIT(f->order);
     Py_VISIT(f->buffers);
     Py_VISIT(f->result);
     Py_VISIT(f->exception);
@@ -727,6 +764,7 @@ static int future_clear(PyObject *self)
     Py_CLEAR(f->pool);
     Py_CLEAR(f->fn);
     Py_CLEAR(f->name);
+    Py_CLEAR(f->order);
     Py_CLEAR(f->message);
     Py_CLEAR(f->block);
     Py_CLEAR(f->buffers);
@@ -761,8 +799,11 @@ static PyMethodDef future_methods[] = {
      "exception($self, timeout=None)\n--\n\nWait for the task and return what it raised, or "
      "None.\n\nArgs:\n    timeout: seconds to wait at most; None waits for ever."},
     {"cancel", METHOD(future_cancel), METH_FASTCALL | METH_KEYWORDS,
-     "cancel($self, /, msg=None)\n--\n\nCancel the task if no worker has begun it.\n\n"
-     "Returns:\n    bool: whether it is cancelled."},
+     "cancel($self, /, msg=None)\n--\n\nCancel the task; stop it if it runs.\n\n"
+     "A task that runs in a worker process gets the exception TaskStopped; if it goes on for\n"
+     "longer than the pool's grace, its process is killed. The future ends when the task has\n"
+     "really stopped; `stopped` then says how.\n\n"
+     "Returns:\n    bool: whether it is cancelled, or will be; False when it has ended."},
     {"cancelled", future_cancelled, METH_NOARGS,
      "cancelled($self, /)\n--\n\nWhether the task was cancelled."},
     {"running", future_running, METH_NOARGS,
@@ -775,6 +816,7 @@ static PyMethodDef future_methods[] = {
     {"_transfer", future_transfer, METH_O, NULL},
     {"_waiter_done", future_waiter_done, METH_O, NULL},
     {"_fail", future_fail, METH_O, NULL},
+    {"_peek_exception", future_peek_exception, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -786,6 +828,10 @@ static PyGetSetDef future_getset[] = {
     {"_waiters", future_get_waiters, NULL, NULL, NULL},
     {"_done_callbacks", future_get_callbacks, NULL, NULL, NULL},
     {"_task_name", future_task_name, NULL, NULL, NULL},
+    {"_order", future_get_order, NULL, NULL, NULL},
+    {"_ended", future_get_ended, NULL, NULL, NULL},
+    {"_prepared", future_get_prepared, NULL, NULL, NULL},
+    {"_stop", future_get_stop, NULL, NULL, NULL},
     {"stopped", future_stopped, NULL,
      "How the task was stopped: \"queued\" (it never began), \"exception\" (raised in it), "
      "\"killed\" (with its worker process), or None.",

@@ -26,6 +26,13 @@ enum plait_stopped {
 
 struct plait_future;
 
+/* What a future whose task runs is to end as, whatever the task still comes to. */
+enum plait_stop {
+    PLAIT_STOP_NONE,
+    PLAIT_STOP_CANCEL, /* cancelled */
+    PLAIT_STOP_FAIL,   /* with the exception that it has already */
+};
+
 /* What a future asks of the pool that has its task. `pool` is borrowed for the call; it is
  * the one that the future refers to, and the future is not done when a call begins. */
 struct plait_keeper {
@@ -74,6 +81,12 @@ struct plait_future {
 
     /* A process pool's. */
     struct plait_future *next; /* in the pool's queue */
+    PyObject *order;           /* what plait._options knows about the task, or NULL */
+    uint64_t turn;             /* in which it was submitted, among those with a priority */
+    int32_t priority;
+    uint8_t stop; /* enum plait_stop: how it is to end */
+    bool again;   /* its order has tries left: an exception goes to policy first */
+    bool resting; /* QUEUED, but in no queue: waits for its next try */
     uint16_t task_kind;
     uint32_t nblocks;      /* lent with the task once it is posted */
     unsigned long decoder; /* thread that decodes the result; 0: none */

@@ -66,9 +66,9 @@ static bool stands_for(const struct gen_fd *rec, PyObject *sock)
 /* Ends the waits for a socket that is not there any more. */
 static void fail_waiters(struct gen_fd *rec)
 {
-    TaskObject *waiting[2] = {rec->reader, rec->writer};
-    for (size_t i = 0; i < PL_ARRAY_LEN(waiting); i++) {
-        TaskObject *t = waiting[i];
+    /* Giving up a wait may run code of the program's: so each is looked at anew. */
+    for (size_t i = 0; i < 2; i++) {
+        TaskObject *t = i == 0 ? rec->reader : rec->writer;
         if (t == NULL)
             continue;
         (void)plait_raise(t->loop->state, -EBADF,
@@ -392,8 +392,13 @@ static int take_view(RequestObject *rq)
 
 static enum gen_outcome refuse_second(TaskObject *other, RequestObject *rq)
 {
-    PyErr_Format(PyExc_RuntimeError, "%R: task %U waits for the same socket already: %R", rq,
-                 other->name, other->request);
+    /* Held, since a repr may run code of the program's. */
+    PyObject *name = Py_NewRef(other->name);
+    PyObject *request = Py_NewRef((PyObject *)other->request);
+    PyErr_Format(PyExc_RuntimeError, "%R: task %U waits for the same socket already: %R", rq, name,
+                 request);
+    Py_DECREF(name);
+    Py_DECREF(request);
     return GEN_FAILED;
 }
 
@@ -433,9 +438,18 @@ enum gen_outcome plait_gen_io_begin(TaskObject *t, RequestObject *rq, PyObject *
 /* The poller has reported the descriptor of a waiting task. */
 static void retry(TaskObject *t, struct gen_fd *rec)
 {
-    RequestObject *rq = plait_gen_inner(t->request, t->loop->state);
+    RequestObject *outer = (RequestObject *)Py_NewRef(t->request);
+    RequestObject *rq = plait_gen_inner(outer, t->loop->state);
     PyObject *value = NULL;
     enum gen_outcome outcome = try_once(t, rq, rec->io.fd, rec, false, &value);
+    /* The methods of a socket of the program's own class may have ended the wait. */
+    bool waits = t->request == outer && t->state == GEN_WAITING;
+    Py_DECREF(outer);
+    if (!waits) {
+        PyErr_Clear();
+        Py_XDECREF(value);
+        return;
+    }
     if (outcome == GEN_BLOCKED)
         return;
     if (outcome == GEN_FAILED)

@@ -431,8 +431,11 @@ static PyObject *task_repr(PyObject *self)
         repr = PyUnicode_FromFormat("%s %U to be closed%U>", head, t->name, place);
     else if (t->state == GEN_READY || t->request == NULL)
         repr = PyUnicode_FromFormat("%s %U ready%U>", head, t->name, place);
-    else
-        repr = PyUnicode_FromFormat("%s %U waits: %.200R%U>", head, t->name, t->request, place);
+    else {
+        PyObject *request = Py_NewRef((PyObject *)t->request); /* its repr may end the wait */
+        repr = PyUnicode_FromFormat("%s %U waits: %.200R%U>", head, t->name, request, place);
+        Py_DECREF(request);
+    }
     Py_DECREF(place);
     return repr;
 }
@@ -468,6 +471,9 @@ static int task_clear(PyObject *self)
     t->fd = NULL;
     if (t->joined != NULL)
         plait_gen_unlink_joiner(t);
+    /* The other way round: the collector may have cleared the requests that hold this one. */
+    while (t->first_joiner != NULL)
+        plait_gen_unlink_joiner(t->first_joiner);
     Py_CLEAR(t->request);
     Py_CLEAR(t->waiter);
     Py_CLEAR(t->future);

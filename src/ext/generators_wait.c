@@ -55,10 +55,10 @@ static void stop_timer(TaskObject *t)
         t->stale_timers++; /* its op is in the ready queue already, and runs for nothing */
 }
 
-static void set_timeout_error(TaskObject *t)
+static void set_timeout_error(const RequestObject *rq)
 {
-    PyObject *what = PyObject_Repr(t->request->target);
-    PyObject *seconds = PyFloat_FromDouble(t->request->seconds);
+    PyObject *what = PyObject_Repr(rq->target);
+    PyObject *seconds = PyFloat_FromDouble(rq->seconds);
     if (what != NULL && seconds != NULL)
         PyErr_Format(PyExc_TimeoutError, "%U took longer than %S seconds", what, seconds);
     Py_XDECREF(what);
@@ -86,10 +86,18 @@ static void timer_run(struct pl_loop *core, struct pl_op *op)
         plait_gen_step(t);
         return;
     }
-    set_timeout_error(t);
+    Py_INCREF(t);
+    Py_INCREF(rq);
+    set_timeout_error(rq);
+    bool waits = t->request == rq; /* what it waits for may have a repr that ends the wait */
+    Py_DECREF(rq);
+    if (!waits) {
+        PyErr_Clear();
+        Py_DECREF(t);
+        return;
+    }
     PyObject *type, *exc, *tb;
     PyErr_Fetch(&type, &exc, &tb);
-    Py_INCREF(t);
     if (t->owns_joined) {
         /* Its end queues this task, with what it ended with; an error of its own comes before
          * the timeout. */
@@ -451,12 +459,19 @@ static PyObject *waiter_call(PyObject *self, PyObject *args, PyObject *kwargs)
     w->task = NULL;
     if (t->waiter == self && t->state == GEN_WAITING) {
         PyObject *value = NULL;
-        if (outcome_of_future(state, future, &value) == GEN_FAILED)
-            plait_gen_take_error(t);
-        else
-            Py_XSETREF(t->value, value);
-        plait_gen_unhook(t, false);
-        plait_gen_step(t);
+        enum gen_outcome outcome = outcome_of_future(state, future, &value);
+        if (t->waiter != self || t->state != GEN_WAITING) {
+            /* A future of the program's own class has ended the wait by its methods. */
+            PyErr_Clear();
+            Py_XDECREF(value);
+        } else {
+            if (outcome == GEN_FAILED)
+                plait_gen_take_error(t);
+            else
+                Py_XSETREF(t->value, value);
+            plait_gen_unhook(t, false);
+            plait_gen_step(t);
+        }
     }
     Py_DECREF(t);
     Py_RETURN_NONE;

@@ -163,6 +163,8 @@ static PyObject *loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_
 
 int plait_loop_call_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObject *context)
 {
+    if (plait_loop_check(loop) < 0)
+        return -1;
     HandleObject *h = plait_handle_new(loop, callback, &arg, arg != NULL, context);
     if (h == NULL)
         return -1;

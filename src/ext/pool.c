@@ -57,6 +57,11 @@ bool plait_pool_withdraw(struct plait_pool *pool, struct plait_future *f)
         return pl_pool_withdraw(&pool->core, f->cell);
     if (f->state != PLAIT_QUEUED)
         return false;
+    if (f->resting) {
+        plait_pool_unrest(f);
+        Py_INCREF(f);
+        return true;
+    }
     /* Its place in the list stays, with the list's reference: feed passes it over. */
     for (uint32_t i = 0; i < f->nblocks; i++)
         pl_pool_free(&pool->core, &f->blocks[i]);
@@ -72,8 +77,20 @@ bool plait_pool_withdraw(struct plait_pool *pool, struct plait_future *f)
 static int keeper_cancel(PyObject *self, struct plait_future *f)
 {
     struct plait_pool *pool = POOL(self);
-    if (!plait_pool_withdraw(pool, f))
-        return 0;
+    if (!plait_pool_withdraw(pool, f)) {
+        if (f->state != PLAIT_POSTED || !pool->open || pl_pool_forked(&pool->core))
+            return 0;
+        if (f->stop != PLAIT_STOP_NONE) {
+            /* It is being stopped already; whoever cancels has the last word on the outcome. */
+            f->stop = PLAIT_STOP_CANCEL;
+            Py_CLEAR(f->exception);
+            return 1;
+        }
+        PyObject *told = PyObject_CallMethod(self, "_stop_task", "O", f);
+        int stopping = told == NULL ? -1 : PyObject_IsTrue(told);
+        Py_XDECREF(told);
+        return stopping;
+    }
     Py_INCREF(pool);
     f->stopped = PLAIT_STOPPED_QUEUED;
     plait_pool_ended(pool, f, true);
@@ -172,10 +189,12 @@ static PyObject *pool_open(PyObject *self, PyObject *args)
 {
     struct plait_pool *pool = POOL(self);
     unsigned int workers;
+    unsigned int most;
     unsigned int slots;
     unsigned long long limit;
+    unsigned long long max_pending;
     int by_value;
-    if (!PyArg_ParseTuple(args, "IIKp", &workers, &slots, &limit, &by_value))
+    if (!PyArg_ParseTuple(args, "IIIKpK", &workers, &most, &slots, &limit, &by_value, &max_pending))
         return NULL;
     if (pool->open) {
         PyErr_SetString(PyExc_RuntimeError, "the pool is open");
@@ -184,11 +203,14 @@ static PyObject *pool_open(PyObject *self, PyObject *args)
     if (pool->state->decode_exception == NULL &&
         import_attr(&pool->state->decode_exception, "plait._pool", "decode_exception") < 0)
         return NULL;
-    struct pl_pool_config config = {.workers = workers, .slots = slots, .limit = limit};
+    struct pl_pool_config config = {
+        .workers = workers, .most = most, .slots = slots, .limit = limit};
     int error = pl_pool_init(&pool->core, &config);
     if (error < 0)
         return plait_raise(pool->state, error, "making the shared memory of a pool");
     pool->open = true;
+    pool->workers = workers;
+    pool->max_pending = max_pending;
     pool->by_value = by_value != 0;
     return Py_BuildValue("iii", pool->core.memfd, pool->core.eventfd, pool->core.waitfd);
 }
@@ -200,7 +222,149 @@ static PyObject *pool_submit(PyObject *self, PyObject *const *args, Py_ssize_t n
         PyErr_SetString(PyExc_TypeError, "submit() needs a callable as its first argument");
         return NULL;
     }
-    return (PyObject *)plait_pool_submit(POOL(self), args[0], args + 1, nargs - 1, kwnames, 0);
+    struct plait_call call = {
+        .fn = args[0], .args = args + 1, .nargs = nargs - 1, .kwnames = kwnames};
+    return (PyObject *)plait_pool_submit(POOL(self), &call);
+}
+
+/* _submit_order(order, name, again, priority, fn, *args, **kwargs) */
+static PyObject *pool_submit_order(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                   PyObject *kwnames)
+{
+    if (nargs < 5) {
+        PyErr_SetString(PyExc_TypeError, "submit() needs a callable as its first argument");
+        return NULL;
+    }
+    long priority = PyLong_AsLong(args[3]);
+    if (priority == -1 && PyErr_Occurred())
+        return NULL;
+    struct plait_call call = {.fn = args[4],
+                              .args = args + 5,
+                              .nargs = nargs - 5,
+                              .priority = (int32_t)priority,
+                              .kwnames = kwnames,
+                              .order = args[0],
+                              .name = args[1],
+                              .again = args[2] == Py_True};
+    return (PyObject *)plait_pool_submit(POOL(self), &call);
+}
+
+static struct plait_future *own_future(struct plait_pool *pool, PyObject *arg)
+{
+    if (PyObject_TypeCheck(arg, pool->state->future_base_type) &&
+        FUTURE(arg)->pool == (PyObject *)pool && plait_pool_usable(pool))
+        return FUTURE(arg);
+    return NULL;
+}
+
+/* _submit_again(future, again, fn, *args, **kwargs): whether the try is under way. */
+static PyObject *pool_submit_again(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                   PyObject *kwnames)
+{
+    struct plait_pool *pool = POOL(self);
+    if (nargs < 3) {
+        PyErr_SetString(PyExc_TypeError, "_submit_again() needs a future and a callable");
+        return NULL;
+    }
+    struct plait_future *f = own_future(pool, args[0]);
+    if (f == NULL || !f->resting) {
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+    }
+    struct plait_call call = {.fn = args[2],
+                              .args = args + 3,
+                              .nargs = nargs - 3,
+                              .kwnames = kwnames,
+                              .again = args[1] == Py_True};
+    int under_way = plait_pool_resubmit(pool, f, &call);
+    return under_way < 0 ? NULL : PyBool_FromLong(under_way);
+}
+
+/* A future that was buried has tries left: it rests until _submit_again or its end. */
+static PyObject *pool_rest(PyObject *self, PyObject *arg)
+{
+    struct plait_future *f = own_future(POOL(self), arg);
+    if (f == NULL || f->state != PLAIT_SETTLING || f->stop != PLAIT_STOP_NONE) {
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+    }
+    f->state = PLAIT_QUEUED;
+    f->resting = true;
+    Py_RETURN_TRUE;
+}
+
+/* Ends a resting future with what its last try came to. */
+static PyObject *pool_give_up(PyObject *self, PyObject *arg)
+{
+    struct plait_pool *pool = POOL(self);
+    struct plait_future *f = own_future(pool, arg);
+    if (f == NULL || !f->resting) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    f->resting = false;
+    Py_INCREF(f);
+    plait_pool_ended(pool, f, false);
+    Py_DECREF(f);
+    Py_RETURN_NONE;
+}
+
+/* _ask_stop(future, error): the seat of the worker that is asked to stop the future's task,
+ * or -1 when no worker has it. The future will end as cancelled, or with the error. */
+static PyObject *pool_ask_stop(PyObject *self, PyObject *args)
+{
+    struct plait_pool *pool = POOL(self);
+    PyObject *arg;
+    PyObject *error;
+    uint32_t seat;
+    if (!PyArg_ParseTuple(args, "OO", &arg, &error))
+        return NULL;
+    struct plait_future *f = own_future(pool, arg);
+    if (f == NULL || f->state != PLAIT_POSTED || f->stop != PLAIT_STOP_NONE ||
+        !pl_pool_stop(&pool->core, f->cell, &seat)) {
+        PyErr_Clear();
+        return PyLong_FromLong(-1);
+    }
+    if (error == Py_None) {
+        f->stop = PLAIT_STOP_CANCEL;
+    } else {
+        f->stop = PLAIT_STOP_FAIL;
+        f->exception = Py_NewRef(error);
+    }
+    return PyLong_FromUnsignedLong(seat);
+}
+
+/* (seat, nanoseconds for which it has run or -1 if that is not known) of the worker that has
+ * the future's task, or None. */
+static PyObject *pool_holder(PyObject *self, PyObject *arg)
+{
+    struct plait_pool *pool = POOL(self);
+    struct plait_future *f = own_future(pool, arg);
+    uint32_t seat;
+    int64_t since;
+    if (f == NULL || f->state != PLAIT_POSTED ||
+        !pl_pool_holder(&pool->core, f->cell, &seat, &since)) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    return Py_BuildValue("IL", seat, (long long)(since == 0 ? -1 : pool->core.sys->now() - since));
+}
+
+/* _end_stopped(future): its worker is gone; it ends as it was decided when it was stopped. */
+static PyObject *pool_end_stopped(PyObject *self, PyObject *arg)
+{
+    struct plait_pool *pool = POOL(self);
+    struct plait_future *f = own_future(pool, arg);
+    if (f == NULL || f->state != PLAIT_SETTLING || f->stop == PLAIT_STOP_NONE) {
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+    }
+    f->stopped = PLAIT_STOPPED_KILLED;
+    Py_INCREF(f);
+    plait_pool_ended(pool, f, f->stop == PLAIT_STOP_CANCEL);
+    plait_pool_notify(pool);
+    Py_DECREF(f);
+    Py_RETURN_TRUE;
 }
 
 /* (fn, list): a task that calls fn on each item and returns the list of results. */
@@ -210,7 +374,8 @@ static PyObject *pool_submit_each(PyObject *self, PyObject *const *args, Py_ssiz
         PyErr_SetString(PyExc_TypeError, "_submit_each() needs a callable and a list");
         return NULL;
     }
-    return (PyObject *)plait_pool_submit(POOL(self), args[0], args + 1, 1, NULL, PLAIT_EACH);
+    struct plait_call call = {.fn = args[0], .args = args + 1, .nargs = 1, .how = PLAIT_EACH};
+    return (PyObject *)plait_pool_submit(POOL(self), &call);
 }
 
 static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -219,7 +384,8 @@ static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "_submit_to_loop() needs a loop and a callable");
         return NULL;
     }
-    struct plait_future *f = plait_pool_submit(POOL(self), args[1], args + 2, nargs - 2, NULL, 0);
+    struct plait_call call = {.fn = args[1], .args = args + 2, .nargs = nargs - 2};
+    struct plait_future *f = plait_pool_submit(POOL(self), &call);
     if (f == NULL)
         return NULL;
     PyObject *target = plait_future_for_loop(POOL(self)->state, f, args[0]);
@@ -295,6 +461,10 @@ static PyObject *pool_recall(PyObject *self, PyObject *Py_UNUSED(ignored))
     for (struct plait_future *f = pool->queue_first; f != NULL; f = f->next)
         if (f->state == PLAIT_QUEUED && PyList_Append(all, (PyObject *)f) < 0)
             goto fail;
+    for (size_t i = 0; i < pool->nheap; i++)
+        if (pool->heap[i].future->state == PLAIT_QUEUED &&
+            PyList_Append(all, (PyObject *)pool->heap[i].future) < 0)
+            goto fail;
     for (uint32_t i = 0; i < pool->core.nslots; i++)
         if (pool->core.cells[i].state == PL_CELL_POSTED &&
             PyList_Append(all, pool->core.cells[i].user) < 0)
@@ -315,6 +485,23 @@ static PyObject *pool_withdraw(PyObject *self, PyObject *arg)
     FUTURE(arg)->state = PLAIT_SETTLING;
     Py_DECREF(arg);
     Py_RETURN_TRUE;
+}
+
+/* Ends a future as cancelled that _withdraw has just taken back. */
+static PyObject *pool_cancel_now(PyObject *self, PyObject *arg)
+{
+    struct plait_pool *pool = POOL(self);
+    struct plait_future *f = own_future(pool, arg);
+    if (f == NULL || f->state != PLAIT_SETTLING) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    f->stopped = PLAIT_STOPPED_QUEUED;
+    Py_INCREF(f);
+    plait_pool_ended(pool, f, true);
+    plait_pool_notify(pool);
+    Py_DECREF(f);
+    Py_RETURN_NONE;
 }
 
 static PyObject *pool_watch(PyObject *self, PyObject *args)
@@ -356,6 +543,27 @@ static PyObject *pool_dismiss(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* _resize(workers, seats): so many workers are wanted from now on, and those in the seats are
+ * to end once they are idle. */
+static PyObject *pool_resize(PyObject *self, PyObject *args)
+{
+    struct plait_pool *pool = POOL(self);
+    unsigned int workers;
+    PyObject *seats;
+    if (!PyArg_ParseTuple(args, "IO!", &workers, &PyList_Type, &seats) || !plait_pool_usable(pool))
+        return NULL;
+    pool->workers = workers;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(seats); i++) {
+        unsigned long seat = PyLong_AsUnsignedLong(PyList_GET_ITEM(seats, i));
+        if (PyErr_Occurred())
+            return NULL;
+        if (seat < pool->core.nseats)
+            pl_pool_retire(&pool->core, (uint32_t)seat);
+    }
+    pl_pool_flush(&pool->core); /* those that end now may have been rung for a task */
+    Py_RETURN_NONE;
+}
+
 static PyObject *pool_break(PyObject *self, PyObject *exception)
 {
     struct plait_pool *pool = POOL(self);
@@ -388,24 +596,6 @@ static PyObject *pool_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-static PyObject *pool_figures(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct plait_pool *pool = POOL(self);
-    if (!plait_pool_usable(pool))
-        return NULL;
-    uint32_t parked = 0;
-    for (int i = 0; i < PL_SEAT_WORDS; i++)
-        parked += (uint32_t)__builtin_popcountll(
-            atomic_load_explicit(&pool->core.share->parked[i], memory_order_relaxed));
-    return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:L}", "posted", (unsigned long long)pool->core.posted,
-        "finished", (unsigned long long)pool->core.finished, "queued",
-        (unsigned long long)pool->queued, "outstanding", (unsigned long long)pool->outstanding,
-        "wakes", (unsigned long long)pool->core.wakes, "arena_used",
-        (unsigned long long)pool->core.heap.used, "parked", parked, "mean_ns",
-        (long long)pool->core.mean_ns);
-}
-
 static PyObject *pool_get_outstanding(PyObject *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromUnsignedLongLong(POOL(self)->outstanding);
@@ -414,6 +604,11 @@ static PyObject *pool_get_outstanding(PyObject *self, void *Py_UNUSED(closure))
 static PyObject *pool_get_closed(PyObject *self, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(POOL(self)->closed);
+}
+
+static PyObject *pool_get_interrupted(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(POOL(self)->interrupted);
 }
 
 static PyObject *pool_get_forked(PyObject *self, void *Py_UNUSED(closure))
@@ -438,7 +633,8 @@ static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     pool->core.memfd = pool->core.eventfd = pool->core.waitfd = -1;
     pool->fn_cache = PyDict_New();
     pool->notify = PyList_New(0);
-    if (pool->fn_cache == NULL || pool->notify == NULL)
+    pool->again = PyList_New(0);
+    if (pool->fn_cache == NULL || pool->notify == NULL || pool->again == NULL)
         Py_CLEAR(pool);
     return (PyObject *)pool;
 }
@@ -449,6 +645,7 @@ static int pool_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(pool->fn_cache);
     Py_VISIT(pool->notify);
+    Py_VISIT(pool->again);
     Py_VISIT(pool->broken);
     /* Futures on the board and in the queue are roots: work that is under way keeps its pool
      * and itself alive. */
@@ -460,6 +657,7 @@ static int pool_clear(PyObject *self)
     struct plait_pool *pool = POOL(self);
     Py_CLEAR(pool->fn_cache);
     Py_CLEAR(pool->notify);
+    Py_CLEAR(pool->again);
     Py_CLEAR(pool->broken);
     return 0;
 }
@@ -471,6 +669,7 @@ static void pool_dealloc(PyObject *self)
     PyObject_GC_UnTrack(self);
     /* Futures that are under way hold a reference, so none is left. */
     pl_pool_fini(&pool->core);
+    PyMem_Free(pool->heap);
     pool->open = false;
     (void)pool_clear(self);
     type->tp_free(self);
@@ -490,6 +689,13 @@ static PyMethodDef pool_methods[] = {
     {"_submit_to_loop", METHOD(pool_submit_to_loop), METH_FASTCALL,
      "_submit_to_loop($self, loop, fn, /, *args)\n--\n\n"
      "As submit, for a loop in its own thread: returns a future of that loop."},
+    {"_submit_order", METHOD(pool_submit_order), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"_submit_again", METHOD(pool_submit_again), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"_rest", pool_rest, METH_O, NULL},
+    {"_give_up", pool_give_up, METH_O, NULL},
+    {"_ask_stop", pool_ask_stop, METH_VARARGS, NULL},
+    {"_holder", pool_holder, METH_O, NULL},
+    {"_end_stopped", pool_end_stopped, METH_O, NULL},
     {"_submit_each", METHOD(pool_submit_each), METH_FASTCALL, NULL},
     {"share", plait_pool_share, METH_VARARGS, plait_pool_share_doc},
     {"_open", pool_open, METH_VARARGS, NULL},
@@ -501,21 +707,31 @@ static PyMethodDef pool_methods[] = {
     {"_bury", pool_bury, METH_O, NULL},
     {"_recall", pool_recall, METH_NOARGS, NULL},
     {"_withdraw", pool_withdraw, METH_O, NULL},
+    {"_cancel_now", pool_cancel_now, METH_O, NULL},
     {"_watch", pool_watch, METH_VARARGS, NULL},
     {"_unwatch", pool_unwatch, METH_O, NULL},
     {"_close", pool_close, METH_NOARGS, NULL},
     {"_dismiss", pool_dismiss, METH_NOARGS, NULL},
+    {"_resize", pool_resize, METH_VARARGS, NULL},
     {"_break", pool_break, METH_O, NULL},
     {"_forget_loop", pool_detach_loops, METH_NOARGS, NULL},
     {"_helper_is", pool_helper_is, METH_O, NULL},
     {"_after_fork", pool_after_fork, METH_NOARGS, NULL},
-    {"_figures", pool_figures, METH_NOARGS, NULL},
+    {"_figures", plait_pool_figures, METH_NOARGS, NULL},
+    {"_running", plait_pool_running, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *pool_get_room(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(POOL(self)->open ? pl_pool_room(&POOL(self)->core) : 0);
+}
+
 static PyGetSetDef pool_getset[] = {
+    {"_room", pool_get_room, NULL, NULL, NULL},
     {"_outstanding", pool_get_outstanding, NULL, NULL, NULL},
     {"_closed", pool_get_closed, NULL, NULL, NULL},
+    {"_interrupted", pool_get_interrupted, NULL, NULL, NULL},
     {"_forked", pool_get_forked, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

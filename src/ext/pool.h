@@ -73,29 +73,56 @@ struct plait_waiter {
     bool dozes;                  /* looks again by itself, soon */
 };
 
+/* A queued task with a priority. */
+struct plait_ranked {
+    struct plait_future *future;
+    uint64_t turn;
+};
+
+/* How often a duration came: four buckets for each doubling. */
+struct plait_histogram {
+    uint64_t n;
+    uint32_t count[256];
+};
+
 struct plait_pool {
     PyObject_HEAD
     struct pl_pool core;
     struct plait_state *state; /* borrows: the module outlives its types' objects */
     bool open;                 /* core is initialised */
     bool closed;               /* no more submits */
-    bool by_value; /* main cannot be imported by workers: cloudpickle for all that is no atom */
-    bool forked;   /* this is a child's copy */
-    bool led;      /* someone leads */
+    bool by_value;    /* main cannot be imported by workers: cloudpickle for all that is no atom */
+    bool interrupted; /* Ctrl+C ended a wait, and nothing was submitted since */
+    bool forked;      /* this is a child's copy */
+    bool led;         /* someone leads */
     bool helper_leads;
     bool helper_there;
     bool asleep; /* the leader sleeps: the eventfd is its to read, no one else's */
     struct plait_future *asleep_for; /* borrows; what it sleeps for, if for one */
     bool kick;                       /* the helper should give the lead up */
     struct plait_waiter *followers;
+    struct plait_ranked *heap; /* owns (PyMem), with references: tasks of other priorities */
+    size_t nheap;
+    size_t heap_cap;
+    uint64_t turns; /* of tasks that went into the heap */
+    uint32_t workers;
     struct plait_future *queue_first; /* owned references, FIFO */
     struct plait_future *queue_last;
     uint64_t queued;
-    uint64_t outstanding;       /* futures that are queued or posted */
-    uint64_t watched;           /* of these, how many have an audience without a thread */
-    uint64_t suspects;          /* bit per seat to be killed (seat % 64) */
+    uint64_t max_pending; /* bound of `outstanding`; 0: none */
+    uint64_t outstanding; /* futures that are queued or posted */
+    uint64_t watched;     /* of these, how many have an audience without a thread */
+    uint64_t suspects;    /* bit per seat to be killed (seat % 64) */
+    uint64_t ended_done;  /* figures: how futures ended */
+    uint64_t ended_failed;
+    uint64_t ended_cancelled;
+    uint64_t ended_timed_out;
+    uint64_t retried;
+    struct plait_histogram waited;
+    struct plait_histogram ran;
     PyObject *fn_cache;         /* dict: function -> pickle by reference */
     PyObject *notify;           /* list of futures to be notified */
+    PyObject *again;            /* list of futures that failed and may have tries left */
     PyObject *last_loop;        /* borrows: identity only, the attached loop used last */
     PyObject *broken;           /* exception: why nothing works any more */
     struct plait_block *shared; /* borrows: a block takes itself out */

@@ -15,6 +15,14 @@ static void defer(struct plait_pool *pool, struct plait_future *f)
 
 void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool cancelled)
 {
+    if (cancelled)
+        pool->ended_cancelled++;
+    else if (f->stop == PLAIT_STOP_FAIL)
+        pool->ended_timed_out++;
+    else if (f->exception != NULL || f->kind == PLAIT_EXCEPTION)
+        pool->ended_failed++;
+    else
+        pool->ended_done++;
     plait_future_end(f, cancelled);
     pool->outstanding--;
     if (f->watched) {
@@ -126,20 +134,51 @@ fail:
 }
 
 /* One finished cell. */
+/* The task of a future that was to be stopped has ended: what the future ends as was decided
+ * then, and what the task came to is dropped, but for an exception that tells where it was. */
+static void finish_stopped(struct plait_pool *pool, struct plait_future *f)
+{
+    if (f->kind == PLAIT_EXCEPTION)
+        f->stopped = PLAIT_STOPPED_EXCEPTION;
+    if (f->kind != PLAIT_EXCEPTION || f->stop == PLAIT_STOP_CANCEL) {
+        f->kind = 0;
+        Py_CLEAR(f->message);
+        Py_CLEAR(f->block);
+        Py_CLEAR(f->buffers);
+    }
+    plait_pool_ended(pool, f, f->stop == PLAIT_STOP_CANCEL);
+}
+
+/* Keeps a future for the policy: it may have another try. */
+static bool rest(struct plait_pool *pool, struct plait_future *f)
+{
+    if (PyList_Append(pool->again, (PyObject *)f) < 0) {
+        PyErr_Clear(); /* without memory for the list there is no other try */
+        return false;
+    }
+    f->state = PLAIT_QUEUED;
+    f->resting = true;
+    return true;
+}
+
 void plait_pool_finish(struct plait_pool *pool, uint32_t cell, uint32_t seat)
 {
     struct plait_future *f = pool->core.cells[cell].user; /* ours now */
     if (read_result(pool, f, cell, seat) < 0) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
+        PyObject *error = plait_take_exception();
         f->kind = 0;
-        f->exception = value;
-        Py_XDECREF(type);
-        Py_XDECREF(traceback);
+        if (f->stop == PLAIT_STOP_NONE)
+            f->exception = error;
+        else
+            Py_XDECREF(error);
     }
+    plait_figures_add(&pool->waited, pool->core.slots[cell].posted);
+    plait_figures_add(&pool->ran, pool->core.slots[cell].run_ns);
     pl_pool_release(&pool->core, cell);
-    plait_pool_ended(pool, f, false);
+    if (f->stop != PLAIT_STOP_NONE)
+        finish_stopped(pool, f);
+    else if (!f->again || f->kind != PLAIT_EXCEPTION || !rest(pool, f))
+        plait_pool_ended(pool, f, false);
     Py_DECREF(f);
 }
 
@@ -181,6 +220,18 @@ void plait_pool_notify(struct plait_pool *pool)
 /* Deaths, and workers that broke the rules: policy, so Python's. */
 int plait_pool_tend(struct plait_pool *pool, uint32_t tags)
 {
+    if (PyList_GET_SIZE(pool->again) > 0) {
+        PyObject *fresh = PyList_New(0);
+        if (fresh == NULL)
+            return -1;
+        PyObject *batch = pool->again;
+        pool->again = fresh;
+        PyObject *told = PyObject_CallMethod((PyObject *)pool, "_on_failed", "O", batch);
+        Py_DECREF(batch);
+        if (told == NULL)
+            return -1;
+        Py_DECREF(told);
+    }
     if (pool->suspects != 0) {
         unsigned long long suspects = pool->suspects;
         pool->suspects = 0;
@@ -211,7 +262,9 @@ void plait_pool_peek(PyObject *self)
     if (pool->core.owed_wake)
         pl_pool_flush(&pool->core);
     uint32_t tags = 0;
-    if (pl_pool_wait(&pool->core, 0, &tags) > 0 && plait_pool_tend(pool, tags) < 0)
+    if (pl_pool_wait(&pool->core, 0, &tags) < 0)
+        tags = 0; /* interrupted: no news */
+    if (plait_pool_tend(pool, tags) < 0)
         PyErr_WriteUnraisable((PyObject *)pool);
     if (pool->watched > 0) {
         /* The wait above may have swallowed the event that others sleep for. */

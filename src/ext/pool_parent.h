@@ -19,11 +19,44 @@ bool plait_pool_withdraw(struct plait_pool *pool, struct plait_future *f);
 
 /* ---- pool_send.c ---- */
 
-/* submit for all ways in: a new future, or NULL with an exception set. `how` is 0 or PLAIT_EACH. */
-struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
-                                       Py_ssize_t nargs, PyObject *kwnames, uint16_t how);
+/* A call to be made in a worker; borrows everything. */
+struct plait_call {
+    PyObject *fn;
+    PyObject *const *args;
+    Py_ssize_t nargs;
+    PyObject *kwnames;
+    PyObject *name;  /* for errors, or NULL */
+    PyObject *order; /* what plait._options keeps with the future, or NULL */
+    int32_t priority;
+    uint16_t how; /* 0 or PLAIT_EACH */
+    bool again;   /* a failure goes to the policy first */
+};
+
+/* submit for all ways in: a new future, or NULL with an exception set. */
+struct plait_future *plait_pool_submit(struct plait_pool *pool, const struct plait_call *call);
+/* Another try of a resting future: 1 when it is under way, 0 when it was cancelled meanwhile,
+ * -1 with an exception set and the future as it was. */
+int plait_pool_resubmit(struct plait_pool *pool, struct plait_future *f,
+                        const struct plait_call *call);
+/* Takes a future out of its rest; what its last try came to is dropped. */
+void plait_pool_unrest(struct plait_future *f);
 /* Moves queued tasks to the board as long as it has room. */
 void plait_pool_feed(struct plait_pool *pool);
+
+/* ---- pool_queue.c ---- */
+
+/* Adds an encoded task; the queue takes a reference of its own. -1 with an exception set. */
+int plait_queue_add(struct plait_pool *pool, struct plait_future *f);
+/* The next in turn, borrowed, or NULL. It may have been cancelled. */
+struct plait_future *plait_queue_first(const struct plait_pool *pool);
+/* Takes that one out: the queue's reference is the caller's. Not for an empty queue. */
+struct plait_future *plait_queue_take(struct plait_pool *pool);
+/* Takes tasks of a lower priority, which no worker has begun, from the board into the queue. */
+void plait_queue_recall(struct plait_pool *pool, int32_t priority);
+static inline bool plait_queue_empty(const struct plait_pool *pool)
+{
+    return pool->queue_first == NULL && pool->nheap == 0;
+}
 
 /* ---- pool_collect.c ---- */
 
@@ -35,6 +68,14 @@ void plait_pool_finish(struct plait_pool *pool, uint32_t cell, uint32_t seat);
 int plait_pool_tend(struct plait_pool *pool, uint32_t tags);
 /* Collects what is there, without waiting, and notifies. */
 void plait_pool_peek(PyObject *self);
+
+/* ---- pool_figures.c ---- */
+
+/* A finished task waited and ran for so long (nanoseconds; a lie costs figures only). */
+void plait_figures_add(struct plait_histogram *histogram, int64_t ns);
+/* Methods of the type. */
+PyObject *plait_pool_figures(PyObject *self, PyObject *ignored);
+PyObject *plait_pool_running(PyObject *self, PyObject *ignored);
 
 /* ---- pool_wait.c ---- */
 

@@ -1,6 +1,7 @@
 /* pool_send.c - tasks on their way to the workers: encoding, posting, the private queue. */
 #include "pool_parent.h"
 
+#include <errno.h>
 #include <string.h>
 
 #define UNRUNG_MAX 64 /* posts that would have liked a payer, before there is one */
@@ -13,6 +14,7 @@ struct parcel {
     struct pl_block *blocks; /* PyMem */
     uint32_t nblocks;
     uint16_t kind;
+    bool in_block; /* the whole message is in the last of the blocks, too */
 };
 
 static void parcel_drop(struct plait_pool *pool, struct parcel *parcel)
@@ -78,7 +80,7 @@ static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t si
         PyErr_Format(PyExc_MemoryError,
                      "%llu bytes do not fit the pool's shared memory (limit %llu bytes, "
                      "%llu in use)",
-                     (unsigned long long)size, (unsigned long long)pool->core.share->limit,
+                     (unsigned long long)size, (unsigned long long)pool->core.layout.limit,
                      (unsigned long long)pool->core.heap.used);
         return -1;
     }
@@ -255,6 +257,7 @@ static void post(struct plait_pool *pool, struct plait_future *f, uint32_t cell,
     struct pl_slot *slot = &pool->core.slots[cell];
     slot->kind = f->task_kind;
     slot->flags = 0;
+    slot->posted = pool->core.sys->now(); /* the worker makes it the time spent waiting */
     slot->len = (uint32_t)len;
     if (message != NULL)
         slot->block = *message;
@@ -269,23 +272,25 @@ static void post(struct plait_pool *pool, struct plait_future *f, uint32_t cell,
 
 static void set_hungry(struct plait_pool *pool)
 {
-    pl_pool_hungry(&pool->core, pool->queue_first != NULL);
+    pl_pool_hungry(&pool->core, !plait_queue_empty(pool));
 }
 
 /* Moves queued tasks to the board as long as it has room. */
 void plait_pool_feed(struct plait_pool *pool)
 {
-    if (pool->queue_first == NULL)
+    if (plait_queue_empty(pool))
         return;
-    while (pool->queue_first != NULL) {
-        struct plait_future *f = pool->queue_first;
+    struct plait_future *f;
+    while ((f = plait_queue_first(pool)) != NULL) {
         uint32_t cell;
-        if (f->state == PLAIT_QUEUED && pl_pool_stage(&pool->core, f, &cell) < 0)
-            return;
-        pool->queue_first = f->next;
-        if (pool->queue_first == NULL)
-            pool->queue_last = NULL;
-        f->next = NULL;
+        if (f->state == PLAIT_QUEUED) {
+            /* With priorities the board is kept short: what is on it cannot be passed. */
+            if (pool->nheap > 0 && pool->core.cells_used >= 3 * pool->workers)
+                break;
+            if (pl_pool_stage(&pool->core, f, &cell) < 0)
+                return;
+        }
+        (void)plait_queue_take(pool); /* f, whose reference is ours now */
         if (f->state != PLAIT_QUEUED) {
             Py_DECREF(f); /* cancelled while it waited; pool->queued knows */
             continue;
@@ -321,68 +326,51 @@ static void call_helper(struct plait_pool *pool)
             plait_pool_wake_waiter(w);
 }
 
-/* submit for all ways in: a new future, or NULL with an exception set. */
-struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, PyObject *const *args,
-                                       Py_ssize_t nargs, PyObject *kwnames, uint16_t how)
+/* Puts an encoded task on the board, or into the queue when there is no room. Takes over the
+ * parcel. 0, or -1 with an exception set and nothing done. */
+static int dispatch(struct plait_pool *pool, struct plait_future *f, struct parcel *parcel)
 {
-    if (!plait_pool_accepts(pool))
-        return NULL;
-    if (!PyCallable_Check(fn)) {
-        PyErr_Format(PyExc_TypeError, "fn must be callable, not %.200s", Py_TYPE(fn)->tp_name);
-        return NULL;
-    }
-    struct parcel parcel = {0};
-    struct plait_future *f = NULL;
-    if (encode_task(pool, &parcel, fn, args, nargs, kwnames) < 0)
-        goto unsendable;
-    bool big = parcel.head.len > PL_SLOT_INLINE;
-    if (big) {
-        struct pl_block block;
-        void *data;
-        if (new_block(pool, &parcel, parcel.head.len, &block, &data) < 0)
-            goto unsendable;
-        copy(data, parcel.head.data, parcel.head.len);
-    }
-    f = plait_future_new(pool->state, &plait_pool_keeper);
-    if (f == NULL)
-        goto fail;
-    /* Pickling and copying may have let other threads close the pool. */
-    if (!plait_pool_accepts(pool))
-        goto fail;
-    f->pool = Py_NewRef((PyObject *)pool);
-    f->fn = Py_NewRef(fn);
-    f->task_kind = (uint16_t)(parcel.kind | how);
-
+    struct pl_block *message = parcel->in_block ? &parcel->blocks[parcel->nblocks - 1] : NULL;
     uint32_t cell;
-    int error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
-    if (error < 0 && pl_pool_ready(&pool->core)) {
+    f->task_kind = parcel->kind;
+    bool ranked = f->priority != 0;
+    int error = ranked || !plait_queue_empty(pool) ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
+    if (error < 0 && !ranked && pl_pool_ready(&pool->core)) {
         plait_pool_collect(pool);
-        error = pool->queue_first != NULL ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
+        error = !plait_queue_empty(pool) ? -EAGAIN : pl_pool_stage(&pool->core, f, &cell);
     }
     if (error == 0) {
         Py_INCREF(f); /* the cell's */
-        post(pool, f, cell, parcel.head.data, parcel.head.len,
-             big ? &parcel.blocks[parcel.nblocks - 1] : NULL, parcel.blocks, parcel.nblocks);
-        PyMem_Free(parcel.blocks);
+        post(pool, f, cell, parcel->head.data, parcel->head.len, message, parcel->blocks,
+             parcel->nblocks);
+        PyMem_Free(parcel->blocks);
     } else {
-        f->message = PyBytes_FromStringAndSize(big ? NULL : parcel.head.data,
-                                               big ? 0 : (Py_ssize_t)parcel.head.len);
+        f->message = PyBytes_FromStringAndSize(message != NULL ? NULL : parcel->head.data,
+                                               message != NULL ? 0 : (Py_ssize_t)parcel->head.len);
         if (f->message == NULL)
-            goto fail;
-        f->blocks = parcel.blocks;
-        f->nblocks = parcel.nblocks;
+            return -1;
+        f->blocks = parcel->blocks;
+        f->nblocks = parcel->nblocks;
         f->state = PLAIT_QUEUED;
-        Py_INCREF(f); /* the queue's */
-        if (pool->queue_last != NULL)
-            pool->queue_last->next = f;
-        else
-            pool->queue_first = f;
-        pool->queue_last = f;
-        pool->queued++;
+        if (plait_queue_add(pool, f) < 0) {
+            f->blocks = NULL;
+            f->nblocks = 0;
+            Py_CLEAR(f->message);
+            return -1;
+        }
+        if (ranked) {
+            plait_queue_recall(pool, f->priority);
+            plait_pool_feed(pool);
+        }
     }
-    pool->outstanding++;
-    plait_bytes_free(&parcel.head);
-    if (pool->queue_first != NULL) {
+    plait_bytes_free(&parcel->head);
+    return 0;
+}
+
+/* After a dispatch, when no lock or role is held. */
+static void dispatched(struct plait_pool *pool)
+{
+    if (!plait_queue_empty(pool)) {
         set_hungry(pool);
         /* A worker that finished after the look above, and found nobody hungry, has parked
          * without a word; its slot is free for what is queued. */
@@ -392,28 +380,81 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, PyObject *fn, Py
     /* A leader that sleeps does not come back to pay what is owed. */
     if (pool->core.owed_wake != 0 && pool->asleep)
         pl_pool_flush(&pool->core);
-    if (pool->queue_first != NULL || pool->core.owed_wake != 0 ||
+    if (!plait_queue_empty(pool) || pool->core.owed_wake != 0 ||
         (pool->core.unrung > UNRUNG_MAX && !pool->core.payer))
         call_helper(pool);
     if (pool->notify != NULL && PyList_GET_SIZE(pool->notify) > 0)
         plait_pool_notify(pool);
+}
+
+/* Encodes a call, into a block if it is large. -1 with an exception set; the parcel is to be
+ * dropped then. */
+static int pack(struct plait_pool *pool, struct parcel *parcel, const struct plait_call *call)
+{
+    if (encode_task(pool, parcel, call->fn, call->args, call->nargs, call->kwnames) < 0)
+        return -1;
+    parcel->kind |= call->how;
+    if (parcel->head.len <= PL_SLOT_INLINE)
+        return 0;
+    struct pl_block block;
+    void *data;
+    if (new_block(pool, parcel, parcel->head.len, &block, &data) < 0)
+        return -1;
+    copy(data, parcel->head.data, parcel->head.len);
+    parcel->in_block = true;
+    return 0;
+}
+
+struct plait_future *plait_pool_submit(struct plait_pool *pool, const struct plait_call *call)
+{
+    if (!plait_pool_accepts(pool))
+        return NULL;
+    if (!PyCallable_Check(call->fn)) {
+        PyErr_Format(PyExc_TypeError, "fn must be callable, not %.200s",
+                     Py_TYPE(call->fn)->tp_name);
+        return NULL;
+    }
+    if (pool->max_pending != 0 && pool->outstanding >= pool->max_pending) {
+        PyObject *told = PyObject_CallMethod((PyObject *)pool, "_when_full", NULL);
+        if (told == NULL)
+            return NULL;
+        Py_DECREF(told);
+        if (!plait_pool_accepts(pool))
+            return NULL;
+    }
+    struct parcel parcel = {0};
+    struct plait_future *f = NULL;
+    if (pack(pool, &parcel, call) < 0)
+        goto unsendable;
+    f = plait_future_new(pool->state, &plait_pool_keeper);
+    if (f == NULL)
+        goto fail;
+    /* Pickling and copying may have let other threads close the pool. */
+    if (!plait_pool_accepts(pool))
+        goto fail;
+    f->pool = Py_NewRef((PyObject *)pool);
+    f->fn = Py_NewRef(call->fn);
+    f->name = Py_XNewRef(call->name);
+    f->order = Py_XNewRef(call->order);
+    f->again = call->again;
+    f->priority = call->priority;
+    if (dispatch(pool, f, &parcel) < 0)
+        goto fail;
+    pool->outstanding++;
+    pool->interrupted = false;
+    dispatched(pool);
     return f;
 
 unsendable:
     /* What cannot be sent is the task's own failure, as concurrent.futures has it; only what
      * is no Exception (an interrupt) leaves by here. */
     if (PyErr_ExceptionMatches(PyExc_Exception)) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
+        PyObject *error = plait_take_exception();
         f = plait_future_new(pool->state, &plait_pool_keeper);
         if (f != NULL) {
-            f->exception = Py_XNewRef(value);
+            f->exception = error;
             plait_future_end(f, false);
         }
-        Py_XDECREF(type);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
         parcel_drop(pool, &parcel);
         return f;
     }
@@ -424,4 +465,40 @@ fail:
         Py_DECREF(f);
     }
     return NULL;
+}
+
+void plait_pool_unrest(struct plait_future *f)
+{
+    PyObject *old[] = {f->exception, f->message, f->block, f->buffers};
+    f->resting = false;
+    f->kind = 0;
+    f->exception = f->message = f->block = f->buffers = NULL;
+    for (size_t i = 0; i < PL_ARRAY_LEN(old); i++)
+        Py_XDECREF(old[i]);
+}
+
+int plait_pool_resubmit(struct plait_pool *pool, struct plait_future *f,
+                        const struct plait_call *call)
+{
+    struct parcel parcel = {0};
+    int error = pack(pool, &parcel, call);
+    if (!f->resting) {
+        /* It was cancelled meanwhile, or while its arguments were pickled. */
+        PyErr_Clear();
+        parcel_drop(pool, &parcel);
+        return 0;
+    }
+    if (error == 0) {
+        f->again = call->again;
+        plait_pool_unrest(f);
+        error = dispatch(pool, f, &parcel);
+        if (error == 0) {
+            pool->retried++;
+            dispatched(pool);
+            return 1;
+        }
+        f->resting = true;
+    }
+    parcel_drop(pool, &parcel);
+    return -1;
 }

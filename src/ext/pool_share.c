@@ -77,7 +77,7 @@ static PyObject *place(struct plait_pool *pool, PyObject *buffer, bool writable)
         PyErr_Format(PyExc_MemoryError,
                      "%zd bytes do not fit the pool's shared memory (limit %llu bytes, %llu in "
                      "use)",
-                     view.len, (unsigned long long)pool->core.share->limit,
+                     view.len, (unsigned long long)pool->core.layout.limit,
                      (unsigned long long)pool->core.heap.used);
         goto fail;
     }

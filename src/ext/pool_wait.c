@@ -12,6 +12,7 @@
 
 #define DOZE_NS 1000000 /* how long a queued task or an owed wake-up may have to wait */
 #define DOZE_TICKS 16
+#define CHECK_NS 1000000000 /* so long without news, and it is checked whether all is well */
 
 #include <errno.h>
 
@@ -67,7 +68,7 @@ void plait_pool_hand_over(struct plait_pool *pool)
 /* What the leader should be woken for. */
 static uint32_t arm_for(const struct plait_pool *pool, const struct plait_future *f)
 {
-    if (pool->watched > 0 || pool->closed)
+    if (pool->watched > 0 || pool->closed || (f == NULL && pool->max_pending != 0))
         return PL_ARM_ANY;
     for (const struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
         if (w->future != NULL)
@@ -75,6 +76,25 @@ static uint32_t arm_for(const struct plait_pool *pool, const struct plait_future
     if (f != NULL && f->state == PLAIT_POSTED)
         return PL_ARM_SLOT + f->cell;
     return f != NULL ? PL_ARM_ANY : PL_ARM_DRY;
+}
+
+/* What a wait for no future in particular waits for: the end of everything, or, as long as
+ * new tasks may come, room for one. */
+static bool has_room(const struct plait_pool *pool)
+{
+    if (pool->closed || pool->max_pending == 0)
+        return pool->outstanding == 0;
+    return pool->outstanding < pool->max_pending;
+}
+
+/* Runs the handlers of signals, and remembers a Ctrl+C: shutdown will not wait then. */
+static int check_signals(struct plait_pool *pool)
+{
+    if (PyErr_CheckSignals() == 0)
+        return 0;
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        pool->interrupted = true;
+    return -1;
 }
 
 static int64_t time_left(int64_t deadline)
@@ -101,8 +121,8 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
     uint32_t tags = 0;
     for (;;) {
         plait_pool_collect(pool);
-        if (PyList_GET_SIZE(pool->notify) > 0 || pool->suspects != 0 ||
-            (f != NULL ? plait_future_done(f) : pool->outstanding == 0)) {
+        if (PyList_GET_SIZE(pool->notify) > 0 || PyList_GET_SIZE(pool->again) > 0 ||
+            pool->suspects != 0 || (f != NULL ? plait_future_done(f) : has_room(pool))) {
             put_down(pool);
             return 1;
         }
@@ -119,19 +139,20 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
             put_down(pool);
             return 0;
         }
+        bool check = pool->outstanding > 0 && (left < 0 || left > CHECK_NS);
         pl_pool_arm(&pool->core, arm_for(pool, f));
         if (pl_pool_ready(&pool->core))
             continue;
         int n;
         pool->asleep = true;
         pool->asleep_for = f;
-        Py_BEGIN_ALLOW_THREADS n = pl_pool_wait(&pool->core, left, &tags);
+        Py_BEGIN_ALLOW_THREADS n = pl_pool_wait(&pool->core, check ? CHECK_NS : left, &tags);
         Py_END_ALLOW_THREADS pool->asleep = false;
         pool->asleep_for = NULL;
         if (n == -EINTR) {
             put_down(pool);
             plait_pool_hand_over(pool);
-            return PyErr_CheckSignals() < 0 ? -1 : 1;
+            return check_signals(pool) < 0 ? -1 : 1;
         }
         if (n < 0) {
             put_down(pool);
@@ -148,8 +169,8 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
             put_down(pool);
             return 1;
         }
-        if (n == 0)
-            spun = 1;
+        if (n == 0 && check)
+            pl_pool_check(&pool->core);
     }
 }
 
@@ -222,7 +243,7 @@ int plait_pool_wait_for(PyObject *self, struct plait_future *f, int64_t deadline
             break;
         }
         signalled = follow(pool, f, left) == -EINTR;
-        if (signalled && PyErr_CheckSignals() < 0) {
+        if (signalled && check_signals(pool) < 0) {
             result = -1;
             break;
         }
@@ -268,7 +289,7 @@ static bool doze(struct plait_pool *pool)
 {
     struct plait_waiter me = {.next = pool->followers, .dozes = true};
     struct pl_pool *core = &pool->core;
-    bool backlog = pool->queue_first != NULL;
+    bool backlog = !plait_queue_empty(pool);
     uint64_t tail = atomic_load_explicit(&core->share->tail, memory_order_relaxed);
     uint32_t debt = 0;
     int quiet = 0;
@@ -291,7 +312,7 @@ static bool doze(struct plait_pool *pool)
         at = &(*at)->next;
     *at = me.next;
     /* It may have been posted to since the last look; then it is no time to sleep. */
-    return old || me.word != 0 || pool->queue_first != NULL || core->owed_wake != 0;
+    return old || me.word != 0 || !plait_queue_empty(pool) || core->owed_wake != 0;
 }
 
 /* One turn of the helper thread: waits until it is needed, then leads a round. */
@@ -312,7 +333,7 @@ PyObject *plait_pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
     } else {
         if (!doze(pool))
             (void)follow(pool, NULL, -1);
-        if (pool->open && (pool->queue_first != NULL || pool->core.owed_wake != 0)) {
+        if (pool->open && (!plait_queue_empty(pool) || pool->core.owed_wake != 0)) {
             if (!pool->led)
                 plait_pool_collect(pool);
             pl_pool_flush(&pool->core);
@@ -347,7 +368,7 @@ PyObject *plait_pool_wait_idle(PyObject *self, PyObject *arg)
         int64_t left = time_left(deadline);
         if (left < 0 || left > 10000000)
             left = 10000000;
-        if (follow(pool, NULL, left) == -EINTR && PyErr_CheckSignals() < 0)
+        if (follow(pool, NULL, left) == -EINTR && check_signals(pool) < 0)
             return NULL;
         Py_RETURN_NONE;
     }
@@ -362,7 +383,7 @@ PyObject *plait_pool_wait_idle(PyObject *self, PyObject *arg)
         int n;
         int64_t left = time_left(deadline);
         Py_BEGIN_ALLOW_THREADS n = pl_pool_wait(&pool->core, left, &tags);
-        Py_END_ALLOW_THREADS if (n == -EINTR && PyErr_CheckSignals() < 0) return NULL;
+        Py_END_ALLOW_THREADS if (n == -EINTR && check_signals(pool) < 0) return NULL;
     }
     if (round < 0 || plait_pool_tend(pool, tags) < 0)
         return NULL;

@@ -10,17 +10,29 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
-const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, low_mark, load, "
-                                    "dump, /)\n--\n\nServe a pool's tasks until it closes.";
+const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, low_mark, "
+                                    "stackfd, most, load, dump, install, /)\n--\n\n"
+                                    "Serve a pool's tasks until it closes.";
 
 #define MAX_KNOWN 1024
+#define STOP_AGAIN_NS 5000000
 #define HIGH_FD 500 /* where the pool's descriptor goes, if the limit allows it */
 
 struct worker {
     struct plait_state *state;
+    uint64_t ticket;   /* of the task that may be stopped now; 0: none */
+    uint64_t told;     /* the one that has been told to stop */
+    uint64_t most;     /* tasks until it ends by itself; 0: no bound */
+    uint32_t *canary;  /* owns: one page that is zero in a child that a task forked */
+    int stackfd;       /* where signals leave the Python stack */
+    PyObject *stopped; /* the exception TaskStopped */
+    timer_t again;     /* owns; repeats a signal that came at a bad time */
+    bool has_again;
     struct pl_member member;
     PyObject *load;  /* bytes -> function */
     PyObject *dump;  /* exception -> bytes */
@@ -231,7 +243,7 @@ static int put_in_block(struct worker *w, const void *from, size_t len, struct p
         PyErr_Format(PyExc_MemoryError,
                      "a result of %zu bytes does not fit the pool's shared memory "
                      "(limit %llu bytes, %llu in use)",
-                     len, (unsigned long long)w->member.share->limit,
+                     len, (unsigned long long)w->member.layout.limit,
                      (unsigned long long)w->member.heap.used);
         return -1;
     }
@@ -395,16 +407,49 @@ static int put_exception(struct worker *w, struct pl_slot *slot)
     return error;
 }
 
+/* A task has forked and its copy has come back to us: it has no part in the pool. */
+static void leave_if_forked(const struct worker *w)
+{
+    if (*w->canary != 0)
+        return;
+    static const char *const streams[] = {"stdout", "stderr"};
+    PyErr_Clear();
+    for (size_t i = 0; i < PL_ARRAY_LEN(streams); i++) {
+        PyObject *stream = PySys_GetObject(streams[i]); // borrowed
+        PyObject *told = stream == NULL ? NULL : PyObject_CallMethod(stream, "flush", NULL);
+        Py_XDECREF(told);
+        PyErr_Clear();
+    }
+    _exit(0);
+}
+
+static int make_canary(struct worker *w)
+{
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED || madvise(page, 4096, MADV_WIPEONFORK) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    w->canary = page;
+    *w->canary = 1;
+    return 0;
+}
+
 static int serve_one(struct worker *w, uint32_t cell)
 {
     struct pl_slot *slot = &w->member.slots[cell];
     struct held held = {0};
     int64_t start = w->member.sys->now();
+    int64_t posted = slot->posted;
     atomic_store_explicit(&w->member.mine->started, start, memory_order_relaxed); /* a hint */
+    w->ticket = pl_member_ticket(&w->member, cell);
     PyObject *value = run_task(w, slot, &held);
+    leave_if_forked(w);
     int error = -1;
     if (value != NULL)
         error = put_value(w, slot, value, &held);
+    leave_if_forked(w);
+    w->ticket = 0; /* from here on the task is over, and nothing may hit the next one */
     if (error < 0) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_SystemError, "a task ended without a result");
@@ -414,10 +459,97 @@ static int serve_one(struct worker *w, uint32_t cell)
     if (error < 0)
         return -1;
     slot->run_ns = w->member.sys->now() - start;
+    slot->posted = start - posted;
+    /* Relaxed: pl_member_done's release comes before the next claim. */
+    atomic_store_explicit(&w->member.mine->started, 0, memory_order_relaxed);
     error = pl_member_done(&w->member, cell);
     if (error < 0)
         (void)plait_raise(w->state, error, "telling the pool of a result");
     return error;
+}
+
+/* ---- being stopped ---- */
+
+/* Whether this thread imports something. An exception there would leave modules that are half
+ * there, which the next task would meet: parents without their submodules, for example. */
+static bool importing(void)
+{
+    static const char *const marks[] = {"<frozen importlib._bootstrap>", "<frozen runpy>"};
+    bool found = false;
+    PyFrameObject *frame = PyEval_GetFrame(); // borrowed
+    Py_XINCREF(frame);
+    while (frame != NULL && !found) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        for (size_t i = 0; i < PL_ARRAY_LEN(marks) && !found; i++)
+            found = PyUnicode_CompareWithASCIIString(code->co_filename, marks[i]) == 0;
+        Py_DECREF(code);
+        PyFrameObject *back = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        frame = back;
+    }
+    Py_XDECREF(frame);
+    return found;
+}
+
+/* Has the same signal come once more, a little later. */
+static bool stop_later(struct worker *w, PyObject *args)
+{
+    int number = PyTuple_GET_SIZE(args) > 0 ? (int)PyLong_AsLong(PyTuple_GET_ITEM(args, 0)) : -1;
+    if (number <= 0) {
+        PyErr_Clear();
+        return false;
+    }
+    if (!w->has_again) {
+        struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = number};
+        if (timer_create(CLOCK_MONOTONIC, &event, &w->again) < 0)
+            return false;
+        w->has_again = true;
+    }
+    struct itimerspec when = {.it_value = {.tv_nsec = STOP_AGAIN_NS}};
+    return timer_settime(w->again, 0, &when, NULL) == 0;
+}
+
+/* Runs as the Python handler of the pool's signal, between two byte codes of whatever the
+ * main thread does: in the task, or in the loop around it. */
+static PyObject *on_stop(PyObject *capsule, PyObject *args)
+{
+    struct worker *w = PyCapsule_GetPointer(capsule, NULL);
+    if (w == NULL)
+        return NULL;
+    if (w->ticket == w->told || !pl_member_asked(&w->member, w->ticket)) {
+        /* Meant for a task that is over, or not by us: the stack that the signal left is of no
+         * use to anyone. Without the descriptor there is nothing to clear. */
+        if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
+            w->stackfd = -1;
+        Py_RETURN_NONE;
+    }
+    if (importing() && stop_later(w, args)) {
+        if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
+            w->stackfd = -1;
+        Py_RETURN_NONE;
+    }
+    w->told = w->ticket;
+    PyErr_SetString(w->stopped, "the task was stopped");
+    return NULL;
+}
+
+static PyMethodDef on_stop_def = {"on_stop", on_stop, METH_VARARGS, NULL};
+
+/* Hands the handler to Python's side, which installs it. */
+static int install_stop(struct worker *w, PyObject *install)
+{
+    PyObject *exceptions = PyImport_ImportModule("plait._exceptions");
+    if (exceptions == NULL)
+        return -1;
+    w->stopped = PyObject_GetAttrString(exceptions, "TaskStopped");
+    Py_DECREF(exceptions);
+    PyObject *capsule = w->stopped == NULL ? NULL : PyCapsule_New(w, NULL, NULL);
+    PyObject *handler = capsule == NULL ? NULL : PyCFunction_New(&on_stop_def, capsule);
+    PyObject *told = handler == NULL ? NULL : PyObject_CallOneArg(install, handler);
+    Py_XDECREF(capsule);
+    Py_XDECREF(handler);
+    Py_XDECREF(told);
+    return told == NULL ? -1 : 0;
 }
 
 PyObject *plait_worker_run(PyObject *module, PyObject *args)
@@ -427,7 +559,10 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     int eventfd;
     unsigned int seat;
     unsigned long long low_mark;
-    if (!PyArg_ParseTuple(args, "iiIKOO", &memfd, &eventfd, &seat, &low_mark, &w.load, &w.dump))
+    PyObject *install;
+    unsigned long long most;
+    if (!PyArg_ParseTuple(args, "iiIKiKOOO", &memfd, &eventfd, &seat, &low_mark, &w.stackfd, &most,
+                          &w.load, &w.dump, &install))
         return NULL;
     /* A task may close descriptors by number and open others in their place; the parent's must
      * not be among those that a small number finds. */
@@ -444,14 +579,17 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     error = pl_member_init(&w.member, NULL, base, total, eventfd, seat, low_mark);
     if (error < 0)
         return plait_raise(w.state, error, "joining a pool");
+    w.most = most;
     w.known = PyDict_New();
-    if (w.known == NULL)
+    if (w.known == NULL || make_canary(&w) < 0 || install_stop(&w, install) < 0)
         return NULL;
     for (;;) {
         uint32_t cell;
         int found = pl_member_take(&w.member, &cell);
         if (found == 1) {
             if (serve_one(&w, cell) < 0)
+                break;
+            if (w.most != 0 && --w.most == 0)
                 break;
             continue;
         }
@@ -467,13 +605,25 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
             break;
         }
     }
+    /* From here on the signal means nothing: the handler must not find a struct that is gone. */
+    PyObject *failure = plait_take_exception();
+    PyObject *told = PyObject_CallOneArg(install, Py_None);
+    if (told == NULL)
+        PyErr_WriteUnraisable(install);
+    Py_XDECREF(told);
+    Py_XDECREF(w.stopped);
+    if (w.has_again)
+        (void)timer_delete(w.again);
     /* Blocks that objects of the user's still hold point at w.member's memory, so neither the
      * mapping nor they are touched: the process ends after this. */
     Py_XDECREF(w.last_fn);
     PyMem_Free(w.last_code);
     Py_DECREF(w.known);
-    if (PyErr_Occurred())
+    if (failure != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(failure), failure);
+        Py_DECREF(failure);
         return NULL;
+    }
     Py_RETURN_NONE;
 }
 

@@ -67,6 +67,7 @@ struct plait_loop_state {
     int free_handles_len;
     bool server_takes_transport; /* Server._attach(transport), from 3.13 on */
     bool safe_handles;           /* asyncio has a class for other threads' handles (3.14) */
+    bool futures_made_once;      /* Future.__init__ refuses futures that were made (3.15) */
 };
 
 #endif /* PLAIT_STATE_LOOP_H */

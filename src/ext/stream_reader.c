@@ -89,7 +89,8 @@ static int append(ReaderState *s, PyObject *bytes)
 static void keep_spare(LoopObject *loop, PyObject *future)
 {
 #ifndef Py_GIL_DISABLED /* there, a count of one says nothing about other threads */
-    if (loop->core_ready && Py_IS_TYPE(future, (PyTypeObject *)loop->state->stock_future)) {
+    if (loop->core_ready && !loop->state->loop.futures_made_once &&
+        Py_IS_TYPE(future, (PyTypeObject *)loop->state->stock_future)) {
         unsigned at = (loop->spare_head + loop->spare_len) % PLAIT_SPARE_FUTURES;
         PyObject *oldest = NULL;
         if (loop->spare_len == PLAIT_SPARE_FUTURES) {
@@ -111,8 +112,10 @@ PyObject *plait_reader_future(LoopObject *loop)
     struct plait_state *state = loop->state;
     PyTypeObject *type = (PyTypeObject *)state->stock_future;
     /* The oldest one has most likely been let go of by the task that it woke. Being made anew
-     * is what Future.__init__ is for. A program's own class is asked each time. */
-    if (loop->spare_len == 0 || Py_REFCNT(loop->spares[loop->spare_head]) != 1 ||
+     * is what Future.__init__ is for, until Python 3.15, where it refuses. A program's own
+     * class is asked each time. */
+    if (loop->spare_len == 0 || state->loop.futures_made_once ||
+        Py_REFCNT(loop->spares[loop->spare_head]) != 1 ||
         !Py_IS_TYPE(loop->spares[loop->spare_head], type) ||
         PyDict_GetItemWithError(state->asyncio_futures, state->str_future) != (PyObject *)type)
         return PyErr_Occurred() ? NULL : plait_loop_future(loop);
@@ -125,9 +128,14 @@ PyObject *plait_reader_future(LoopObject *loop)
     loop->spares[loop->spare_head] = NULL;
     loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
     loop->spare_len--;
-    if (type->tp_init(future, state->no_args, loop->future_kwargs) < 0)
-        Py_CLEAR(future);
-    return future;
+    if (PL_LIKELY(type->tp_init(future, state->no_args, loop->future_kwargs) == 0))
+        return future;
+    Py_DECREF(future);
+    if (!PyErr_ExceptionMatches(PyExc_RuntimeError))
+        return NULL;
+    PyErr_Clear();
+    state->loop.futures_made_once = true;
+    return plait_loop_future(loop);
 }
 
 /* Sets the result of the waiting reader's future, unless it was cancelled. */

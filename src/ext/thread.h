@@ -67,8 +67,8 @@ struct plait_crew {
     struct plait_crew_worker *workers;
     PyObject *initializer; /* NULL: none */
     PyObject *initargs;
-    PyObject *start;  /* called with the crew: starts a thread that calls _run */
-    PyObject *watch;  /* the same for _watch */
+    PyObject *start;  /* called with the crew and a ticket: starts a thread that calls _run */
+    PyObject *watch;  /* called with the crew: the same for _watch */
     PyObject *fail;   /* called with the crew and an initializer's exception: gives the pool's */
     PyObject *broken; /* exception: why nothing works any more */
     struct pl_berth *watcher; /* borrows: where the one that watches deadlines sleeps */

@@ -123,17 +123,6 @@ static PyObject *crew_stop_running(PyObject *self, PyObject *Py_UNUSED(ignored))
     return plait_crew_stop_running(PLAIT_CREW(self));
 }
 
-/* A thread that the crew asked for does not come. */
-static PyObject *crew_not_started(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct plait_crew *crew = PLAIT_CREW(self);
-    if (!plait_crew_usable(crew))
-        return NULL;
-    crew->unstarted++;
-    (void)pl_crew_unstart(&crew->core); /* how many are left is looked at elsewhere */
-    Py_RETURN_NONE;
-}
-
 static PyObject *crew_resize(PyObject *self, PyObject *arg)
 {
     struct plait_crew *crew = PLAIT_CREW(self);
@@ -294,7 +283,6 @@ static PyMethodDef crew_methods[] = {
     {"_close", crew_close, METH_O, NULL},
     {"_cancel_line", crew_cancel_line, METH_NOARGS, NULL},
     {"_stop_running", crew_stop_running, METH_NOARGS, NULL},
-    {"_not_started", crew_not_started, METH_NOARGS, NULL},
     {"_resize", crew_resize, METH_O, NULL},
     {"_after_fork", crew_after_fork, METH_NOARGS, NULL},
     {"_table", crew_table, METH_NOARGS, NULL},

@@ -22,6 +22,7 @@
  * Sections: times, names and errors, the end of a task, stopping, posting, running, deadlines,
  * what futures ask.
  */
+#include "budget.h"
 #include "thread.h"
 
 #include <errno.h>
@@ -238,6 +239,7 @@ static void request_stop(struct plait_crew *crew, struct plait_task *task, enum 
     if (worker == NULL || worker->task != task || crew->gentle)
         return;
     task->sent = true;
+    plait_budget_step_aside(crew->state, worker->ident, true);
     (void)PyThreadState_SetAsyncExc(worker->ident, crew->state->task_stopped);
 }
 
@@ -300,19 +302,36 @@ void plait_crew_close(struct plait_crew *crew)
 
 /* ---- posting ---- */
 
+/* Starts a thread that the core counts already. An interrupt may end that at any point, with
+ * the thread there or about to be: so there is a ticket, a list of one, and whoever takes the
+ * item out of it decides, the thread when it comes or this when it is told of a failure. */
 static int start_thread(struct plait_crew *crew)
 {
-    PyObject *told = PyObject_CallOneArg(crew->start, (PyObject *)crew);
+    PyObject *ticket = Py_BuildValue("[O]", Py_None);
+    PyObject *told =
+        ticket == NULL ? NULL : PyObject_CallFunctionObjArgs(crew->start, crew, ticket, NULL);
     if (told != NULL) {
         Py_DECREF(told);
+        Py_DECREF(ticket);
         return 0;
     }
-    /* It has told of the thread by _not_started, unless the thread came all the same: an
-     * interrupt may arrive in the middle. The threads that there are will do the work;
-     * statistics() tells. */
-    if (crew->core.threads == 0 || !PyErr_ExceptionMatches(PyExc_Exception))
+    PyObject *error = plait_take_exception();
+    bool comes = ticket != NULL && PyList_GET_SIZE(ticket) == 0;
+    if (!comes) {
+        /* Taking it cannot fail: nothing is allocated to empty a list. */
+        if (ticket != NULL)
+            (void)PyList_SetSlice(ticket, 0, 1, NULL);
+        crew->unstarted++;
+        (void)pl_crew_unstart(&crew->core);
+    }
+    Py_XDECREF(ticket);
+    /* The threads that there are will do the work; statistics() tells. */
+    if (crew->core.threads == 0 || !PyErr_GivenExceptionMatches(error, PyExc_Exception)) {
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
         return -1;
-    PyErr_Clear();
+    }
+    Py_DECREF(error);
     return 0;
 }
 
@@ -513,6 +532,7 @@ static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, stru
         if (task->sent) {
             task->sent = false;
             (void)PyThreadState_SetAsyncExc(me->ident, NULL);
+            plait_budget_step_aside(crew->state, me->ident, false);
         }
         now = clock_now();
         if (error == NULL || task->retries == 0 || task->asked != PLAIT_ASKED_NOTHING ||
@@ -565,7 +585,8 @@ PyObject *plait_crew_run(PyObject *self, PyObject *Py_UNUSED(ignored))
         .crew = crew,
         .ident = PyThread_get_thread_ident(),
         .attached_at = clock_now(),
-        .generation = crew->generation,
+        /* Not what it has seen: it may be in excess from the start. */
+        .generation = crew->generation - 1,
     };
     if (PyThread_tss_set(&state->thread.worker_key, &me) != 0) {
         (void)pl_crew_unstart(&crew->core);

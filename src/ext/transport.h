@@ -109,6 +109,8 @@ PyObject *plait_transport_write(PyObject *self, PyObject *data);
 
 /* Queues n bytes objects that are not empty, PLAIT_WRITE_BATCH at most, in one go. */
 int plait_transport_write_bytes(TransportObject *t, PyObject *const *pieces, Py_ssize_t n);
+/* Tells the future of _make_empty_waiter, which is there, that the queue is empty. */
+void plait_transport_tell_empty(TransportObject *t);
 PyObject *plait_transport_writelines(PyObject *self, PyObject *pieces);
 PyObject *plait_transport_write_eof(PyObject *self, PyObject *ignored);
 PyObject *plait_transport_can_write_eof(PyObject *self, PyObject *ignored);

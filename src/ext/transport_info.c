@@ -2,18 +2,21 @@
  */
 #include "transport.h"
 
-#include <netdb.h>
+#include <arpa/inet.h>
 
-static PyObject *name_of(const struct sockaddr *addr, socklen_t len)
+static PyObject *name_of(const struct sockaddr *addr)
 {
-    char host[NI_MAXHOST];
-    if (getnameinfo(addr, len, host, sizeof(host), NULL, 0, NI_NUMERICHOST) != 0)
-        Py_RETURN_NONE;
+    /* As the socket module does: without the interface, which has a place of its own. */
+    char host[INET6_ADDRSTRLEN];
     if (addr->sa_family == AF_INET) {
         const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)addr;
+        if (inet_ntop(AF_INET, &in->sin_addr, host, sizeof(host)) == NULL)
+            Py_RETURN_NONE;
         return Py_BuildValue("(si)", host, ntohs(in->sin_port));
     }
     const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)(const void *)addr;
+    if (inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof(host)) == NULL)
+        Py_RETURN_NONE;
     return Py_BuildValue("(siII)", host, ntohs(in6->sin6_port), (unsigned)ntohl(in6->sin6_flowinfo),
                          (unsigned)in6->sin6_scope_id);
 }
@@ -74,7 +77,7 @@ static PyObject *make_extra(TransportObject *t, const char *name)
                         PyObject_CallOneArg(t->loop->state->asyncio_transport_socket, sock));
     }
     if (peer && t->peer_len > 0)
-        return remember(t, name, name_of(&t->peer.any, t->peer_len));
+        return remember(t, name, name_of(&t->peer.any));
     if (peer || strcmp(name, "sockname") == 0) {
         PyObject *sock = plait_transport_socket(t);
         if (sock == NULL)

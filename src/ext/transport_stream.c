@@ -169,7 +169,7 @@ static void on_drained(struct pl_stream *stream)
     if (PL_UNLIKELY(t->protocol_paused))
         plait_transport_resume_writing(t);
     if (PL_UNLIKELY(t->empty_waiter != NULL) && stream->queued == 0)
-        plait_transport_finish_waiter(t, &t->empty_waiter);
+        plait_transport_tell_empty(t);
 }
 
 static void on_failed(struct pl_stream *stream, int error)

@@ -129,14 +129,14 @@ PyObject *plait_transport_writelines(PyObject *self, PyObject *pieces)
     TransportObject *t = (TransportObject *)self;
     if (refuse_write(t, "writelines") < 0)
         return NULL;
-    PyObject *list =
-        PySequence_Fast(pieces, "writelines() takes an iterable of bytes-like objects");
+    /* Not the program's own list: a log handler, or another thread meanwhile, may change it. */
+    PyObject *list = PySequence_Tuple(pieces);
     if (list == NULL)
         return NULL;
     /* All are looked at before the first is queued. */
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(list);
+    Py_ssize_t n = PyTuple_GET_SIZE(list);
     for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *data = PySequence_Fast_GET_ITEM(list, i); // borrowed
+        PyObject *data = PyTuple_GET_ITEM(list, i); // borrowed
         if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
             PyErr_Format(PyExc_TypeError, "data argument must be a bytes-like object, not %R",
                          (PyObject *)Py_TYPE(data));
@@ -145,7 +145,7 @@ PyObject *plait_transport_writelines(PyObject *self, PyObject *pieces)
         }
     }
     for (Py_ssize_t i = 0; i < n; i++) {
-        if (write_one(t, PySequence_Fast_GET_ITEM(list, i)) < 0) {
+        if (write_one(t, PyTuple_GET_ITEM(list, i)) < 0) {
             Py_DECREF(list);
             return NULL;
         }
@@ -237,6 +237,14 @@ PyObject *plait_transport_set_limits(PyObject *self, PyObject *args, PyObject *k
         plait_transport_pause_writing(t);
     Py_RETURN_NONE;
 }
+
+/* The transport keeps the future: writes are refused until it is reset. */
+void plait_transport_tell_empty(TransportObject *t)
+{
+    PyObject *waiter = Py_NewRef(t->empty_waiter);
+    plait_transport_finish_waiter(t, &waiter);
+}
+
 const char plait_transport_make_empty_waiter_doc[] =
     PyDoc_STR("_make_empty_waiter($self, /)\n--\n\n"
               "Return a future that is done when all is sent.");
@@ -250,11 +258,8 @@ PyObject *plait_transport_make_empty_waiter(PyObject *self, PyObject *Py_UNUSED(
     if (waiter == NULL)
         return NULL;
     t->empty_waiter = Py_NewRef(waiter);
-    if (t->stream.queued == 0) {
-        PyObject *kept = Py_NewRef(waiter);
-        plait_transport_finish_waiter(t, &t->empty_waiter);
-        t->empty_waiter = kept; /* writes are refused until it is reset */
-    }
+    if (t->stream.queued == 0)
+        plait_transport_tell_empty(t);
     return waiter;
 }
 

@@ -201,6 +201,30 @@ static void wake_waits(struct plait_watch *w, unsigned ready)
     }
 }
 
+/* As in asyncio, a handle that somebody else has cancelled watches no more: its level would be
+ * told for ever. The watch may be freed. */
+static void drop_cancelled(LoopObject *loop, struct plait_watch *w)
+{
+    HandleObject *reader = NULL, *writer = NULL;
+    if (w->reader != NULL && w->reader->cancelled) {
+        reader = w->reader;
+        w->reader = NULL;
+    }
+    if (w->writer != NULL && w->writer->cancelled) {
+        writer = w->writer;
+        w->writer = NULL;
+    }
+    if (PL_LIKELY(reader == NULL && writer == NULL))
+        return;
+    if (watch_is_idle(w))
+        watch_close(loop, w);
+    else
+        (void)watch_ask(loop, w, 0, watch_has_handles(w)); /* fails for one that is closed:
+                                                              no events, as wanted */
+    Py_XDECREF(reader);
+    Py_XDECREF(writer);
+}
+
 static void watch_run(struct pl_loop *core, struct pl_op *op)
 {
     struct plait_watch *w = PL_CONTAINER_OF(op, struct plait_watch, io.op);
@@ -232,6 +256,7 @@ static void watch_run(struct pl_loop *core, struct pl_op *op)
     /* A level that only calls wanted, which do not wait any more, would be told for ever. */
     if (woke && w->io.mode == PL_IO_LEVEL)
         (void)watch_ask(plait_loop_of_core(core), w, 0, watch_has_handles(w));
+    drop_cancelled(plait_loop_of_core(core), w);
 }
 
 /* ---- what the methods name ---------------------------------------------- */
@@ -292,6 +317,27 @@ static bool refers_to(PyObject *ref, PyObject *object)
 #endif
 }
 
+/* Whether the socket of the weak reference still goes by this descriptor: then two objects have
+ * it at once. */
+static bool still_has(PyObject *ref, int fd)
+{
+    PyObject *target = NULL;
+#if PY_VERSION_HEX >= 0x030d0000
+    if (ref != NULL && PyWeakref_GetRef(ref, &target) < 0)
+        PyErr_Clear();
+#else
+    if (ref != NULL && PyWeakref_GetObject(ref) != Py_None)
+        target = Py_XNewRef(PyWeakref_GetObject(ref));
+#endif
+    if (target == NULL)
+        return false;
+    int its = PyObject_AsFileDescriptor(target);
+    if (its < 0)
+        PyErr_Clear(); /* it was closed */
+    Py_DECREF(target);
+    return its == fd;
+}
+
 int plait_watch_wait(LoopObject *loop, struct plait_sock_wait *wait, PyObject *sock, int fd,
                      unsigned events)
 {
@@ -302,7 +348,12 @@ int plait_watch_wait(LoopObject *loop, struct plait_sock_wait *wait, PyObject *s
         return -1;
     }
     if (w != NULL && !watch_has_handles(w) && !refers_to(w->sock, sock)) {
-        watch_end(loop, w); /* the descriptor was closed and reused */
+        /* Calls of two objects may wait side by side. But either may stand for a file that was
+         * closed behind its back: only the kernel knows, so it is to be asked again. */
+        if (still_has(w->sock, fd))
+            w->io.mode = PL_IO_LEVEL;
+        else
+            watch_end(loop, w); /* the descriptor was closed and reused */
         w = plait_watch_find(loop, fd);
     }
     if (w == NULL) {

@@ -1,18 +1,18 @@
 """The exceptions of plait.
 
-Exception
- └── PlaitError
-      ├── WorkerDied       a worker process ended while it ran a task
-      ├── TaskTimeout      a task's time was over, and it was stopped
-      ├── PoolBroken       a pool cannot start workers any more
-      ├── PoolFull         as many tasks wait as a pool was told to take
-      ├── RemoteError      a task raised what cannot be sent between processes
-      ├── DeadlineExceeded a scope was not over by its deadline
-      ├── Unstopped        a scope ended while something that it had cancelled went on
-      ├── ScopeClosed      something was to be started in a scope that is not open
-      └── ChannelClosed    a channel has ended
 BaseException
- └── TaskStopped           raised in a task that is to stop
+ ├── TaskStopped           raised inside of a task that is to stop
+ └── Exception
+     └── PlaitError
+          ├── TaskTimeout      a task ran for longer than it was given
+          ├── WorkerDied       a worker process ended while it ran a task
+          ├── PoolBroken       a pool cannot start workers any more
+          ├── PoolFull         a pool has as many tasks as it may have
+          ├── RemoteError      a task raised what cannot be sent between processes
+          ├── DeadlineExceeded a scope was not over by its deadline
+          ├── Unstopped        a scope ended while something that it had cancelled went on
+          ├── ScopeClosed      something was to be started in a scope that is not open
+          └── ChannelClosed    a channel has ended
 """
 
 from __future__ import annotations
@@ -40,6 +40,40 @@ class PlaitError(Exception):
     """Base class of the errors that plait itself raises."""
 
 
+class TaskStopped(BaseException):
+    """Raised inside of a task that was cancelled or ran out of time.
+
+    It is no Exception, so that ``except Exception`` does not keep the task going. A task may
+    catch it to clean up, and should then let it go on: what ignores it is killed.
+    """
+
+
+class TaskTimeout(PlaitError, TimeoutError):
+    """A task ran for longer than it was given, and was stopped.
+
+    Its ``__cause__`` tells where the task was when the exception reached it.
+
+    Attributes:
+        task: name of the task, or None.
+        timeout: seconds that it was given.
+        stack: the Python stack of the worker when the task had to be killed, or None.
+    """
+
+    def __init__(
+        self, task: str | None = None, timeout: float | None = None, stack: str | None = None
+    ) -> None:
+        super().__init__(task, timeout, stack)
+        self.task = task
+        self.timeout = timeout
+        self.stack = stack
+
+    def __str__(self) -> str:
+        text = f"{self.task or 'the task'} ran for longer than its timeout of {self.timeout:g} s"
+        if self.stack:
+            text += f"; its Python stack:\n{self.stack}"
+        return text
+
+
 class WorkerDied(PlaitError):
     """A worker process ended while it ran a task.
 
@@ -48,7 +82,8 @@ class WorkerDied(PlaitError):
         exitcode: its exit code, or None when a signal ended it or nothing is known.
         signal: number of the signal that ended it, or None.
         peak_memory: largest resident size of the worker in bytes, or None if unknown.
-        task: name of the function that it ran, or None.
+        task: name of the task that it ran, or None.
+        stack: its Python stack when a fault ended it, or None.
     """
 
     def __init__(
@@ -58,13 +93,15 @@ class WorkerDied(PlaitError):
         signal: int | None = None,
         peak_memory: int | None = None,
         task: str | None = None,
+        stack: str | None = None,
     ) -> None:
-        super().__init__(pid, exitcode, signal, peak_memory, task)
+        super().__init__(pid, exitcode, signal, peak_memory, task, stack)
         self.pid = pid
         self.exitcode = exitcode
         self.signal = signal
         self.peak_memory = peak_memory
         self.task = task
+        self.stack = stack
 
     def __str__(self) -> str:
         if self.signal is not None:
@@ -82,6 +119,8 @@ class WorkerDied(PlaitError):
             text += f" while it ran {self.task}"
         if self.peak_memory is not None:
             text += f" (peak memory {self.peak_memory / 1048576:.1f} MiB)"
+        if self.stack:
+            text += f"; its Python stack:\n{self.stack}"
         return text
 
 
@@ -90,32 +129,7 @@ class PoolBroken(PlaitError, BrokenExecutor):
 
 
 class PoolFull(PlaitError):
-    """As many tasks wait as the pool was told to take (max_pending)."""
-
-
-class TaskStopped(BaseException):
-    """Raised in a task that is to stop: it was cancelled, or its time is over.
-
-    It is no Exception, so that what handles errors lets it pass. A task may clean up and
-    should then let it go on.
-    """
-
-
-class TaskTimeout(PlaitError, TimeoutError):
-    """A task ran for longer than its timeout, and was stopped.
-
-    Attributes:
-        task: name of the function that it ran, or None.
-        timeout: seconds that it had, or None.
-    """
-
-    def __init__(self, task: str | None = None, timeout: float | None = None) -> None:
-        super().__init__(task, timeout)
-        self.task = task
-        self.timeout = timeout
-
-    def __str__(self) -> str:
-        return f"{self.task or 'the task'} ran for longer than its timeout of {self.timeout:g} s"
+    """A pool has as many unfinished tasks as it may have, and was told to refuse more."""
 
 
 class RemoteError(PlaitError):

@@ -396,10 +396,11 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
         super()._stop_serving(sock)  # type: ignore[misc]
 
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
+        empty = transp._make_empty_waiter()
         reading = transp.is_reading()
         transp.pause_reading()
-        await transp._make_empty_waiter()
         try:
+            await empty
             # The transport's descriptor has its place in the poller; a duplicate gets its own.
             with socket.socket(fileno=os.dup(transp._sock.fileno())) as sock:
                 sock.setblocking(False)

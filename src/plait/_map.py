@@ -83,10 +83,12 @@ def map_tasks(
     for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
         if value is None and name == "buffersize":
             continue
+        or_none = " or None" if name == "buffersize" else ""
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, not {value!r}")
+            raise TypeError(f"{name} must be an integer{or_none}, not {value!r}")
         if value < 1:
-            raise ValueError(f"{name} must be >= 1, not {value}")
+            what = "None or > 0" if or_none else ">= 1"
+            raise ValueError(f"{name} must be {what}, not {value}")
     if timeout is not None and timeout != timeout:
         raise ValueError("timeout must be a number of seconds or None, not nan")
     end = None if timeout is None else timeout + time.monotonic()

@@ -19,8 +19,19 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from . import _core, _worker
-from ._exceptions import PlaitError, PoolBroken, RemoteError, RemoteTraceback, WorkerDied
+from ._exceptions import (
+    PlaitError,
+    PoolBroken,
+    PoolFull,
+    RemoteError,
+    RemoteTraceback,
+    TaskTimeout,
+    WorkerDied,
+)
 from ._map import map_tasks
+from ._options import Options, Order, name_of
+from ._statistics import PoolStatistics, gather
+from ._watchdog import Watchdog
 from ._zygote import HEAD
 
 T = TypeVar("T")
@@ -29,8 +40,14 @@ MAX_WORKERS = 64
 STILLBORN_MAX = 5
 """So many workers in a row may end before they are ready; then the pool is broken."""
 
+STACK_MAX = 65536
+MEMORY_LEAST = 64 << 20
+STABLE = 1.0
+"""A worker that lived for so many seconds, or did a task, was no failure."""
+
 _CONTROL = 0  # tag of the control socket in the wait set
 _RESULTS_GRACE = 5.0
+_SEE_TO = 0.1
 
 _pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
 
@@ -108,6 +125,32 @@ def default_workers() -> int:
     return min(count, MAX_WORKERS)
 
 
+def check_start(start_method: Any, mp_context: Any) -> None:
+    """Refuse ways to start workers that the pool does not have."""
+    if start_method is not None and not isinstance(start_method, str):
+        raise TypeError(f"start_method must be a str or None, not {start_method!r}")
+    if start_method in ("fork", "spawn", "forkserver"):
+        raise ValueError(
+            f"start_method {start_method!r} is not supported: workers are forked from a process "
+            "that was executed afresh (start_method 'zygote', the default)"
+        )
+    if start_method not in (None, "zygote"):
+        raise ValueError(f"start_method must be 'zygote' or None, not {start_method!r}")
+    if mp_context is None:
+        return
+    try:
+        kind = mp_context.get_start_method()
+    except AttributeError:
+        raise TypeError(
+            f"mp_context must be a multiprocessing context or None, not {mp_context!r}"
+        ) from None
+    if kind not in ("spawn", "forkserver"):
+        raise ValueError(
+            f"mp_context with start method {kind!r} is not supported: workers begin in a clean "
+            "process ('spawn' and 'forkserver' are taken as meaning that)"
+        )
+
+
 def main_module() -> tuple[str, str | None]:
     """How a worker can import this process's main module: (kind, name or path)."""
     main = sys.modules.get("__main__")
@@ -121,6 +164,15 @@ def main_module() -> tuple[str, str | None]:
     if path is not None and os.path.isfile(path):
         return ("path", os.path.abspath(path))
     return ("none", None)
+
+
+def _authkey() -> bytes | None:
+    """What opens multiprocessing's managers: with it their proxies may be arguments.
+
+    None when the program does not use multiprocessing.
+    """
+    module = sys.modules.get("multiprocessing.process")
+    return None if module is None else bytes(module.current_process().authkey)
 
 
 def decode_exception(value: tuple[bytes | None, str, str, str]) -> BaseException:
@@ -150,13 +202,37 @@ def log_callback_error(future: Any, error: BaseException) -> None:
 class _Worker:
     """A worker process as its parent knows it."""
 
-    __slots__ = ("born", "pid", "pidfd", "ready")
+    __slots__ = ("born", "leaving", "pid", "pidfd", "ready", "stackfd")
 
     def __init__(self) -> None:
         self.pid = 0
         self.pidfd = -1
+        self.stackfd = -1
         self.ready = False
+        self.leaving = False
         self.born = 0.0
+
+    def last_stack(self) -> str | None:
+        """What the worker's signals left: the Python stack, innermost call first."""
+        if self.stackfd < 0:
+            return None
+        try:
+            size = os.fstat(self.stackfd).st_size
+            data = os.pread(self.stackfd, STACK_MAX, max(0, size - STACK_MAX))
+        except OSError:
+            return None
+        lines = data.decode(errors="replace").strip().splitlines()
+        for i, line in enumerate(lines):
+            if line.endswith(" in serve") and "_worker.py" in line:
+                return "\n".join(lines[:i])  # below are the pool's own frames
+        return "\n".join(lines) or None
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in (self.pidfd, self.stackfd):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.stackfd = -1
 
 
 class ProcessPool(_core.PoolBase, Executor):
@@ -169,8 +245,22 @@ class ProcessPool(_core.PoolBase, Executor):
         workers: how many processes; None for as many as this process may use processors.
         initializer: called in each worker before its first task.
         initargs: its arguments.
-        mp_context: accepted for compatibility; None, or a multiprocessing context whose start
-            method is not "fork" (workers always begin in a clean process).
+        mp_context: for programs that are written for concurrent.futures: None, or a context of
+            multiprocessing with the start method "spawn" or "forkserver". Both promise workers
+            that begin in a clean process and inherit no locks or threads, and so they do.
+            "fork" promises a copy of this process's memory, and is refused.
+        start_method: None or "zygote": a clean process with one thread, executed afresh, forks
+            the workers. There is no other yet: "fork", "spawn" and "forkserver" are refused.
+        grace: seconds that a task has to end after it was asked to (`Future.cancel`, a timeout);
+            then its process is killed.
+        max_tasks_per_worker: a worker ends after so many tasks, and another takes its place.
+        memory_limit: bound in bytes of a worker's private memory (its heap and stacks, the
+            interpreter included; not what lies in the pool's shared memory). An allocation
+            beyond it raises MemoryError in the task; the worker goes on.
+        max_pending: so many tasks may be unfinished at once; None for no bound.
+        when_full: what submit does beyond that: "block" waits for room, "raise" raises
+            `PoolFull`, and so does "await", for programs on a loop that submit with
+            ``await pool.submit_soon(...)``, which waits for room without blocking the loop.
         shared_memory: bound in bytes of what tasks, and the results of each worker, may have
             in shared memory at once; None for half of the machine's memory.
 
@@ -192,7 +282,13 @@ class ProcessPool(_core.PoolBase, Executor):
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
         mp_context: Any = None,
+        start_method: str | None = None,
         shared_memory: int | None = None,
+        grace: float = 1.0,
+        max_tasks_per_worker: int | None = None,
+        memory_limit: int | None = None,
+        max_pending: int | None = None,
+        when_full: str = "block",
     ) -> None:
         if workers is None:
             workers = default_workers()
@@ -204,11 +300,24 @@ class ProcessPool(_core.PoolBase, Executor):
             raise TypeError(f"initializer must be callable, not {initializer!r}")
         if shared_memory is not None and shared_memory < 1 << 20:
             raise ValueError(f"shared_memory must be at least 1 MiB, not {shared_memory} bytes")
-        if mp_context is not None and mp_context.get_start_method() == "fork":
-            raise ValueError(
-                "mp_context with start method 'fork' is not supported: workers begin in a clean "
-                "process ('spawn' and 'forkserver' are taken as meaning that)"
-            )
+        if isinstance(grace, bool) or not isinstance(grace, int | float):
+            raise TypeError(f"grace must be a number of seconds, not {grace!r}")
+        if not 0 <= grace < float("inf"):
+            raise ValueError(f"grace must be finite and at least 0 seconds, not {grace}")
+        for what, value, least in (
+            ("max_tasks_per_worker", max_tasks_per_worker, 1),
+            ("memory_limit", memory_limit, MEMORY_LEAST),
+            ("max_pending", max_pending, 1),
+        ):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{what} must be an int or None, not {value!r}")
+            if not least <= value < 1 << 63:
+                raise ValueError(f"{what} must be at least {least}, not {value}")
+        if when_full not in ("block", "raise", "await"):
+            raise ValueError(f"when_full must be 'block', 'raise' or 'await', not {when_full!r}")
+        check_start(start_method, mp_context)
         if _worker.importing_main:
             raise RuntimeError(
                 "a pool is made while a worker imports the main script: put the code that starts "
@@ -225,6 +334,15 @@ class ProcessPool(_core.PoolBase, Executor):
         self._seats: dict[int, _Worker] = {}
         self._loops: dict[int, Any] = {}
         self._stillborn = 0
+        self._young_deaths = 0
+        self._finished_at_death = 0
+        self._grace = float(grace)
+        self._max_pending = max_pending or 0
+        self._on_full = when_full
+        self._max_tasks = max_tasks_per_worker or 0
+        self._memory_limit = memory_limit or 0
+        self._watchdog = Watchdog(self)
+        self._resting: set[Any] = set()
         self._stopping: bool | str = False
         self._stopped = False
         self._helper: threading.Thread | None = None
@@ -235,7 +353,9 @@ class ProcessPool(_core.PoolBase, Executor):
         self._zygote_deaths = 0
         self._setup = setup
         by_value = self._main[0] == "none" and _cloudpickle() is not None
-        memfd, eventfd, waitfd = self._open(workers, 0, shared_memory or 0, by_value)
+        memfd, eventfd, waitfd = self._open(
+            workers, MAX_WORKERS, 0, shared_memory or 0, by_value, self._max_pending
+        )
         self._fds = (memfd, eventfd)
         self._waitfd = waitfd
         try:
@@ -315,6 +435,9 @@ class ProcessPool(_core.PoolBase, Executor):
                     "parent": os.getpid(),
                     "main": self._main,
                     "setup": self._setup,
+                    "most": self._max_tasks,
+                    "memory_limit": self._memory_limit,
+                    "authkey": _authkey(),
                 }
             )
             view = memoryview(data)
@@ -343,8 +466,13 @@ class ProcessPool(_core.PoolBase, Executor):
         ours.setblocking(False)
         self._control = ours
         self._watch(ours.fileno(), _CONTROL)
-        for _ in range(self._workers - len(self._seats)):
-            self._order_worker()
+        self._fill()
+
+    def _fill(self, delay: float = 0.0) -> None:
+        """Order the workers that are missing."""
+        staying = sum(not worker.leaving for worker in self._seats.values())
+        for _ in range(self._workers - staying):
+            self._order_worker(delay)
 
     def _order_worker(self, delay: float = 0.0) -> None:
         seat, low_mark = self._seat()
@@ -364,7 +492,7 @@ class ProcessPool(_core.PoolBase, Executor):
         with self._lock:
             while self._control is not None:
                 try:
-                    message, fds, _flags, _addr = socket.recv_fds(self._control, 65536, 1)
+                    message, fds, _flags, _addr = socket.recv_fds(self._control, 65536, 2)
                 except BlockingIOError:
                     return
                 except ConnectionError:
@@ -375,9 +503,11 @@ class ProcessPool(_core.PoolBase, Executor):
                 kind, seat, pid, status, memory, _ = HEAD.unpack(message[: HEAD.size])
                 worker = self._seats.get(seat)
                 if kind == b"B" and worker is not None:
-                    worker.pid, worker.pidfd = pid, fds[0]
+                    worker.pid = pid
+                    worker.pidfd, worker.stackfd = fds
                     worker.born = time.monotonic()
-                    os.set_inheritable(fds[0], False)
+                    for fd in fds:
+                        os.set_inheritable(fd, False)
                     fds = []
                     if self._stopping == "kill":
                         self._kill(worker)
@@ -397,29 +527,58 @@ class ProcessPool(_core.PoolBase, Executor):
     def _on_death(self, seat: int, pid: int, status: int | None, memory: int | None) -> None:
         """A worker is gone: its task fails, a successor is ordered."""
         worker = self._seats.pop(seat)
-        if worker.pidfd >= 0:
-            os.close(worker.pidfd)
+        stack = worker.last_stack()
+        worker.close()
         exitcode = number = None
         if status is not None and os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
         elif status is not None:
             exitcode = os.WEXITSTATUS(status)
-        lost = self._bury(seat)
-        for future in lost:
-            future._fail(WorkerDied(pid, exitcode, number, memory, future._task_name))
+        for future in self._bury(seat):
+            self._lose(
+                future, WorkerDied(pid, exitcode, number, memory, future._task_name, stack), stack
+            )
         if self._stopping or (self._closed and self._outstanding == 0):
             return
         delay = 0.0
-        if not worker.ready:
+        if worker.leaving:
+            pass
+        elif not worker.ready:
             self._stillborn += 1
             delay = min(2.0, 0.01 * 2**self._stillborn)
             if self._stillborn >= STILLBORN_MAX:
-                died = WorkerDied(pid, exitcode, number, memory)
+                died = WorkerDied(pid, exitcode, number, memory, None, stack)
                 self._fail_all(
                     PoolBroken(f"{self._stillborn} workers in a row did not start: {died}")
                 )
                 return
-        self._order_worker(delay)
+        elif self._figures()["finished"] == self._finished_at_death and (
+            time.monotonic() - worker.born < STABLE
+        ):
+            # Nothing was done since the last death: births alone help nobody.
+            self._young_deaths += 1
+            if self._young_deaths > self._workers:
+                delay = min(2.0, 0.01 * 2 ** min(self._young_deaths - self._workers, 8))
+        else:
+            self._young_deaths = 0
+        self._finished_at_death = self._figures()["finished"]
+        self._fill(delay)
+
+    def _lose(self, future: Any, died: WorkerDied, stack: str | None) -> None:
+        """The worker that had a task is gone: the future ends, or the task has another try."""
+        if future._stop:
+            error = future._prepared
+            if isinstance(error, TaskTimeout):
+                error.stack = stack
+            self._end_stopped(future)
+            return
+        order = future._order
+        more = order is not None and order.tries < order.retries and not self._stopping
+        if more and self._rest(future):
+            self._resting.add(future)
+            self._watchdog.at(time.monotonic() + order.delay(), "again", future)
+            return
+        future._fail(died)
 
     def _on_zygote_end(self) -> None:
         """The zygote is gone, and so are its workers or they will be at once."""
@@ -429,14 +588,15 @@ class ProcessPool(_core.PoolBase, Executor):
         self._control = None
         status = self._reap_zygote(_RESULTS_GRACE)
         for seat, worker in list(self._seats.items()):
-            if worker.pidfd >= 0:
-                if not select.select([worker.pidfd], [], [], 1.0)[0]:
-                    self._kill(worker)
-                    select.select([worker.pidfd], [], [], 1.0)
-                os.close(worker.pidfd)
+            if worker.pidfd >= 0 and not select.select([worker.pidfd], [], [], 1.0)[0]:
+                self._kill(worker)
+                select.select([worker.pidfd], [], [], 1.0)
+            stack = worker.last_stack()
+            worker.close()
             del self._seats[seat]
             for future in self._bury(seat):
-                future._fail(WorkerDied(worker.pid, None, None, None, future._task_name))
+                died = WorkerDied(worker.pid, None, None, None, future._task_name, stack)
+                self._lose(future, died, stack)
         if self._stopping:
             return
         self._zygote_deaths += 1
@@ -474,11 +634,122 @@ class ProcessPool(_core.PoolBase, Executor):
         """Nothing works any more: every future fails with the error."""
         self._break(error)
         self._stopping = True
-        for future in self._recall():
+        for future in [*self._recall(), *self._resting]:
             if self._withdraw(future):
                 future._fail(error)
+        self._resting.clear()
         self._dismiss()
         self._order(b"Q")
+
+    # ---- stopping a task -----------------------------------------------------------
+
+    def _stop_task(self, future: Any, error: Exception | None = None) -> bool:
+        """Ask the worker that runs a future's task to stop it; kill it after the grace.
+
+        The future will end as cancelled, or with `error`. False when no worker has the task.
+        """
+        with self._lock:
+            seat = self._ask_stop(future, error)
+            if seat < 0:
+                return False
+            worker = self._seats.get(seat)
+            if worker is not None and worker.pidfd < 0:
+                self._on_control()  # its birth is told in a message that nobody has read yet
+            if worker is not None and worker.pidfd >= 0:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(worker.stackfd, 0)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(worker.pidfd, _worker.STOP_SIGNAL)
+        self._watchdog.at(time.monotonic() + self._grace, "kill", future)
+        return True
+
+    def _on_due(self, what: str, future: Any) -> None:
+        """The watchdog calls: the time for something has come."""
+        if future._ended:
+            return
+        if what == "again":
+            self._try_again(future)
+            return
+        held = self._holder(future)
+        order = future._order
+        if what == "timeout":
+            now = time.monotonic()
+            if held is None or held[1] < 0:
+                # Not begun yet: it cannot be late before its whole time has passed from now.
+                self._watchdog.at(now + order.timeout, "timeout", future)
+                return
+            left = order.timeout - held[1] / 1e9
+            if left > 0:
+                self._watchdog.at(now + left, "timeout", future)
+            elif not future._stop:
+                self._stop_task(future, TaskTimeout(future._task_name, order.timeout))
+        elif held is not None:  # kill
+            with self._lock:
+                worker = self._seats.get(held[0])
+                if worker is None or self._holder(future) is None:
+                    return
+                self._kill(worker)
+                pidfd = worker.pidfd
+                if pidfd >= 0:
+                    pidfd = os.dup(pidfd)
+            # Nobody may be waiting, and then no one else sees to the future and a successor.
+            if pidfd >= 0:
+                select.select([pidfd], [], [], _SEE_TO)
+                os.close(pidfd)
+            self._see_to(seat=held[0])
+            if not future._ended and self._holder(future) is not None:
+                # Once more, when others had their turn: a busy machine takes its time.
+                self._watchdog.at(time.monotonic(), "kill", future)
+
+    def _see_to(self, seat: int) -> None:
+        """Wait a moment for the zygote's word on a worker that was killed."""
+        end = time.monotonic() + _SEE_TO
+        with self._lock:
+            worker = self._seats.get(seat)
+        while worker is not None and self._seats.get(seat) is worker:
+            control = self._control
+            left = end - time.monotonic()
+            if control is None or control.fileno() < 0 or left <= 0:
+                return
+            with contextlib.suppress(OSError, ValueError):
+                select.select([control], [], [], min(left, 0.05))
+            self._on_control()
+
+    def _take(self, options: Options, fn: Any, args: Any, kwargs: Any) -> Any:
+        """Submit with options."""
+        name = name_of(fn) if options.name is None else options.name
+        call = (fn, args, kwargs) if options.retries else None
+        order = Order(options.timeout, options.retries, call)
+        future = self._submit_order(
+            order, name, options.retries > 0, options.priority, fn, *args, **kwargs
+        )
+        if options.timeout is not None and not future._ended:
+            self._watchdog.at(time.monotonic() + options.timeout, "timeout", future)
+        return future
+
+    def _on_failed(self, futures: list[Any]) -> None:
+        """Tasks raised something, and have tries left."""
+        for future in futures:
+            order = future._order
+            error = future._peek_exception()
+            if self._stopping or not isinstance(error, Exception) or order.tries >= order.retries:
+                self._give_up(future)
+                continue
+            self._resting.add(future)
+            self._watchdog.at(time.monotonic() + order.delay(), "again", future)
+
+    def _try_again(self, future: Any) -> None:
+        self._resting.discard(future)
+        order = future._order
+        fn, args, kwargs = order.call
+        try:
+            self._submit_again(future, order.tries < order.retries, fn, *args, **kwargs)
+        except Exception as error:
+            if self._withdraw(future):
+                future._fail(error)
+            return
+        if order.timeout is not None:
+            self._watchdog.at(time.monotonic() + order.timeout, "timeout", future)
 
     # ---- audiences -----------------------------------------------------------------
 
@@ -536,6 +807,108 @@ class ProcessPool(_core.PoolBase, Executor):
 
     # ---- Executor ------------------------------------------------------------------
 
+    def resize(self, workers: int) -> None:
+        """Change how many worker processes there are.
+
+        New ones are started at once. Those in excess end when the task that they run is done,
+        idle ones first; this does not wait for them. Any thread may call it.
+
+        Args:
+            workers: how many, at most 64, or fewer where the address space is limited.
+
+        Raises:
+            TypeError: workers is not an int.
+            ValueError: workers is out of range.
+            RuntimeError: the pool was shut down, or belongs to another process.
+        """
+        if isinstance(workers, bool) or not isinstance(workers, int):
+            raise TypeError(f"workers must be an int, not {workers!r}")
+        if not 1 <= workers <= self._room:
+            raise ValueError(f"workers must be from 1 to {self._room}, not {workers}")
+        with self._lock:
+            if self._closed or self._stopping or self._forked:
+                raise RuntimeError(
+                    "cannot resize a pool that was shut down or is another process's"
+                )
+            self._on_control()  # the seats of those that have ended are free
+            busy = {entry[0] for entry in self._running()}
+            staying = [seat for seat, worker in self._seats.items() if not worker.leaving]
+            staying.sort(key=lambda seat: (seat in busy, self._seats[seat].ready), reverse=True)
+            excess = staying[workers:]
+            self._workers = workers
+            for seat in excess:
+                self._seats[seat].leaving = True
+            self._resize(workers, excess)
+            self._fill()
+
+    def statistics(self) -> PoolStatistics:
+        """How the pool stands: tasks by state and outcome, workers, waiting and running times.
+
+        Any thread may call this; it stops nobody.
+
+        Raises:
+            RuntimeError: the pool belongs to another process.
+        """
+        if not (self._forked or self._stopped):
+            self._on_control()  # births that nobody has read of yet
+        return gather(self)
+
+    def _when_full(self) -> None:
+        """Called by submit, in its thread, when there is no room."""
+        if self._on_full != "block":
+            advice = "" if self._on_full == "raise" else "; use `await pool.submit_soon(...)`"
+            raise PoolFull(
+                f"{self._outstanding} tasks are unfinished, as many as max_pending allows{advice}"
+            )
+        self._wait_room()
+
+    def _wait_room(self) -> None:
+        while self._outstanding >= self._max_pending and not self._closed:
+            self._wait_idle(-1.0)
+
+    async def submit_soon(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Any:
+        """Submit as soon as there is room, without blocking the event loop.
+
+        Returns:
+            Future: of the task, not yet awaited.
+
+        Raises:
+            RuntimeError: the pool was shut down.
+        """
+        import asyncio
+
+        while self._max_pending and self._outstanding >= self._max_pending and not self._closed:
+            await asyncio.to_thread(self._wait_room)
+        return self.submit(fn, *args, **kwargs)
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        name: str | None = None,
+        retries: int = 0,
+    ) -> Options:
+        """Submit with options: ``pool.options(timeout=2.0).submit(fn, x)``.
+
+        Args:
+            timeout: seconds that a task may run, counted from when a worker begins it; then it
+                is stopped, as `Future.cancel` stops it, and fails with `TaskTimeout`.
+            priority: tasks with a higher one are begun first.
+            name: stands for the task in errors and figures; None for the function's name.
+            retries: how many times a task that raises an Exception, or whose worker dies, is
+                tried again; after 10 ms, and each further time after twice as long, up to 2 s.
+                Its arguments are pickled anew for each try. What was stopped is not tried again.
+
+        Returns:
+            Options: with ``submit`` and ``map``; it may be kept and used many times.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: timeout is not more than 0, retries is negative.
+        """
+        return Options(self, timeout, priority, name, retries)
+
     def map(
         self,
         fn: Callable[..., T],
@@ -580,29 +953,60 @@ class ProcessPool(_core.PoolBase, Executor):
             submit_each=self._submit_each,
         )
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
         """End the pool; what was submitted is done first.
+
+        A Ctrl+C while this waits, or while a thread waited for a result and nothing has been
+        submitted since, ends the pool at once.
 
         Args:
             wait: return when the tasks are done and the workers have ended; otherwise that
                 goes on in the background.
             cancel_futures: cancel the tasks that no worker has begun.
+            timeout: seconds after which what is still there is ended: tasks that wait are
+                cancelled, those that run are killed with their workers, and their futures are
+                cancelled. 0 ends everything at once. None waits for as long as it takes.
+
+        Raises:
+            ValueError: timeout is negative.
         """
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be at least 0 seconds or None, not {timeout}")
         if self._forked:
             return
         self._close()
         if cancel_futures:
-            for future in self._recall():
-                future.cancel()
+            self._cancel_waiting()
+        end = None if timeout is None else time.monotonic() + timeout
+        if self._interrupted:
+            end = time.monotonic()
         if wait:
-            self._finish()
+            try:
+                self._finish(end)
+            except KeyboardInterrupt:
+                self._terminate()
+                raise
         elif not self._stopped:
-            threading.Thread(target=self._finish, name="plait-pool-shutdown").start()
+            threading.Thread(target=self._finish, args=(end,), name="plait-pool-shutdown").start()
 
-    def _finish(self) -> None:
+    def _cancel_waiting(self) -> None:
+        for future in [*self._recall(), *self._resting]:
+            if self._withdraw(future):
+                self._cancel_now(future)
+
+    def _finish(self, end: float | None = None) -> None:
         while self._outstanding > 0 and not self._stopped:
-            self._wait_idle(-1.0)
-        self._stop(_RESULTS_GRACE)
+            left = -1.0 if end is None else end - time.monotonic()
+            if end is not None and left <= 0:
+                self._terminate()
+                return
+            self._wait_idle(left)
+        grace = _RESULTS_GRACE
+        if end is not None:
+            grace = min(grace, max(0.1, end - time.monotonic()))
+        self._stop(grace)
 
     def _stop(self, grace: float) -> None:
         """Dismiss the workers, kill what stays for longer than `grace` seconds, clean up."""
@@ -625,10 +1029,12 @@ class ProcessPool(_core.PoolBase, Executor):
         for seat, worker in list(self._seats.items()):
             if worker.pidfd >= 0:
                 select.select([worker.pidfd], [], [], 1.0)
-                os.close(worker.pidfd)
+            worker.close()
             del self._seats[seat]
             for future in self._bury(seat):
-                future._fail(PlaitError("the pool was stopped while the task ran"))
+                if not (future._stop and self._end_stopped(future)):
+                    future._fail(PlaitError("the pool was stopped while the task ran"))
+        self._watchdog.close()
         self._detach_loops()
         helper = self._helper
         self._helper_stop = True
@@ -640,10 +1046,11 @@ class ProcessPool(_core.PoolBase, Executor):
     def _terminate(self) -> None:
         """End at once: cancel what waits, kill what runs."""
         self._close()
-        for future in self._recall():
-            future.cancel()
         with self._lock:
             self._stopping = "kill"
+            self._cancel_waiting()
+            for future in self._recall():
+                self._ask_stop(future, None)  # what runs ends as cancelled when it is killed
             for worker in self._seats.values():
                 self._kill(worker)
             if self._control is not None:
@@ -697,6 +1104,7 @@ def _at_exit() -> None:
 def _after_fork_in_child() -> None:
     for pool in list(_pools):
         pool._after_fork()
+        pool._watchdog.after_fork()
     _pools.clear()
 
 

@@ -38,22 +38,52 @@ class _Crew(_core.Crew):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs, start=_start_thread, watch=_start_watch, fail=_fail)
-        self.threads: dict[int, threading.Thread] = {}
-        self.watcher: threading.Thread | None = None
+        self.threads: dict[int, _Thread] = {}
+        self.watcher: _Thread | None = None
+
+    def enlist(self, thread: _Thread) -> None:
+        """Give a thread the lowest number that is free."""
+        for number in itertools.count():
+            if self.threads.setdefault(number, thread) is thread:
+                thread.name = f"{self.prefix}_{number}"
+                return
+
+    def knows(self, thread: _Thread) -> bool:
+        """Whether it is a thread of the crew that runs, or is about to."""
+        return thread is self.watcher or thread in list(self.threads.values())
+
+    def forget(self, thread: _Thread) -> None:
+        """Give up its number."""
+        for number, other in list(self.threads.items()):
+            if other is thread:
+                self.threads.pop(number, None)
 
     def ended(self, end: float | None) -> bool:
         """Wait until `end` (time.monotonic) for the threads, other than this one, to end."""
         me = threading.current_thread()
         threads = list(self.threads.values())
-        if self.watcher is not None and me not in threads:
-            threads.append(self.watcher)  # it ends when they have
-        for thread in threads:
-            if thread is me:
-                continue
-            thread.join(None if end is None else max(0.0, end - time.monotonic()))
-            if thread.is_alive():
+        watcher = self.watcher
+        if watcher is not None and me not in threads:
+            threads.append(watcher)  # it ends when they have
+        return all(thread is me or _join(thread, end) for thread in threads)
+
+
+def _join(thread: _Thread, end: float | None) -> bool:
+    """Wait until `end` for a thread that another one may be about to start."""
+    while True:
+        left = None if end is None else max(0.0, end - time.monotonic())
+        try:
+            thread.join(left)
+        except RuntimeError:
+            # Not started yet; nothing but looking tells when it is, or that it will not be.
+            crew = thread.crew
+            if crew is None or not crew.knows(thread):
+                return True
+            if left == 0.0:
                 return False
-        return True
+            time.sleep(0.001)
+        else:
+            return not thread.is_alive()
 
 
 class _Thread(threading.Thread):
@@ -67,51 +97,46 @@ class _Thread(threading.Thread):
         except RuntimeError:  # a sub-interpreter without daemon threads
             super().__init__()
         self.crew: _Crew | None = crew
-        self.number = -1
+        self.ticket: list[None] = []
         self._call = target
-        self._tickets = [None]
-
-    def take_ticket(self) -> bool:
-        """Whether nobody has taken it before."""
-        try:
-            self._tickets.pop()
-        except IndexError:
-            return False
-        return True
 
     def run(self) -> None:
         self._call(self)
         self.crew = None
 
 
-def _start_thread(crew: _Crew) -> None:
-    """Start a thread of the crew, under the lowest number that is free."""
-    thread = _Thread(_work, crew)
-    for number in itertools.count():
-        if crew.threads.setdefault(number, thread) is thread:
-            thread.number = number
-            break
-    thread.name = f"{crew.prefix}_{thread.number}"
+def _start_thread(crew: _Crew, ticket: list[None]) -> None:
+    """Start a thread of the crew.
+
+    The ticket is for the thread to take; the crew counts it out when this fails and the ticket
+    is still there. An interrupt may arrive anywhere in here.
+    """
+    thread: _Thread | None = None
     try:
+        thread = _Thread(_work, crew)
+        thread.ticket = ticket
+        crew.enlist(thread)
         thread.start()
     except BaseException:
-        # An interrupt may come when the thread is there already, or is about to be. Whoever
-        # takes the ticket first decides.
-        if thread.take_ticket():
-            del crew.threads[thread.number]
-            crew._not_started()
+        if thread is not None and ticket:
+            crew.forget(thread)
         raise
 
 
 def _work(thread: _Thread) -> None:
     crew = thread.crew
     assert crew is not None
-    if not thread.take_ticket():
+    try:
+        thread.ticket.pop()
+    except IndexError:  # the crew does not count on it any more
+        crew.forget(thread)
         return
     try:
+        if not crew.knows(thread):  # given up by who started it, but in time after all
+            crew.enlist(thread)
         crew._run()
     finally:
-        crew.threads.pop(thread.number, None)
+        crew.forget(thread)
 
 
 def _start_watch(crew: _Crew) -> None:

@@ -29,6 +29,22 @@ def _seconds(name: str, given: float | None, usual: float) -> float:
     return given
 
 
+def _take_buffered(protocol: asyncio.BaseProtocol) -> bytes:
+    """Take out what a stream's reader has received: the peer's hello came early.
+
+    It was never plaintext for the program either, which would take what somebody slipped in
+    before the handshake for what was said after it.
+    """
+    if not isinstance(protocol, asyncio.StreamReaderProtocol):
+        return b""
+    reader = getattr(protocol, "_stream_reader", None)
+    if reader is None:
+        return b""
+    data = bytes(reader._buffer)
+    reader._buffer.clear()
+    return data
+
+
 class TLSMethods:
     """The loop's methods that make TLS transports."""
 
@@ -173,6 +189,11 @@ class TLSMethods:
         transport.pause_reading()
         transport.set_protocol(below)
         begin = self.call_soon(below.connection_made, transport)
+        early = _take_buffered(protocol) if server_side else b""
+        if early and sslproto.SSLProtocol is _stock_protocol:
+            self.call_soon(below.data_received, early)
+        elif early:
+            below._incoming.write(early)
         resume = self.call_soon(transport.resume_reading)
         try:
             await waiter

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import _pickle
+import _socket
+import fcntl
 import os
-import pickle
+import resource
 import signal
-import socket
 import sys
 import types
-from typing import Any
 
 from . import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 importing_main = False
 """True while the parent's script is imported here: no pool may be made then."""
@@ -71,7 +76,7 @@ def load_main(module: MainModule) -> None:
 
 def load_function(data: bytes) -> Any:
     """Unpickle a task's function."""
-    return pickle.loads(data)
+    return _pickle.loads(data)
 
 
 def dump_exception(error: BaseException) -> bytes:
@@ -83,18 +88,64 @@ def dump_exception(error: BaseException) -> bytes:
     error.__traceback__ = None
     kind = type(error)
     try:
-        data = pickle.dumps(error, 5)
-        pickle.loads(data)
+        data = _pickle.dumps(error, 5)
+        _pickle.loads(data)
     except Exception:
         data = None
     try:
         message = str(error)
     except Exception as second:
         message = f"<str() raised {type(second).__name__}>"
-    return pickle.dumps((data, f"{kind.__module__}.{kind.__qualname__}", message, text), 5)
+    return _pickle.dumps((data, f"{kind.__module__}.{kind.__qualname__}", message, text), 5)
 
 
-def serve(data: dict[str, Any], seat: int, low_mark: int, control: socket.socket) -> int:
+STOP_SIGNAL = signal.SIGURG
+"""Asks a worker to stop its task. Ignored by default, so it harms nobody who is not ready."""
+
+
+def watch_faults(stackfd: int, handler: Any) -> None:
+    """Have faults leave the Python stack in a file, and the pool's signal do so, too.
+
+    The signal does both: its C half writes the stack, even while the interpreter hangs in
+    foreign code, and then `handler` runs when the interpreter gets to it.
+    """
+    import faulthandler
+
+    if handler is None:
+        faulthandler.unregister(STOP_SIGNAL)
+        signal.signal(STOP_SIGNAL, signal.SIG_IGN)
+        return
+    faulthandler.enable(stackfd, all_threads=False)
+    signal.signal(STOP_SIGNAL, handler)
+    faulthandler.register(STOP_SIGNAL, stackfd, all_threads=False, chain=True)
+
+
+def out_of_the_way(fd: int) -> int:
+    """Move a descriptor to a high number.
+
+    A task that closes descriptors by the range and opens others then gets low numbers: what
+    the worker writes to its own descriptor cannot end up in the task's files.
+    """
+    try:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(fd, min(soft, 1024) - 16))
+    except OSError:
+        return fd
+    os.close(fd)
+    return high
+
+
+def limit_memory(limit: int) -> None:
+    """Bound this process's private memory: what goes beyond raises MemoryError."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def serve(
+    data: dict[str, Any], seat: int, low_mark: int, control: _socket.socket, stackfd: int
+) -> int:
     """Be a worker until the pool ends.
 
     Returns:
@@ -106,7 +157,10 @@ def serve(data: dict[str, Any], seat: int, low_mark: int, control: socket.socket
     if data["main"] is not None:
         main = MainModule(data["main"])
         sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    stackfd = out_of_the_way(stackfd)
     try:
+        if data["memory_limit"]:
+            limit_memory(data["memory_limit"])
         initializer, initargs = load_setup(data)
         if initializer is not None:
             initializer(*initargs)
@@ -118,7 +172,17 @@ def serve(data: dict[str, Any], seat: int, low_mark: int, control: socket.socket
         return 1
     send(control, HEAD.pack(b"R", seat, os.getpid(), 0, 0, 0))
     control.close()
-    _core.worker_run(data["memfd"], data["eventfd"], seat, low_mark, load_function, dump_exception)
+    _core.worker_run(
+        data["memfd"],
+        out_of_the_way(data["eventfd"]),
+        seat,
+        low_mark,
+        stackfd,
+        data["most"],
+        load_function,
+        dump_exception,
+        lambda *args: watch_faults(stackfd, *args),
+    )
     return 0
 
 

@@ -7,17 +7,21 @@ that socket is closed or the parent dies, and its workers end with it.
 
 from __future__ import annotations
 
-import contextlib
+import _pickle  # what these two wrap is what a pool's start can afford to load
+import _socket
+import fcntl
 import os
-import pickle
 import select
 import signal
-import socket
 import struct
 import time
-from typing import Any
 
 from . import _core, _worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 # kind, seat, pid, exit status as of waitpid, a number (memory in bytes, low mark, milliseconds)
 HEAD = struct.Struct("<cIIiQQ")
@@ -29,7 +33,8 @@ def main(data: dict[str, Any]) -> None:
 
     Args:
         data: what the parent left in the start-up file: ``control``, ``memfd``, ``eventfd``
-            (descriptors), ``parent`` (process id), ``setup`` (a pickle for the workers).
+            (descriptors), ``parent`` (process id), ``setup`` (a pickle for the workers),
+            ``authkey`` (multiprocessing's, or None).
     """
     _core.die_with_parent(0)  # only undoes what a launcher may have left
     try:
@@ -42,10 +47,14 @@ def main(data: dict[str, Any]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    control = socket.socket(fileno=data["control"])
+    control = _socket.socket(fileno=data["control"])
     for fd in (data["memfd"], data["eventfd"], data["control"]):
         os.set_inheritable(fd, False)
     control.setblocking(False)
+    if data["authkey"] is not None:
+        import multiprocessing.process
+
+        multiprocessing.process.current_process().authkey = data["authkey"]
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -53,8 +62,10 @@ def main(data: dict[str, Any]) -> None:
     poll = select.poll()
     for fd in (control.fileno(), parent, wake_read):
         poll.register(fd, select.POLLIN)
-    with control:
+    try:
         Zygote(data, control, (parent, wake_read, wake_write), poll).run()
+    finally:
+        control.close()
 
 
 class Zygote:
@@ -63,7 +74,7 @@ class Zygote:
     def __init__(
         self,
         data: dict[str, Any],
-        control: socket.socket,
+        control: _socket.socket,
         private: tuple[int, int, int],
         poll: select.poll,
     ) -> None:
@@ -85,8 +96,10 @@ class Zygote:
             if self.parent in ready:
                 return self.kill_all()
             if self.wake_read in ready:
-                with contextlib.suppress(BlockingIOError):
+                try:
                     os.read(self.wake_read, 4096)
+                except BlockingIOError:
+                    pass
                 self.reap()
             if self.control.fileno() in ready and not self.read_control():
                 return self.kill_all()
@@ -117,23 +130,32 @@ class Zygote:
     def give_birth(self, seat: int, low_mark: int) -> None:
         """Fork the worker of a seat and tell the parent about it."""
         me = os.getpid()
+        stackfd = -1
         try:
+            # Where the worker's last Python stack goes; appended to, so that it may be cut.
+            stackfd = os.memfd_create("plait-stack", os.MFD_CLOEXEC)
+            fcntl.fcntl(stackfd, fcntl.F_SETFL, os.O_APPEND)
             pid = os.fork()
         except OSError as error:
+            if stackfd >= 0:
+                os.close(stackfd)
             self.tell(b"D", seat, 0, (error.errno or 1) << 8)
             return
         if pid == 0:
-            self.become_worker(seat, low_mark, me)
+            self.become_worker(seat, low_mark, me, stackfd)
         self.seats[pid] = seat
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             return
-        self.tell(b"B", seat, pid, fd=pidfd)
-        os.close(pidfd)
+        else:
+            self.tell(b"B", seat, pid, fds=(pidfd, stackfd))
+            os.close(pidfd)
+        finally:
+            os.close(stackfd)
 
-    def become_worker(self, seat: int, low_mark: int, zygote: int) -> None:
+    def become_worker(self, seat: int, low_mark: int, zygote: int, stackfd: int) -> None:
         """Run a worker; never returns."""
         code = 1
         try:
@@ -143,7 +165,7 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for fd in (self.parent, self.wake_read, self.wake_write):
                 os.close(fd)
-            code = _worker.serve(self.data, seat, low_mark, self.control)
+            code = _worker.serve(self.data, seat, low_mark, self.control, stackfd)
         except BaseException:
             import traceback
 
@@ -153,40 +175,62 @@ class Zygote:
 
     def reap(self) -> None:
         """Tell the parent which workers have ended."""
-        while self.seats:
+        while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
+            pid = ended.si_pid
+            if pid in self.seats and (ended.si_code != os.CLD_EXITED or ended.si_status != 0):
+                # What it started dies with it. Before it is reaped the number of its group can
+                # belong to nobody else.
+                end(os.killpg, pid)
+            pid, status, usage = os.wait4(pid, 0)
             seat = self.seats.pop(pid, None)
             if seat is not None:
                 self.tell(b"D", seat, pid, status, usage.ru_maxrss * 1024)
 
     def tell(
-        self, kind: bytes, seat: int, pid: int, status: int = 0, memory: int = 0, fd: int = -1
+        self,
+        kind: bytes,
+        seat: int,
+        pid: int,
+        status: int = 0,
+        memory: int = 0,
+        fds: tuple[int, ...] = (),
     ) -> None:
         """Send one message to the parent, waiting for room if need be."""
-        send(self.control, HEAD.pack(kind, seat, pid, status, memory, 0), fd)
+        send(self.control, HEAD.pack(kind, seat, pid, status, memory, 0), fds)
 
     def kill_all(self) -> None:
         """End every worker at once."""
         for pid in self.seats:
-            for kill in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    kill(pid, signal.SIGKILL)
+            end(os.killpg, pid)
+            end(os.kill, pid)
         for pid in self.seats:
-            with contextlib.suppress(ChildProcessError):
+            try:
                 os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass
 
 
-def send(control: socket.socket, message: bytes, fd: int = -1) -> None:
-    """Send one message, with a descriptor if one is given, waiting for room if need be."""
+def end(kill: Callable[[int, int], None], pid: int) -> None:
+    """Send SIGKILL, if there is still someone to get it."""
+    try:
+        kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def send(control: _socket.socket, message: bytes, fds: tuple[int, ...] = ()) -> None:
+    """Send one message with descriptors, waiting for room if need be."""
     while True:
         try:
-            if fd >= 0:
-                socket.send_fds(control, [message], [fd])
+            if fds:
+                rights = struct.pack(f"{len(fds)}i", *fds)
+                control.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
             else:
                 control.send(message)
             return
@@ -198,4 +242,4 @@ def send(control: socket.socket, message: bytes, fd: int = -1) -> None:
 
 def load_setup(data: dict[str, Any]) -> Any:
     """The parent's set-up for its workers."""
-    return pickle.loads(data["setup"])
+    return _pickle.loads(data["setup"])

@@ -11,10 +11,10 @@ _PRIVATE = "looks into the executor's private table of processes, queues or mana
 _BREAKS = "asserts that the death of one worker breaks the pool, which is what plait does not do"
 _CHILD = "max_tasks_per_child, as multiprocessing's processes count it"
 _QUEUE = "a multiprocessing.Queue as an argument, which only its own processes inherit"
-_AUTHKEY = "a manager's proxy as an argument, which only its own processes may open"
 _EARLY = "asserts that some tasks have begun at once; workers that are still starting begin none"
 _CAUSE = "asserts the interpreter's private class of the cause; test_pool has the traceback"
 _REFERENCES = "a result that nobody waits for is dropped when the pool is next looked at"
+_FORCE = "terminate_workers and kill_workers, which the interpreter's process pool alone has"
 _ITERATOR = "asserts that map's iterator holds no reference to the result that it gave last"
 
 _PROCESS = "*.ProcessPoolSpawn*"
@@ -31,11 +31,17 @@ EXCLUSIONS: dict[str, str] = {
     _PROCESS + ".test_python_finalization_error": _PRIVATE,
     _PROCESS + ".test_gh105829_*": _PRIVATE,
     _PROCESS + ".test_killed_child": _BREAKS,
-    _PROCESS + ".test_max_tasks_*": _CHILD,
+    _PROCESS + ".test_broken_process_pool_traceback": _PRIVATE,
+    _PROCESS + ".*_max_tasks_*": _CHILD,
+    _PROCESS + ".test_failed_worker_replacement_breaks_pool": _CHILD,
+    _PROCESS + ".test_shutdown_gh_132969_*": _CHILD,
+    _PROCESS + ".test_force_shutdown_workers*": _FORCE,
+    _PROCESS + ".test_kill_workers*": _FORCE,
+    _PROCESS + ".test_terminate_workers*": _FORCE,
     _PROCESS + "FailingInitializerTest": _QUEUE,
-    _PROCESS + ".test_ressources_gced_in_workers": _AUTHKEY,
     _PROCESS + ".test_cancel_futures": _EARLY,
     _PROCESS + ".test_traceback": _CAUSE,
+    _PROCESS + ".test_traceback_when_child_process_terminates_abruptly": _CAUSE,
     _PROCESS + ".test_no_stale_references": _REFERENCES,
     _PROCESS + ".test_free_reference": _ITERATOR,
 }

@@ -17,7 +17,7 @@ static void sit(struct pl_pool *pool, struct pl_member *member)
     uint32_t seat;
     uint64_t low_mark;
     CHECK_OK(pl_pool_seat(pool, &seat, &low_mark));
-    CHECK_OK(pl_member_init(member, NULL, pool->base, pool->share->total, pool->eventfd, seat,
+    CHECK_OK(pl_member_init(member, NULL, pool->base, pool->layout.total, pool->eventfd, seat,
                             low_mark));
 }
 
@@ -237,13 +237,13 @@ static void lies_about_blocks_are_found(void)
     CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
     pl_pool_post(&pool, cell);
     cell = finish_one(&pool, &member);
-    uint64_t slice = pool.share->slices_at + member.seat * pool.share->slice_size;
+    uint64_t slice = pool.layout.slices_at + member.seat * pool.layout.slice_size;
     struct pl_block lies[] = {
         block, /* not lent to that worker */
         {.offset = block.offset, .size = 1, .id = 12345, .owner = PL_NO_SEAT},
         {.offset = 64, .size = 64, .owner = member.seat},
         {.offset = slice, .size = UINT64_MAX, .owner = member.seat},
-        {.offset = slice + pool.share->slice_size - 1, .size = 2, .owner = member.seat},
+        {.offset = slice + pool.layout.slice_size - 1, .size = 2, .owner = member.seat},
         {.offset = UINT64_MAX - 10, .size = 20, .owner = member.seat},
         {.offset = slice, .size = 64, .id = UINT32_MAX, .owner = member.seat},
         {.offset = slice, .size = 64, .owner = member.seat + 1},
@@ -320,10 +320,10 @@ static void a_strange_mapping_is_refused(void)
     open_pool(&pool);
     CHECK_OK(pl_share_map(NULL, pool.memfd, &base, &total));
     CHECK_OK(pool.sys->munmap(base, total));
-    pool.share->slots_at += 4096;
+    pool.share->layout.slots_at += 4096;
     CHECK_EQ(pl_share_map(NULL, pool.memfd, &base, &total), PL_EPROTO);
-    pool.share->slots_at -= 4096;
-    pool.share->magic++;
+    pool.share->layout.slots_at -= 4096;
+    pool.share->layout.magic++;
     CHECK_EQ(pl_share_map(NULL, pool.memfd, &base, &total), PL_EPROTO);
     pl_pool_fini(&pool);
 }

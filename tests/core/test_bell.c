@@ -39,13 +39,13 @@ static void ping_pong(int64_t spin_ns, int rounds)
     struct pl_pool pool;
     struct pl_pool_config config = {.sys = &sys, .workers = 2, .slots = 8, .limit = 1 << 20};
     CHECK_OK(pl_pool_init(&pool, &config));
-    pool.share->spin_ns = spin_ns;
+    pool.layout.spin_ns = pool.share->layout.spin_ns = spin_ns;
     struct side sides[2];
     for (int i = 0; i < 2; i++) {
         uint32_t seat;
         uint64_t low_mark;
         CHECK_OK(pl_pool_seat(&pool, &seat, &low_mark));
-        CHECK_OK(pl_member_init(&sides[i].member, &sys, pool.base, pool.share->total, pool.eventfd,
+        CHECK_OK(pl_member_init(&sides[i].member, &sys, pool.base, pool.layout.total, pool.eventfd,
                                 seat, low_mark));
         CHECK_EQ(pthread_create(&sides[i].thread, NULL, serve, &sides[i]), 0);
     }
@@ -106,7 +106,7 @@ static void one_slot_is_waited_for(void)
     uint32_t cell;
     CHECK_OK(pl_pool_seat(&pool, &seat, &low_mark));
     CHECK_OK(
-        pl_member_init(&member, &sys, pool.base, pool.share->total, pool.eventfd, seat, low_mark));
+        pl_member_init(&member, &sys, pool.base, pool.layout.total, pool.eventfd, seat, low_mark));
     for (int i = 0; i < 4; i++) {
         CHECK_OK(pl_pool_stage(&pool, NULL, &cells[i]));
         pl_pool_post(&pool, cells[i]);

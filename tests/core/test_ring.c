@@ -14,7 +14,7 @@ static void sit(struct pl_pool *pool, struct pl_member *member)
     uint32_t seat;
     uint64_t low_mark;
     CHECK_OK(pl_pool_seat(pool, &seat, &low_mark));
-    CHECK_OK(pl_member_init(member, NULL, pool->base, pool->share->total, pool->eventfd, seat,
+    CHECK_OK(pl_member_init(member, NULL, pool->base, pool->layout.total, pool->eventfd, seat,
                             low_mark));
 }
 
@@ -155,6 +155,77 @@ static void a_spoilt_head_is_mended(void)
         CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 1);
         pl_pool_release(&pool, cell);
     }
+    pl_pool_fini(&pool);
+}
+
+/* Someone wrote over the tail: a worker that does not find what is posted asks the parent. */
+static void a_spoilt_tail_is_mended(void)
+{
+    static const uint64_t wrong[] = {UINT64_C(1) << 63, UINT64_MAX, 1000, 0};
+    struct pl_pool pool;
+    struct pl_member member;
+    uint32_t cell;
+    uint32_t seat;
+    open_pool(&pool, 8);
+    sit(&pool, &member);
+    for (size_t i = 0; i < PL_ARRAY_LEN(wrong); i++) {
+        uint32_t posted = post(&pool, i);
+        atomic_store(&pool.share->tail, wrong[i]);
+        int found = pl_member_take(&member, &cell);
+        if (found == 0) {
+            uint32_t tags;
+            CHECK_EQ(pl_pool_wait(&pool, 0, &tags), 1); /* the parent was called */
+            CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 0);
+            found = pl_member_take(&member, &cell);
+        }
+        CHECK_EQ(found, 1);
+        CHECK_EQ(cell, posted);
+        CHECK_OK(pl_member_done(&member, cell));
+        CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 1);
+        pl_pool_release(&pool, cell);
+        CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 0);
+        CHECK(atomic_load(&pool.share->tail) == pool.tail);
+    }
+    pl_member_fini(&member);
+    pl_pool_fini(&pool);
+}
+
+/* Nobody who is there computes with the layout in the mapping, and a new worker finds it as
+ * it was once the one that spoilt it is buried. */
+static void a_spoilt_layout_harms_nobody(void)
+{
+    struct pl_pool pool;
+    struct pl_member member;
+    struct pl_member next;
+    struct pl_block block;
+    void *data;
+    uint32_t cell;
+    uint32_t seat;
+    open_pool(&pool, 8);
+    sit(&pool, &member);
+    memset(&pool.share->layout, 0xa5, sizeof(pool.share->layout));
+    CHECK_EQ(pl_member_init(&next, NULL, pool.base, pool.layout.total, pool.eventfd, 1, 0),
+             PL_EPROTO);
+    uint32_t posted = post(&pool, 1);
+    CHECK_EQ(pl_member_take(&member, &cell), 1);
+    CHECK_EQ(cell, posted);
+    CHECK_OK(pl_member_alloc(&member, 5000, &block, &data));
+    memset(data, 1, 5000);
+    pl_member_lend(&member, &block);
+    CHECK_OK(pl_member_done(&member, cell));
+    CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 1);
+    struct pl_view view;
+    void *seen;
+    CHECK_OK(pl_pool_view(&pool, cell, seat, &block, &view, &seen));
+    CHECK(seen == data);
+    pl_pool_view_drop(&pool, &view);
+    pl_pool_release(&pool, cell);
+    CHECK_OK(pl_pool_alloc(&pool, 5000, &block, &data));
+    pl_pool_free(&pool, &block);
+    pl_member_fini(&member);
+    CHECK_EQ(pl_pool_bury(&pool, member.seat, &cell), PL_BURIED);
+    sit(&pool, &next);
+    pl_member_fini(&next);
     pl_pool_fini(&pool);
 }
 
@@ -316,8 +387,9 @@ static void threads_and_wrap_around(void)
 
 static const struct pl_test tests[] = {
     PL_TEST(order_and_fullness),        PL_TEST(taking_back),
-    PL_TEST(a_dead_worker_is_survived), PL_TEST(hostile_contents),
-    PL_TEST(threads_and_wrap_around),
+    PL_TEST(a_dead_worker_is_survived), PL_TEST(a_spoilt_head_is_mended),
+    PL_TEST(a_spoilt_tail_is_mended),   PL_TEST(a_spoilt_layout_harms_nobody),
+    PL_TEST(hostile_contents),          PL_TEST(threads_and_wrap_around),
 };
 
 PL_TEST_MAIN(tests)

@@ -426,6 +426,24 @@ static void a_write_outside_of_callbacks_is_flushed(void)
     end(&f);
 }
 
+/* What was corked goes out with a large write, and its writer may have been told to wait. */
+static void a_large_write_drains_what_was_corked(void)
+{
+    static char big[PL_STREAM_FLUSH];
+    struct fixture f;
+    start(&f);
+    struct pl_chunk chunk = {.data = big, .len = sizeof(big)};
+    CHECK_OK(write_text(&f, "corked", NULL));
+    CHECK_OK(pl_stream_write(&f.u.stream, &chunk, 1));
+    CHECK_EQ(f.u.stream.queued, 0);
+    CHECK_EQ(f.u.drains, 0); /* never from within a call */
+    turn(&f);
+    CHECK_EQ(f.u.drains, 1);
+    turn(&f);
+    CHECK_EQ(f.u.drains, 1);
+    end(&f);
+}
+
 static void empty_chunks_are_released_at_once(void)
 {
     struct fixture f;
@@ -818,6 +836,7 @@ static const struct pl_test tests[] = {
     PL_TEST(a_read_may_close_or_abort),
     PL_TEST(writes_of_one_callback_are_one_call),
     PL_TEST(a_write_outside_of_callbacks_is_flushed),
+    PL_TEST(a_large_write_drains_what_was_corked),
     PL_TEST(empty_chunks_are_released_at_once),
     PL_TEST(every_byte_arrives_in_order),
     PL_TEST(a_full_kernel_buffer_is_waited_for),

@@ -280,6 +280,100 @@ static void test_counts(void)
     pl_crew_fini(&crew);
 }
 
+/* Threads that rest, and the moment at which they do. */
+static _Atomic int resting;
+
+static int futex_wait_seen(uint32_t *word, uint32_t expected, int64_t timeout_ns)
+{
+    atomic_fetch_add(&resting, 1);
+    return pl_sys_default()->futex_wait(word, expected, timeout_ns);
+}
+
+struct rester {
+    struct pl_crew *crew;
+    pthread_t thread;
+    int result;
+    _Atomic bool up;
+};
+
+static void *rest(void *arg)
+{
+    struct rester *rester = arg;
+    rester->result = pl_crew_rest(rester->crew, 5000 * NS_PER_MS);
+    atomic_store(&rester->up, true);
+    return NULL;
+}
+
+static void lie_down(struct rester *rester, struct pl_crew *crew)
+{
+    int before = atomic_load(&resting);
+    *rester = (struct rester){.crew = crew};
+    CHECK_EQ(pthread_create(&rester->thread, NULL, rest, rester), 0);
+    while (atomic_load(&resting) == before)
+        sched_yield();
+}
+
+static void check_up(struct rester *rester)
+{
+    CHECK_EQ(pthread_join(rester->thread, NULL), 0);
+    CHECK_EQ(rester->result, 0);
+}
+
+/* A job is left to a thread that is on its way; when that does not come, another is called. */
+static void test_unstarted_thread_leaves_its_job(void)
+{
+    struct pl_sys sys = *pl_sys_default();
+    sys.futex_wait = futex_wait_seen;
+    struct pl_crew crew;
+    struct pl_crew_config config = {.sys = &sys, .threads = 2};
+    CHECK_OK(pl_crew_init(&crew, &config));
+    struct pl_job jobs[3] = {{0}};
+    CHECK_EQ(pl_crew_post(&crew, &jobs[0], 0, false), PL_START);
+    CHECK_EQ(pl_crew_post(&crew, &jobs[1], 0, false), PL_START);
+    for (int i = 0; i < 2; i++) { /* the first thread does both, and rests */
+        CHECK(pl_crew_take(&crew) == &jobs[i]);
+        pl_crew_look(&crew);
+    }
+    struct rester first;
+    lie_down(&first, &crew);
+    CHECK_EQ(pl_crew_post(&crew, &jobs[2], 0, false), PL_POSTED);
+    CHECK_EQ(pl_crew_unstart(&crew), 1);
+    check_up(&first);
+    CHECK(pl_crew_take(&crew) == &jobs[2]);
+    pl_crew_quit(&crew);
+    pl_crew_fini(&crew);
+}
+
+/* The same with one that leaves because there are to be fewer. */
+static void test_thread_in_excess_leaves_its_job(void)
+{
+    struct pl_sys sys = *pl_sys_default();
+    sys.futex_wait = futex_wait_seen;
+    struct pl_crew crew;
+    struct pl_crew_config config = {.sys = &sys, .threads = 3};
+    CHECK_OK(pl_crew_init(&crew, &config));
+    struct pl_job jobs[4] = {{0}};
+    for (int i = 0; i < 3; i++)
+        CHECK_EQ(pl_crew_post(&crew, &jobs[i], 0, false), PL_START);
+    for (int i = 0; i < 3; i++)
+        CHECK(pl_crew_take(&crew) == &jobs[i]);
+    struct rester two[2];
+    for (int i = 0; i < 2; i++) { /* the third stays at work */
+        pl_crew_look(&crew);
+        lie_down(&two[i], &crew);
+    }
+    pl_crew_resize(&crew, 2);
+    check_up(&two[0]);
+    CHECK(!atomic_load(&two[1].up));
+    CHECK_EQ(pl_crew_post(&crew, &jobs[3], 0, false), PL_POSTED);
+    CHECK(pl_crew_excess(&crew));
+    check_up(&two[1]);
+    CHECK(pl_crew_take(&crew) == &jobs[3]);
+    pl_crew_quit(&crew);
+    pl_crew_quit(&crew);
+    pl_crew_fini(&crew);
+}
+
 static int allocations_left;
 
 static void *scarce_alloc(size_t size)
@@ -321,6 +415,8 @@ static void test_out_of_memory(void)
 static const struct pl_test tests[] = {
     PL_TEST(test_order),
     PL_TEST(test_counts),
+    PL_TEST(test_unstarted_thread_leaves_its_job),
+    PL_TEST(test_thread_in_excess_leaves_its_job),
     PL_TEST(test_out_of_memory),
     PL_TEST(test_ping_pong),
     PL_TEST(test_timeouts_race_with_calls),

@@ -71,8 +71,8 @@ static void sit(struct game *g, int who)
     uint64_t low_mark;
     if (pl_pool_seat(&g->pool, &seat, &low_mark) < 0)
         abort();
-    REQUIRE(low_mark <= g->pool.share->slice_size);
-    if (pl_member_init(&g->members[who], &g->sys, g->pool.base, g->pool.share->total,
+    REQUIRE(low_mark <= g->pool.layout.slice_size);
+    if (pl_member_init(&g->members[who], &g->sys, g->pool.base, g->pool.layout.total,
                        g->pool.eventfd, seat, low_mark) < 0)
         abort();
 }
@@ -80,15 +80,15 @@ static void sit(struct game *g, int who)
 static void within(const struct game *g, const void *data, uint64_t size)
 {
     uint64_t at = (uint64_t)((const unsigned char *)data - g->pool.base);
-    REQUIRE(at <= g->pool.share->total && size <= g->pool.share->total - at);
-    REQUIRE(at >= g->pool.share->slices_at);
+    REQUIRE(at <= g->pool.layout.total && size <= g->pool.layout.total - at);
+    REQUIRE(at >= g->pool.layout.slices_at);
 }
 
 static void within_slot_or_slices(const struct game *g, const void *data, uint64_t size)
 {
     uint64_t at = (uint64_t)((const unsigned char *)data - g->pool.base);
-    uint64_t slots = g->pool.share->slots_at;
-    if (at < slots || at >= slots + (uint64_t)g->pool.share->nslots * PL_SLOT_SIZE)
+    uint64_t slots = g->pool.layout.slots_at;
+    if (at < slots || at >= slots + (uint64_t)g->pool.layout.nslots * PL_SLOT_SIZE)
         within(g, data, size);
     else
         REQUIRE((at - slots) % PL_SLOT_SIZE + size <= offsetof(struct pl_slot, pad));
@@ -247,7 +247,7 @@ static void work(struct game *g, struct input *in, int who)
 /* Writes up to 8 bytes of the input somewhere in one of the regions that workers write. */
 static void scribble(struct game *g, struct input *in)
 {
-    const struct pl_share *share = g->pool.share;
+    const struct pl_layout *layout = &g->pool.layout;
     uint64_t where = take(in, 1);
     uint64_t at = take(in, 2);
     uint64_t value = take(in, 8);
@@ -255,29 +255,29 @@ static void scribble(struct game *g, struct input *in)
     uint64_t size;
     switch (where % 6) {
     case 0:
-        start = offsetof(struct pl_share, tail);
-        size = sizeof(*share) - start;
+        start = 0; /* the layout, too: nobody who is there already may look at it */
+        size = sizeof(struct pl_share);
         break;
     case 1:
-        start = share->slots_at;
-        size = (uint64_t)share->nslots * PL_SLOT_SIZE;
+        start = layout->slots_at;
+        size = (uint64_t)layout->nslots * PL_SLOT_SIZE;
         break;
     case 2:
-        start = share->line_at;
-        size = (uint64_t)share->line_size * sizeof(uint32_t);
+        start = layout->line_at;
+        size = (uint64_t)layout->line_size * sizeof(uint32_t);
         break;
     case 3:
-        start = share->seats_at;
+        start = layout->seats_at;
         size = 2 * sizeof(struct pl_seat);
         break;
     case 4:
-        start = share->done_at;
-        size = (uint64_t)share->nslots * 2 * sizeof(uint32_t);
+        start = layout->done_at;
+        size = (uint64_t)layout->nslots * 2 * sizeof(uint32_t);
         break;
     default:
         start =
-            share->links_at +
-            ((where & 64) != 0 ? (uint64_t)share->nseats * share->nblocks * sizeof(uint32_t) : 0);
+            layout->links_at +
+            ((where & 64) != 0 ? (uint64_t)layout->nseats * layout->nblocks * sizeof(uint32_t) : 0);
         size = 256;
         break;
     }
@@ -364,6 +364,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                   memory_order_relaxed);
             REQUIRE(pl_pool_withdraw(&g->pool, cell));
         }
+    REQUIRE(memcmp(&g->pool.share->layout, &g->pool.layout, sizeof(g->pool.layout)) == 0);
     atomic_store_explicit(&g->pool.share->head, g->pool.tail, memory_order_relaxed);
     books(g);
     REQUIRE(g->pool.cells_used == 0);

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from pool_gate import Gate
 
 import plait
 
@@ -88,3 +90,11 @@ def any_loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.Abs
         return new_asyncio_loop
     new: Callable[[], asyncio.AbstractEventLoop] = plait.new_event_loop
     return new
+
+
+@pytest.fixture
+def gate(tmp_path: pathlib.Path) -> Iterator[Gate]:
+    """Yield a gate that holds pool tasks; it is open at the end."""
+    gate = Gate(tmp_path)
+    yield gate
+    gate.open()

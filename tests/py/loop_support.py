@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any, ClassVar
 
 
 async def polled() -> None:
@@ -23,3 +24,33 @@ async def polled() -> None:
             loop.add_reader(ours, asked.set_result, None)
             await asked
             loop.remove_reader(ours)
+
+
+class Echo(asyncio.Protocol):
+    """Sends back what comes."""
+
+    alive = 0
+    waiting: ClassVar[dict[int, asyncio.Future[None]]] = {}
+
+    @classmethod
+    def count(cls, change: int) -> None:
+        cls.alive += change
+        if cls.alive in cls.waiting:
+            cls.waiting.pop(cls.alive).set_result(None)
+
+    @classmethod
+    async def reached(cls, alive: int) -> None:
+        """Wait until so many connections are open."""
+        if cls.alive != alive:
+            cls.waiting[alive] = asyncio.get_running_loop().create_future()
+            await cls.waiting[alive]
+
+    def connection_made(self, transport: Any) -> None:
+        self.count(1)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.count(-1)

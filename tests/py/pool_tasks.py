@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pathlib
 import signal
 import sys
 import time
@@ -131,6 +132,10 @@ def get_env(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def put(queue: Any, value: Any) -> None:
+    queue.put(value)
+
+
 def total(x: Any) -> float:
     return float(x.sum())
 
@@ -155,3 +160,148 @@ def burn(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
+
+
+def announce(path: str) -> None:
+    """Say in a file that the task runs; whole, so that a reader never sees a part."""
+    with open(path + ".new", "w", encoding="ascii") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".new", path)
+
+
+def sleep_long(path: str) -> None:
+    announce(path)
+    time.sleep(1000)
+
+
+def spin_long(path: str) -> None:
+    announce(path)
+    while True:
+        pass
+
+
+def stop_slowly(path: str, told: str) -> None:
+    """Clean up when stopped, as a task may."""
+    try:
+        sleep_long(path)
+    finally:
+        announce(told)
+
+
+def ignore_stop(path: str) -> None:
+    announce(path)
+    end = time.monotonic() + 1000
+    while time.monotonic() < end:
+        try:
+            time.sleep(1000)
+        except BaseException:
+            pass
+
+
+def return_when_stopped(path: str) -> str:
+    try:
+        sleep_long(path)
+    except BaseException:
+        pass
+    return "went on"
+
+
+def hang_in_c(path: str) -> None:
+    announce(path)
+    sum(range(10**14))  # one call that never looks for signals
+
+
+class SleepsInPickle:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        sleep_long(self.path)
+        return (int, ())
+
+
+def result_sleeps_in_pickle(path: str) -> SleepsInPickle:
+    return SleepsInPickle(path)
+
+
+class SleepsInUnpickle:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (sleep_long, (self.path,))
+
+
+def with_child(path: str) -> None:
+    """Start a child that outlives an ordinary end, and wait."""
+    import subprocess
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    with open(path + ".child", "w", encoding="ascii") as file:
+        file.write(str(child.pid))
+    sleep_long(path)
+
+
+def die_then(path: str, deaths: int) -> int:
+    """Kill the worker at the first `deaths` tries."""
+    with open(path, "a", encoding="ascii") as file:
+        file.write("x")
+    tries = os.path.getsize(path)
+    if tries <= deaths:
+        os._exit(3)
+    return tries
+
+
+def raise_then(path: str, errors: int) -> int:
+    with open(path, "a", encoding="ascii") as file:
+        file.write("x")
+    tries = os.path.getsize(path)
+    if tries <= errors:
+        raise ValueError(f"try {tries}")
+    return tries
+
+
+def close_descriptors() -> str:
+    os.closerange(3, 65536)
+    return "closed"
+
+
+def fork_and_return() -> int:
+    """Return in both processes."""
+    os.fork()
+    return os.getpid()
+
+
+def fork_and_raise() -> int:
+    if os.fork() == 0:
+        raise ValueError("in the child")
+    return os.getpid()
+
+
+def spoil_board(offset: int, data: bytes) -> str:
+    """Write into the first page of the pool's memory, as a stray pointer would."""
+    for line in pathlib.Path("/proc/self/maps").read_text(encoding="ascii").splitlines():
+        if "plait-pool" in line:
+            start = int(line.split("-")[0], 16)
+            ctypes.memmove(start + offset, data, len(data))
+            return "spoilt"
+    raise RuntimeError("no pool's memory here")
+
+
+def eat_memory(n: int) -> int:
+    return len(bytearray(n))
+
+
+def write_line(path: str, text: str) -> None:
+    with open(path, "a", encoding="ascii") as file:
+        file.write(text + "\n")
+
+
+def import_then_sleep(folder: str, module: str) -> None:
+    sys.path.insert(0, folder)
+    __import__(module)
+    time.sleep(1000)
+
+
+def value_of(module: str) -> Any:
+    return sys.modules[module].VALUE  # type: ignore[attr-defined]

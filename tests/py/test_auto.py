@@ -140,6 +140,43 @@ def test_a_stop_iteration_that_is_kept_does_not_change() -> None:
     assert [stop.value for stop in kept] == [1, 2, 3]
 
 
+def test_a_stop_iteration_of_the_function_is_no_result() -> None:
+    @plait.task(pure=True)
+    def stop(value: int) -> int:
+        raise StopIteration(value)
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            await stop(5)
+        assert isinstance(caught.value.__cause__, StopIteration)
+        assert caught.value.__cause__.value == 5
+        call = stop(6)
+        with pytest.raises(StopIteration):
+            call.result()
+
+    plait.run(main())
+
+
+def test_calls_as_iterators_pile_up_no_tracebacks() -> None:
+    @plait.task(pure=True)
+    def double(value: list[int]) -> list[int]:
+        return value * 2
+
+    def once() -> int:
+        call: Any = double([1])
+        value, depth = None, 0
+        try:
+            next(call)
+        except StopIteration as stop:
+            value, tb = stop.value, stop.__traceback__
+            while tb is not None:
+                tb, depth = tb.tb_next, depth + 1
+        assert value == [1, 1]
+        return depth
+
+    assert {once() for _ in range(20)} == {1}
+
+
 def test_errors_come_from_every_strand(fresh: Any) -> None:
     fail = fresh(auto_tasks.fail)
 

@@ -786,3 +786,34 @@ def test_a_deep_chain_of_timeouts_is_closed_without_recursion() -> None:
 
     run(main())
     assert closed == list(range(depth + 1))
+
+
+@pytest.mark.parametrize("method", ["__repr__", "result"])
+def test_a_future_whose_methods_end_the_wait(method: str) -> None:
+    tasks: list[Any] = []
+
+    class Future(asyncio.Future):  # type: ignore[type-arg]
+        def __repr__(self) -> str:
+            if method == "__repr__" and tasks:
+                tasks[0].cancel()
+            return "<F>"
+
+        def result(self) -> Any:
+            if method == "result" and tasks:
+                tasks[0].cancel()
+            return super().result()
+
+    def waiter(future: Any) -> Strand[None]:
+        yield timeout(0.01 if method == "__repr__" else 20, wait(future))
+
+    def main() -> Strand[None]:
+        future: Any = Future(loop=asyncio.get_running_loop())
+        tasks.append((yield spawn(waiter(future))))
+        yield sleep(0)
+        yield sleep(0)
+        if method == "result":
+            future.set_result(1)
+        with pytest.raises(Cancelled):
+            yield join(tasks[0])
+
+    run(main())

@@ -96,6 +96,31 @@ def test_callbacks_that_remove_and_replace(
     assert got.count("first") == got.count("second") == 1
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_a_cancelled_handle_watches_no_more(
+    loop: plait.Loop, pair: tuple[socket.socket, socket.socket], other: bool
+) -> None:
+    """What is ready and has a handle that was cancelled does not keep the loop busy."""
+    a, b = pair
+    got: list[bytes] = []
+
+    async def main() -> None:
+        handle = loop._add_writer(a, pytest.fail)
+        if other:
+            loop.add_reader(a, lambda: got.append(a.recv(10)))
+        handle.cancel()
+        await polled()
+        watched = loop._watched(a.fileno())
+        assert watched == ((watched[0], None) if other else None)
+        assert not loop.remove_writer(a)
+        b.send(b"x")
+        await polled()
+        assert got == ([b"x"] if other else [])
+        assert loop.remove_reader(a) == other
+
+    loop.run_until_complete(main())
+
+
 def test_files_cannot_be_watched(loop: plait.Loop, tmp_path: Any) -> None:
     with open(tmp_path / "file", "w+") as file:
         for add in (loop.add_reader, loop.add_writer):

@@ -9,7 +9,6 @@ import functools
 import gc
 import multiprocessing
 import os
-import resource
 import socket
 import struct
 import subprocess
@@ -19,10 +18,10 @@ import threading
 import warnings
 import weakref
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from loop_support import polled
+from loop_support import Echo
 
 import plait
 
@@ -98,36 +97,6 @@ async def churn(server_port: int, count: int) -> None:
             sock.close()
 
 
-class Echo(asyncio.Protocol):
-    """Sends back what comes."""
-
-    alive = 0
-    waiting: ClassVar[dict[int, asyncio.Future[None]]] = {}
-
-    @classmethod
-    def count(cls, change: int) -> None:
-        cls.alive += change
-        if cls.alive in cls.waiting:
-            cls.waiting.pop(cls.alive).set_result(None)
-
-    @classmethod
-    async def reached(cls, alive: int) -> None:
-        """Wait until so many connections are open."""
-        if cls.alive != alive:
-            cls.waiting[alive] = asyncio.get_running_loop().create_future()
-            await cls.waiting[alive]
-
-    def connection_made(self, transport: Any) -> None:
-        self.count(1)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.count(-1)
-
-
 @pytest.mark.parametrize("kind", ["protocol", "streams"])
 @pytest.mark.parametrize(
     "count",
@@ -174,82 +143,6 @@ def test_connections_leave_nothing(loop: plait.Loop, kind: str, count: int) -> N
     assert after[0] == before[0]
     assert after[1] - before[1] < 100
     assert after[2] - before[2] < 8 << 20
-
-
-CLIENTS = """
-import resource, socket, sys
-wanted, first, port = map(int, sys.argv[1:])
-hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-socks = []
-for i in range(wanted):
-    sock = socket.socket()
-    sock.bind((f"127.0.0.{first + i // 10000}", 0))
-    sock.connect(("127.0.0.1", port))
-    socks.append(sock)
-print("connected", flush=True)
-for line in sys.stdin:
-    for sock in socks[::100]:
-        sock.sendall(b"x")
-    assert all(sock.recv(1) == b"x" for sock in socks[::100])
-    print("answered", flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_twenty_thousand_idle_connections() -> None:
-    """One loop holds the servers' ends; the clients' are spread over two processes."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 20_000
-    with contextlib.suppress(ValueError, OSError):  # only the privileged may raise it
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + 200, max(before[1], wanted + 200)))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    wanted = min(wanted, hard - 100)
-    if wanted < 5_000:
-        pytest.skip(f"no more than {hard} descriptors here")
-
-    async def start_clients(first: int, count: int, port: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", CLIENTS, str(count), str(first), str(port)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-
-    async def expect(child: asyncio.subprocess.Process, line: bytes) -> None:
-        assert child.stdout is not None
-        assert await child.stdout.readline() == line
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(Echo, "127.0.0.1", 0, backlog=1000)
-        port = server.sockets[0].getsockname()[1]
-        half = wanted // 2
-        children = [await start_clients(2, half, port), await start_clients(4, half, port)]
-        for child in children:
-            await expect(child, b"connected\n")
-        await Echo.reached(2 * half)
-        # Nobody is forgotten among the idle, and idle they stay.
-        for child in children:
-            assert child.stdin is not None
-            child.stdin.write(b"go\n")
-            await expect(child, b"answered\n")
-        turns = loop.statistics()["iterations"]  # type: ignore[attr-defined]
-        await polled()
-        assert loop.statistics()["iterations"] - turns < 10  # type: ignore[attr-defined]
-        for child in children:
-            assert child.stdin is not None
-            child.stdin.close()
-            assert await child.wait() == 0
-        await Echo.reached(0)
-        server.close()
-
-    try:
-        open_before = fds()
-        plait.run(main())
-        assert fds() == open_before
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.isolated

@@ -115,6 +115,44 @@ def test_zones_reach_the_socket(any_loop_factory: Factory) -> None:
 # ---- connections ----
 
 
+def link_local() -> Any:
+    """An address of this machine that needs a zone, or None; connections stay within it."""
+    with contextlib.suppress(OSError), open("/proc/net/if_inet6") as file:
+        for line in file:
+            digits, index = line.split()[:2]
+            if digits.startswith("fe80"):
+                text = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
+                return text, 0, 0, int(index, 16)
+    return None
+
+
+@pytest.mark.skipif(link_local() is None, reason="no link-local address")
+def test_a_zone_is_no_part_of_the_host(any_loop_factory: Factory) -> None:
+    async def main() -> None:
+        told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            told.set_result(
+                (
+                    writer.get_extra_info("peername"),
+                    writer.get_extra_info("socket").getpeername(),
+                )
+            )
+            writer.close()
+
+        with socket.socket(socket.AF_INET6) as listening:
+            listening.bind(link_local())
+            server = await asyncio.start_server(accepted, sock=listening)
+            with socket.socket(socket.AF_INET6) as client:
+                client.connect(listening.getsockname())
+                peer, expected = await told
+                assert peer == expected == client.getsockname()
+            server.close()
+            await server.wait_closed()
+
+    run_on(any_loop_factory, main())
+
+
 def test_arguments_of_create_connection(any_loop_factory: Factory) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()

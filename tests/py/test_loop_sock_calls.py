@@ -198,6 +198,39 @@ def test_a_socket_closed_under_a_waiting_call(loop: plait.Loop, pair: Any) -> No
     loop.run_until_complete(main())
 
 
+def test_two_objects_wait_on_one_descriptor(loop: plait.Loop, pair: Any) -> None:
+    """Side by side, and without waking each other for ever."""
+
+    async def main() -> None:
+        a, b = pair
+        twin = socket.socket(fileno=a.fileno())
+        try:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    a.send(b"-" * 65_536)
+            receiving = asyncio.create_task(loop.sock_recv(a, 10))
+            sending = asyncio.create_task(loop.sock_sendall(twin, b"end"))
+            await polled()
+            before = loop.statistics()["callbacks"]
+            turns = 20
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            # One in each turn is this coroutine's own step.
+            assert loop.statistics()["callbacks"] - before < 2 * turns  # type: ignore[operator]
+            assert not receiving.done()
+            assert not sending.done()
+            b.send(b"x")
+            assert await receiving == b"x"
+            got = b""
+            while not got.endswith(b"end"):
+                got = await loop.sock_recv(b, 1 << 16)
+            await sending
+        finally:
+            twin.detach()
+
+    loop.run_until_complete(main())
+
+
 def test_readers_and_calls_share_a_descriptor(loop: plait.Loop, pair: Any) -> None:
     async def main() -> None:
         a, b = pair

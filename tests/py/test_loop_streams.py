@@ -330,7 +330,10 @@ def test_the_unusual_goes_asyncios_way(unusual: str) -> None:
             writer.write(b"hello")
             await hold(reader, writer)
             writer.close()
+            await writer.wait_closed()
+            served.set_result(None)
 
+        served: asyncio.Future[None] = loop.create_future()
         server = await asyncio.start_server(greet, "127.0.0.1", 0)
         reader = (MyReader if unusual == "reader class" else asyncio.StreamReader)(loop=loop)
         kind = MyProtocol if unusual == "protocol class" else asyncio.StreamReaderProtocol
@@ -344,6 +347,7 @@ def test_the_unusual_goes_asyncios_way(unusual: str) -> None:
         assert type(reader) in (asyncio.StreamReader, MyReader)
         assert await reader.readexactly(5) == b"hello"
         transport.close()
+        await served  # or the loop would leave an open connection behind
         server.close()
 
     with asyncio.Runner(loop_factory=plait.new_event_loop) as runner:

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import threading
 import weakref
+from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import plait
+from plait import _core
 
 FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "plait": plait.new_event_loop,
@@ -781,6 +783,47 @@ def test_start_tls_both_ways(
     there.run(stop(server, protocols))
 
 
+@pytest.mark.parametrize("stock", [True, False])
+def test_a_hello_that_came_before_start_tls(
+    loop: plait.Loop,
+    server_context: ssl.SSLContext,
+    client_context: ssl.SSLContext,
+    stock: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream's server has received it already; and what came with it is no plaintext."""
+    if not stock:
+
+        class Other(sslproto.SSLProtocol):
+            pass
+
+        monkeypatch.setattr(sslproto, "SSLProtocol", Other)
+
+    async def talk() -> None:
+        heard: asyncio.Future[bytes] = loop.create_future()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert await reader.readline() == b"STARTTLS\n"
+            if not reader._buffer:  # type: ignore[attr-defined]
+                await reader._wait_for_data("talk")  # type: ignore[attr-defined]
+            await writer.start_tls(server_context)
+            heard.set_result(await reader.readline())
+            writer.write(b"pong\n")
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"STARTTLS\n")
+        await writer.start_tls(client_context, server_hostname="localhost")
+        writer.write(b"ping\n")
+        assert await heard == b"ping\n"
+        assert await reader.readline() == b"pong\n"
+        writer.close()
+        server.close()
+
+    loop.run_until_complete(asyncio.wait_for(talk(), LIMIT))
+
+
 def test_tls_within_tls(
     sides: tuple[Side, Side], server_context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
@@ -888,8 +931,6 @@ def test_a_replaced_protocol_class_is_used(
     server_context: ssl.SSLContext,
     client_context: ssl.SSLContext,
 ) -> None:
-    from asyncio import sslproto
-
     made: list[Any] = []
 
     class Mine(sslproto.SSLProtocol):
@@ -935,3 +976,25 @@ def test_nothing_is_left(
         gc.collect()
         assert [ref() for ref in seen if ref() is not None] == []
         seen.clear()
+
+
+def test_resuming_after_the_loop_was_closed(client_context: ssl.SSLContext) -> None:
+    """It is refused, as by asyncio, and the loop keeps nothing."""
+    loop = plait.new_event_loop()
+
+    async def make() -> Any:
+        running = asyncio.get_running_loop()
+        return _core.SSLTransport(
+            running, Recorder(), client_context, None, False, "localhost", True, 60.0, 30.0
+        )
+
+    transport = loop.run_until_complete(make())
+    transport.pause_reading()
+    loop.close()
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        transport.resume_reading()
+    transport.abort()
+    seen = weakref.ref(loop)
+    del loop, transport
+    gc.collect()
+    assert seen() is None

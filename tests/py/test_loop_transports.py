@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import socket
 import ssl
 import struct
@@ -110,6 +111,14 @@ async def connect(factory: Callable[[], Any], sock: socket.socket) -> tuple[Any,
 def in_thread(function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
     """Run blocking socket calls beside the loop."""
     return asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    """Read this many bytes, or less at the end of the stream."""
+    data = bytearray()
+    while len(data) < size and (part := sock.recv(size - len(data))):
+        data += part
+    return bytes(data)
 
 
 def receive_all(sock: socket.socket, size: int = 1 << 20) -> bytes:
@@ -227,6 +236,29 @@ def test_pausing_and_resuming_follow_the_marks(run: Any, tcp: Any) -> None:
         await polled()
         assert protocol.told[-1] == "resume"
         transport.abort()
+        await protocol.lost
+
+    run(main())
+
+
+@pytest.mark.parametrize("first", [1, 40_000])
+def test_a_large_write_after_a_pause_resumes(run: Any, tcp: Any, first: int) -> None:
+    """What is paused for before it is sent goes out with the next write, all of it."""
+
+    async def main() -> None:
+        ours, theirs = tcp()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        transport, protocol = await connect(Recorder, ours)
+        transport.set_write_buffer_limits(high=first - 1)
+        transport.write(b"x" * first)
+        assert protocol.told[-1] == "pause"
+        transport.write(b"y" * 65_536)
+        total = first + 65_536
+        received = in_thread(receive, theirs, total)
+        await protocol.heard("resume")
+        assert len(await received) == total
+        assert protocol.told == ["made", "pause", "resume"]
+        transport.close()
         await protocol.lost
 
     run(main())
@@ -407,6 +439,36 @@ def test_writes_after_the_end_are_dropped_and_told(
             transport.write("text")
 
     run(main())
+
+
+def test_a_log_handler_changes_what_is_written(run: Any, tcp: Any) -> None:
+    """Lines are those that there were at the call, whatever runs during it."""
+    told = 0
+
+    class Emptying(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            nonlocal told
+            told += 1
+            lines.clear()
+
+    lines = [bytes([n]) * 100 for n in range(200)]
+    handler = Emptying()
+
+    async def main() -> None:
+        transport, protocol = await connect(Recorder, tcp()[0])
+        transport.close()
+        await protocol.lost
+        for _ in range(5):
+            transport.write(b"late")
+        logging.getLogger("asyncio").addHandler(handler)
+        transport.writelines(lines)
+        assert lines == []
+        assert told == 200
+
+    try:
+        run(main())
+    finally:
+        logging.getLogger("asyncio").removeHandler(handler)
 
 
 def test_half_close_by_us(run: Any, tcp: Any) -> None:
@@ -734,3 +796,61 @@ def test_closing_the_loop_during_a_handshake(tcp: Any) -> None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         del task, loop
         gc.collect()
+
+
+def test_nothing_is_written_into_a_sendfile(run: Any, tcp: Any, tmp_path: Any) -> None:
+    """Not even when something had to be sent before the file."""
+    content = bytes(range(256)) * 16_384
+    (tmp_path / "file").write_bytes(content)
+
+    async def main(file: Any) -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = tcp()
+        transport, protocol = await connect(Recorder, ours)
+        before = b"b" * (4 << 20)
+        transport.write(before)
+        assert transport.get_write_buffer_size() > 0
+        sending = asyncio.ensure_future(loop.sendfile(transport, file))
+        total = len(before) + len(content)
+        received = bytearray()
+        while len(received) < total:
+            received += await in_thread(theirs.recv, 1 << 16)
+            if not sending.done() and len(received) < total - (1 << 20):
+                with pytest.raises(RuntimeError, match="sendfile is in progress"):
+                    transport.write(b"intruder")
+        assert await sending == len(content)
+        assert received == before + content
+        transport.write(b"after")
+        assert await in_thread(receive, theirs, 5) == b"after"
+        transport.close()
+        await protocol.lost
+
+    with open(tmp_path / "file", "rb") as file:
+        run(main(file))
+
+
+def test_a_sendfile_that_is_cancelled_gives_the_transport_back(
+    run: Any, tcp: Any, tmp_path: Any
+) -> None:
+    (tmp_path / "file").write_bytes(b"f")
+
+    async def main(file: Any) -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = tcp()
+        transport, protocol = await connect(Recorder, ours)
+        transport.write(b"b" * (4 << 20))
+        sending = asyncio.ensure_future(loop.sendfile(transport, file))
+        await asyncio.sleep(0)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert transport.is_reading()
+        transport.write(b"after")
+        total = (4 << 20) + 5
+        received = await in_thread(receive, theirs, total)
+        assert received[-6:] == b"bafter"
+        transport.close()
+        await protocol.lost
+
+    with open(tmp_path / "file", "rb") as file:
+        run(main(file))

@@ -171,10 +171,10 @@ def test_timeout(tmp_path: pathlib.Path, unordered: bool) -> None:
     ("kwargs", "error", "text"),
     [
         ({"chunksize": 0}, ValueError, "chunksize must be >= 1, not 0"),
-        ({"chunksize": 1.5}, TypeError, "chunksize must be an int, not 1.5"),
-        ({"chunksize": None}, TypeError, "chunksize must be an int, not None"),
-        ({"buffersize": 0}, ValueError, "buffersize must be >= 1, not 0"),
-        ({"buffersize": "3"}, TypeError, "buffersize must be an int, not '3'"),
+        ({"chunksize": 1.5}, TypeError, "chunksize must be an integer, not 1.5"),
+        ({"chunksize": None}, TypeError, "chunksize must be an integer, not None"),
+        ({"buffersize": 0}, ValueError, "buffersize must be None or > 0, not 0"),
+        ({"buffersize": "3"}, TypeError, "buffersize must be an integer or None, not '3'"),
         ({"timeout": float("nan")}, ValueError, "timeout"),
     ],
 )

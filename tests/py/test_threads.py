@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import gc
+import itertools
 import pathlib
 import signal
 import subprocess
@@ -14,11 +15,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
 
 import plait
+from plait import _threads
 
 ISOLATED = pathlib.Path(__file__).parent.parent / "isolated"
 
@@ -712,6 +715,91 @@ def test_an_interrupt_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch) -> 
         assert pool.submit(pow, 2, 3).result(20) == 8
         assert len(pool.statistics().threads) == 1
     assert not done.is_set()
+
+
+def test_an_interrupt_at_any_line_of_a_start_costs_no_thread() -> None:
+    def submit_interrupted_at(step: int, pool: plait.ThreadPool) -> bool:
+        left = step
+        code = _threads._start_thread.__code__
+        inside = False
+
+        def trace(frame: FrameType, event: str, arg: Any) -> Any:
+            nonlocal left, inside
+            inside = inside or frame.f_code is code
+            # What threading does itself is not proof against interrupts everywhere.
+            if not inside or left < 0 or frame.f_code.co_filename != _threads.__file__:
+                return None
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            pool.submit(int).result(20)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return left < 0
+
+    for step in itertools.count():
+        with plait.ThreadPool(1) as pool:
+            interrupted = submit_interrupted_at(step, pool)
+            assert pool.submit(pow, 2, 3).result(20) == 8, step
+            assert len(pool.statistics().threads) == 1, step
+            until(lambda pool=pool: len(pool._threads) == 1)
+        if not interrupted:
+            break
+    assert step > 10
+
+
+def test_a_thread_that_comes_when_there_are_to_be_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    with plait.ThreadPool(3) as pool:
+        gates = [Gate() for _ in range(2)]
+        futures: list[Any] = [pool.submit(gate) for gate in gates]
+        for gate in gates:
+            assert gate.begun.wait(20)
+
+        def resized(self: threading.Thread) -> None:
+            pool.resize(1)
+            start(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", resized)
+            futures.append(pool.submit(pow, 2, 3))
+        until(lambda: len(pool._threads) == 2)
+        for gate in gates:
+            gate.go.set()
+        assert futures[2].result(20) == 8
+
+
+def test_shutdown_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    starting, go = threading.Event(), threading.Event()
+
+    def slow(self: threading.Thread) -> None:
+        if isinstance(self, _threads._Thread):
+            starting.set()
+            assert go.wait(20)
+        start(self)
+
+    pool = plait.ThreadPool(1)
+    futures: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", slow)
+        other = threading.Thread(target=lambda: futures.append(pool.submit(pow, 2, 3)))
+        other.start()
+        assert starting.wait(20)
+        pool.shutdown(timeout=0.0)
+        closer = threading.Thread(target=pool.shutdown)
+        closer.start()
+        go.set()
+        closer.join(20)
+        assert not closer.is_alive()
+    other.join(20)
+    assert futures[0].cancelled()
 
 
 @pytest.mark.isolated

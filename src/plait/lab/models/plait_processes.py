@@ -28,7 +28,7 @@ def serve(listener: socket.socket, limit: int, workers: int) -> None:
         with suppress(asyncio.CancelledError):
             plait.run(main(listener, limit, pool))
     finally:
-        pool._terminate()  # At once: shutdown would let running numbers be finished.
+        pool.shutdown(timeout=0)  # At once: nobody waits for the numbers any more.
 
 
 async def main(listener: socket.socket, limit: int, pool: plait.ProcessPool) -> None:

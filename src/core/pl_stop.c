@@ -1,0 +1,95 @@
+/* pl_stop.c - which worker has a task, the request to stop it, repairs after a worker's end.
+ *
+ * Each posting of a task has a position in the line that no other posting has: its ticket.
+ * The parent writes the ticket into the seat of the worker that has claimed the task and
+ * sends a signal; the worker's handler compares it with the ticket of what runs. So a request
+ * that comes late, when the worker has the next task already, stops nothing.
+ */
+#include "pl_pool_internal.h"
+
+#include <string.h>
+
+bool pl_pool_holder(const struct pl_pool *pool, uint32_t cell, uint32_t *seat, int64_t *since)
+{
+    if (cell >= pool->nslots || pool->cells[cell].state != PL_CELL_POSTED)
+        return false;
+    /* Acquire: pairs with the claim; the worker cleared `started` before it. */
+    uint64_t state = atomic_load_explicit(&pool->slots[cell].state, memory_order_acquire);
+    uint32_t holder = (uint32_t)(state >> 8) & 0xffff;
+    if (holder >= pool->nseats || !pool->seats[holder].taken ||
+        state != pl__state(PL__CLAIMED, holder, pool->cells[cell].pos))
+        return false;
+    *seat = holder;
+    /* Relaxed: one word, and a lie costs the liar's own task only. */
+    *since = atomic_load_explicit(&pl__seat(pool->base, &pool->layout, holder)->started,
+                                  memory_order_relaxed);
+    return true;
+}
+
+bool pl_pool_stop(struct pl_pool *pool, uint32_t cell, uint32_t *seat)
+{
+    int64_t unused;
+    if (!pl_pool_holder(pool, cell, seat, &unused))
+        return false;
+    /* Release: the signal that follows is the real barrier; partner: pl_member_asked. */
+    atomic_store_explicit(&pl__seat(pool->base, &pool->layout, *seat)->stop,
+                          (pool->cells[cell].pos & PL__POS_MASK) + 1, memory_order_release);
+    return true;
+}
+
+uint64_t pl_member_ticket(const struct pl_member *member, uint32_t cell)
+{
+    /* Relaxed: this worker wrote the word when it claimed the task. */
+    return (atomic_load_explicit(&member->slots[cell].state, memory_order_relaxed) >> 24) + 1;
+}
+
+bool pl_member_asked(const struct pl_member *member, uint64_t ticket)
+{
+    /* Acquire: partner is pl_pool_stop. */
+    return ticket != 0 && atomic_load_explicit(&member->mine->stop, memory_order_acquire) == ticket;
+}
+
+/* ---- repairs ---- */
+
+bool pl__pool_repair(struct pl_pool *pool)
+{
+    struct pl_share *share = pool->share;
+    bool wrong = false;
+    /* The other workers read the layout when they start, the tail and the head always. */
+    if (memcmp(&share->layout, &pool->layout, sizeof(pool->layout)) != 0) {
+        share->layout = pool->layout;
+        wrong = true;
+    }
+    if (atomic_load_explicit(&share->tail, memory_order_relaxed) != pool->tail) {
+        atomic_store_explicit(&share->tail, pool->tail, memory_order_seq_cst);
+        wrong = true;
+    }
+    if (!pool->closing && atomic_load_explicit(&share->closing, memory_order_relaxed) != 0) {
+        atomic_store_explicit(&share->closing, 0, memory_order_seq_cst);
+        wrong = true;
+    }
+    uint64_t first = pool->tail;
+    for (uint32_t i = 0; i < pool->nslots; i++) {
+        uint64_t pos = pool->cells[i].pos;
+        if (pool->cells[i].state == PL_CELL_POSTED && pos < first &&
+            atomic_load_explicit(&pool->slots[i].state, memory_order_relaxed) ==
+                pl__state(PL__READY, 0, pos))
+            first = pos;
+    }
+    uint64_t head = atomic_load_explicit(&share->head, memory_order_relaxed);
+    /* A head that lies behind is fine: workers pass over what is not ready. One that lies
+     * beyond a task that waits would hide it for ever. A worker that moves the head at this
+     * very moment does so by compare-and-swap from what it saw, so neither undoes the other
+     * for long: at worst it skips nothing that is ready. */
+    if (head > first || pool->tail - head > pool->line_size) {
+        atomic_store_explicit(&share->head, first, memory_order_seq_cst);
+        wrong = true;
+    }
+    return wrong;
+}
+
+void pl_pool_check(struct pl_pool *pool)
+{
+    if (pl__pool_repair(pool))
+        pl__bell_ring_all(pool);
+}

@@ -1,0 +1,143 @@
+"""How workers are started; more and fewer of them while a process pool runs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pathlib
+import select
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pool_tasks as tasks
+import pytest
+from pool_gate import Gate
+
+import plait
+
+TIMEOUT = 30.0
+
+
+def wait_for_end(pid_fds: list[int]) -> None:
+    for fd in pid_fds:
+        assert select.select([fd], [], [], TIMEOUT)[0], "a worker did not end"
+        os.close(fd)
+
+
+def test_more_workers_run_more_tasks(tmp_path: pathlib.Path) -> None:
+    gate = Gate(tmp_path)
+    with plait.ProcessPool(1) as pool:
+        pool.resize(4)
+        held = gate.hold(pool, 4)  # returns once all four run
+        gate.open()
+        assert len({f.result(TIMEOUT) for f in held}) == 4
+
+
+def test_fewer_workers_and_nothing_is_lost(tmp_path: pathlib.Path) -> None:
+    gate = Gate(tmp_path)
+    with plait.ProcessPool(4) as pool:
+        held = gate.hold(pool, 4)
+        waiting = [pool.submit(tasks.plus_one, i) for i in range(500)]
+        fds = {w.pid: os.pidfd_open(w.pid) for w in pool.statistics().workers}
+        pool.resize(1)
+        gate.open()
+        pids = [f.result(TIMEOUT) for f in held]
+        assert len(set(pids)) == 4
+        assert [f.result(TIMEOUT) for f in waiting] == list(range(1, 501))
+        (stays,) = {pool.submit(tasks.pid).result(TIMEOUT) for _ in range(50)}
+        os.close(fds.pop(stays))
+        wait_for_end(list(fds.values()))
+        assert pool.submit(tasks.pid).result(TIMEOUT) == stays
+        # What ends as it was told to is no death that counts against the pool.
+        with pytest.raises(plait.WorkerDied):
+            pool.submit(tasks.exit_with, 3).result(TIMEOUT)
+        assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
+
+
+def test_resizing_all_the_time() -> None:
+    with plait.ProcessPool(2) as pool:
+        ended = threading.Event()
+        errors: list[BaseException] = []
+
+        def resize() -> None:
+            try:
+                for n in [1, 6, 2, 8, 3, 1] * 5:
+                    pool.resize(n)
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                ended.set()
+
+        thread = threading.Thread(target=resize)
+        thread.start()
+        rounds = 0
+        while rounds < 20 or not ended.is_set():
+            rounds += 1
+            futures = [pool.submit(tasks.plus_one, i) for i in range(200)]
+            assert [f.result(TIMEOUT) for f in futures] == list(range(1, 201))
+        thread.join()
+        assert not errors
+
+
+@pytest.mark.parametrize(
+    ("workers", "error"),
+    [(0, ValueError), (-1, ValueError), (65, ValueError), (1.5, TypeError), (True, TypeError)],
+)
+def test_bad_sizes(workers: Any, error: type[Exception]) -> None:
+    with plait.ProcessPool(1) as pool:
+        with pytest.raises(error, match="workers must be"):
+            pool.resize(workers)
+        assert len(pool._seats) == 1
+    with pytest.raises(RuntimeError, match="shut down"):
+        pool.resize(2)
+
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+import plait
+with plait.ProcessPool(2) as pool:
+    room = pool._room
+    assert room >= 2 and pool.submit(len, bytes(5 << 20)).result(30) == 5 << 20
+    pool.resize(room)
+    try:
+        pool.resize(room + 1)
+    except ValueError as error:
+        assert "from 1 to" in str(error)
+    assert pool.submit(abs, -1).result(30) == 1
+"""
+
+
+def test_little_address_space() -> None:
+    subprocess.run([sys.executable, "-c", LIMITED], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"start_method": "zygote"},
+        {"mp_context": multiprocessing.get_context("spawn")},
+        {"mp_context": multiprocessing.get_context("forkserver")},
+    ],
+)
+def test_ways_to_start(kwargs: dict[str, Any]) -> None:
+    with plait.ProcessPool(1, **kwargs) as pool:
+        assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "text"),
+    [
+        ({"start_method": "fork"}, ValueError, "start_method 'fork' is not supported"),
+        ({"start_method": "spawn"}, ValueError, "start_method 'spawn' is not supported"),
+        ({"start_method": "thread"}, ValueError, "not 'thread'"),
+        ({"start_method": 3}, TypeError, "start_method must be a str or None, not 3"),
+        ({"mp_context": multiprocessing.get_context("fork")}, ValueError, "start method 'fork'"),
+        ({"mp_context": "spawn"}, TypeError, "mp_context must be a multiprocessing context"),
+    ],
+)
+def test_ways_that_there_are_not(kwargs: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        plait.ProcessPool(1, **kwargs)
