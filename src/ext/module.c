@@ -29,7 +29,8 @@ static PyObject *module_getattr(PyObject *module, PyObject *name)
     /* The import system asks for names like __path__, which are not there in any case. */
     bool special = PyUnicode_Check(name) && PyUnicode_GetLength(name) > 2 &&
                    PyUnicode_ReadChar(name, 0) == '_' && PyUnicode_ReadChar(name, 1) == '_';
-    if (!state->whole && !special) {
+    /* Without a state the module is not executed yet. */
+    if (state != NULL && !state->whole && !special) {
 #define X(part)                                                                                    \
     if (plait_##part##_exec(module, state) < 0)                                                    \
         return NULL;
@@ -65,6 +66,9 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 #define X(type, name) Py_VISIT(state->name);
     PLAIT_OBJECTS(X)
 #undef X
+    /* Handles that wait for their next use keep their types. */
+    for (int i = 0; i < state->loop.free_handles_len; i++)
+        Py_VISIT(Py_TYPE(state->loop.free_handles[i]));
     return 0;
 }
 

@@ -63,7 +63,16 @@ static PyGetSetDef drained_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+/* The state owns the one instance: without this the collector would never see that only the
+ * instance keeps its type, the type the module, and the module the state. */
+static int drained_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    return 0;
+}
+
 static PyType_Slot drained_slots[] = {
+    {Py_tp_traverse, drained_traverse},
     {Py_tp_doc, (void *)"A drain that has nothing to wait for."},
     {Py_tp_iter, PyObject_SelfIter},
     {Py_tp_iternext, drained_next},
@@ -77,7 +86,8 @@ static PyType_Slot drained_slots[] = {
 static PyType_Spec drained_spec = {
     .name = "plait._core.StreamDrained",
     .basicsize = sizeof(PyObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = drained_slots,
 };
 

@@ -54,14 +54,16 @@ static int queue_bytes(TransportObject *t, PyObject *const *pieces, Py_ssize_t n
         return 0;
     if (t->lost_writes > 0 || !plait_transport_is_live(t))
         return count_lost_write(t);
-    for (Py_ssize_t i = 0; i < n; i++)
+    Py_ssize_t i = 0;
+    do {
         chunks[i] = (struct pl_chunk){.data = PyBytes_AS_STRING(pieces[i]),
                                       .len = (size_t)PyBytes_GET_SIZE(pieces[i]),
                                       .owner = Py_NewRef(pieces[i])};
+    } while (++i < n);
     int r = pl_stream_write(&t->stream, chunks, (uint32_t)n);
     if (PL_UNLIKELY(r < 0)) {
-        for (Py_ssize_t i = 0; i < n; i++)
-            Py_DECREF(pieces[i]);
+        while (i > 0)
+            Py_DECREF(pieces[--i]);
         if (r == -ENOMEM) {
             PyErr_NoMemory();
             return -1;

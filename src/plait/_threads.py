@@ -255,7 +255,7 @@ def _count(name: str, value: Any, least: int, most: int) -> int:
 class ThreadOptions:
     """A thread pool with options for what is submitted: made by ThreadPool.options."""
 
-    __slots__ = ("_pool", "_spec")
+    __slots__ = ("__weakref__", "_pool", "_spec")
 
     def __init__(self, pool: ThreadPool, spec: tuple[int, int, int, str | None]) -> None:
         self._pool = pool

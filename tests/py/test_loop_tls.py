@@ -370,9 +370,9 @@ def test_wrong_name_is_refused(
 def test_bad_arguments(mine: Any, server_context: ssl.SSLContext) -> None:
     async def try_all() -> None:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            for name in ("ssl_handshake_timeout", "ssl_shutdown_timeout"):
+        for name in ("ssl_handshake_timeout", "ssl_shutdown_timeout"):
+            ours, theirs = socket.socketpair()  # a refusal may close it
+            with ours, theirs:
                 with pytest.raises(ValueError, match=name):
                     await loop.create_connection(
                         Recorder, sock=ours, ssl=server_context, server_hostname="x", **{name: 0}
@@ -501,7 +501,8 @@ def test_all_is_sent_after_the_peers_end(
         raw = socket.socket(fileno=os.dup(sock.fileno()))
         raw.shutdown(socket.SHUT_WR)
         raw.close()
-        with contextlib.suppress(ssl.SSLEOFError):
+        # An engine that has something to send at the end cannot do so.
+        with contextlib.suppress(ssl.SSLEOFError, BrokenPipeError):
             while data := sock.recv(1 << 16):
                 got.extend(data)
 

@@ -584,6 +584,7 @@ def test_cancelling_the_coroutine_stops_the_task(any_loop_factory: Any) -> None:
 
         waiting = asyncio.ensure_future(wait())
         await asyncio.get_running_loop().run_in_executor(None, begun.wait)
+        await asyncio.sleep(0)  # it may have been over at once: `waiting` begins to wait
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
