@@ -83,13 +83,13 @@ int pl_channel_create(const struct pl_sys *sys, uint64_t capacity, uint64_t size
     int error = sys->ftruncate(fd, (int64_t)total);
     if (error == 0)
         error = sys->mmap_shared(fd, data_offset(), &base);
-    if (error < 0)
+    if (error != 0)
         goto fail;
     struct pl_channel_share *share = base;
     error = lock_init(&share->send_lock);
     if (error == 0)
         error = lock_init(&share->receive_lock);
-    if (error < 0)
+    if (error != 0)
         goto fail_map;
     share->capacity = capacity;
     share->size = rounded;

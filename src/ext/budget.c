@@ -77,6 +77,7 @@ struct plait_monitor {
     struct plait_slot *_Atomic slots; /* owns; only ever grows, at its head */
     bool running;
     bool stop;
+    bool over;           /* the interpreter ends: `stop` stays */
     _Atomic bool parked; /* partner of the exchange in `arm` */
     _Atomic int64_t look;
     pthread_t thread;
@@ -90,6 +91,24 @@ struct plait_monitor {
 
 /* ---- slots ---- */
 
+/* Makes the lock and the condition, in a child over those that a lost thread may hold. */
+static int monitor_reset(struct plait_monitor *m)
+{
+    pthread_condattr_t attr;
+    if (pthread_condattr_init(&attr) != 0)
+        return -1;
+    int error = pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    if (error == 0)
+        error = pthread_cond_init(&m->wake, &attr);
+    (void)pthread_condattr_destroy(&attr);
+    if (error != 0)
+        return -1;
+    if (pthread_mutex_init(&m->lock, NULL) == 0)
+        return 0;
+    (void)pthread_cond_destroy(&m->wake);
+    return -1;
+}
+
 static struct plait_monitor *monitor_new(struct plait_state *state)
 {
     struct plait_monitor *m = PyMem_RawCalloc(1, sizeof *m);
@@ -99,23 +118,11 @@ static struct plait_monitor *monitor_new(struct plait_state *state)
     atomic_init(&m->look, LOOK_MAX);
     m->interp = PyInterpreterState_Get();
     m->over_budget = state->over_budget; // borrowed
-    pthread_condattr_t attr;
-    if (pthread_condattr_init(&attr) != 0)
-        goto fail;
-    if (pthread_condattr_setclock(&attr, CLOCK_MONOTONIC) != 0 ||
-        pthread_cond_init(&m->wake, &attr) != 0) {
-        (void)pthread_condattr_destroy(&attr);
-        goto fail;
-    }
-    (void)pthread_condattr_destroy(&attr);
-    if (pthread_mutex_init(&m->lock, NULL) != 0) {
-        (void)pthread_cond_destroy(&m->wake);
-        goto fail;
+    if (monitor_reset(m) < 0) {
+        PyMem_RawFree(m);
+        return NULL;
     }
     return m;
-fail:
-    PyMem_RawFree(m);
-    return NULL;
 }
 
 static void monitor_share(struct plait_monitor *m)
@@ -180,6 +187,7 @@ static struct plait_slot *take_slot(struct plait_monitor *m, PyThreadState *tsta
     slot->ident = PyThread_get_thread_ident();
     slot->top = NULL;
     slot->depth = 0;
+    atomic_store_explicit(&slot->aside, false, memory_order_relaxed);
     /* That the process's first thread is also the interpreter's main one is a guess, and
      * `on_pending` corrects it where an embedding program does otherwise. */
     /* Relaxed: whichever way the monitor takes, it checks again. */
@@ -236,6 +244,18 @@ struct plait_slot *plait_slot_get(struct plait_state *state)
         return m->last_slot;
 #endif
     return find_slot(state, m);
+}
+
+void plait_budget_step_aside(struct plait_state *state, unsigned long ident, bool aside)
+{
+    struct plait_monitor *m = state->budget.monitor;
+    if (m == NULL)
+        return;
+    /* Relaxed, all of these: the interpreter's lock orders them. */
+    struct plait_slot *slot = atomic_load_explicit(&m->slots, memory_order_relaxed);
+    for (; slot != NULL; slot = slot->next)
+        if (slot->tstate != NULL && slot->ident == ident)
+            atomic_store_explicit(&slot->aside, aside, memory_order_relaxed);
 }
 
 /* ---- the monitor ---- */
@@ -339,40 +359,70 @@ static int monitor_start(struct plait_state *state, struct plait_monitor *m);
 static PyObject *budget_stop(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
     struct plait_state *state = plait_state_of_module(module);
-    if (state->budget.monitor != NULL)
+    if (state->budget.monitor != NULL) {
+        state->budget.monitor->over = true;
         monitor_stop(state->budget.monitor);
+    }
     Py_RETURN_NONE;
 }
 
 /* A fork copies one thread only. The monitor ends before it, and begins anew behind it, so
- * that the child finds no lock that is held for ever. */
+ * that the child finds no lock that is held for ever. Other threads may run while it ends, and
+ * fork, too, or begin budgets: `forking` counts forks and keeps the monitor from being started. */
 static PyObject *budget_before_fork(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
     struct plait_state *state = plait_state_of_module(module);
     struct plait_monitor *m = state->budget.monitor;
-    if (m == NULL || !m->running)
-        Py_RETURN_NONE;
-    monitor_stop(m);
-    m->stop = false;
-    state->budget.forking = true;
+    state->budget.forking++;
+    if (m != NULL && m->running) {
+        monitor_stop(m);
+        m->stop = m->over;
+    }
     Py_RETURN_NONE;
 }
 
 /* The next call with a budget starts it; but one may be running now, perhaps the very one that
  * forks. The slots of threads that the child does not have were given up before this. */
-static PyObject *budget_after_fork(PyObject *module, PyObject *Py_UNUSED(ignored))
+static int resume_after_fork(struct plait_state *state)
 {
-    struct plait_state *state = plait_state_of_module(module);
     struct plait_monitor *m = state->budget.monitor;
-    if (m == NULL || !state->budget.forking)
-        Py_RETURN_NONE;
-    state->budget.forking = false;
+    if (m == NULL || state->budget.forking > 0)
+        return 0;
     /* Relaxed: the interpreter's lock is held, and no monitor is there to race with. */
     struct plait_slot *slot = atomic_load_explicit(&m->slots, memory_order_relaxed);
     for (; slot != NULL; slot = slot->next)
         if ((atomic_load_explicit(&slot->word, memory_order_relaxed) & STATE) != IDLE)
             break;
-    if (slot != NULL && monitor_start(state, m) < 0)
+    return slot == NULL ? 0 : monitor_start(state, m);
+}
+
+static PyObject *budget_after_fork(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    struct plait_state *state = plait_state_of_module(module);
+    /* 0 where the hooks were registered between the two. */
+    if (state->budget.forking > 0)
+        state->budget.forking--;
+    if (resume_after_fork(state) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* In the child there is no monitor, whatever was under way in the parent's other threads. */
+static PyObject *budget_after_fork_in_child(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    struct plait_state *state = plait_state_of_module(module);
+    struct plait_monitor *m = state->budget.monitor;
+    state->budget.forking = 0;
+    if (m == NULL)
+        Py_RETURN_NONE;
+    if (m->running) {
+        /* One that was started too late to be ended: its locks are given up with it. */
+        m->running = false;
+        if (monitor_reset(m) < 0)
+            return PyErr_NoMemory();
+    }
+    m->stop = m->over;
+    if (resume_after_fork(state) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -392,11 +442,11 @@ static int register_hooks(struct plait_state *state)
     PyObject *os = PyImport_ImportModule("os");
     PyObject *hook = os == NULL ? NULL : PyObject_GetAttrString(os, "register_at_fork");
     PyObject *none = hook == NULL ? NULL : PyTuple_New(0);
-    PyObject *kwargs =
-        none == NULL
-            ? NULL
-            : Py_BuildValue("{s:O,s:O,s:O}", "before", state->budget_before_fork, "after_in_parent",
-                            state->budget_after_fork, "after_in_child", state->budget_after_fork);
+    PyObject *kwargs = none == NULL
+                           ? NULL
+                           : Py_BuildValue("{s:O,s:O,s:O}", "before", state->budget_before_fork,
+                                           "after_in_parent", state->budget_after_fork,
+                                           "after_in_child", state->budget_after_fork_in_child);
     told = kwargs == NULL ? NULL : PyObject_Call(hook, none, kwargs);
     Py_XDECREF(os);
     Py_XDECREF(hook);
@@ -417,7 +467,8 @@ static int monitor_start(struct plait_state *state, struct plait_monitor *m)
         return 0;
     if (register_hooks(state) < 0)
         return -1;
-    if (m->running) /* importing may have let another thread in */
+    /* Importing may have let another thread in. After a fork it is started anew. */
+    if (m->running || m->stop || state->budget.forking > 0)
         return 0;
     atomic_store_explicit(&m->parked, false, memory_order_relaxed); /* no thread reads it yet */
     sigset_t all, before;
@@ -581,13 +632,14 @@ static void fire_async(struct plait_monitor *m, struct plait_slot *slot, uint64_
                                                 memory_order_acq_rel, memory_order_relaxed)) {
         int64_t deadline = atomic_load_explicit(&slot->deadline, memory_order_relaxed);
         bool due = deadline <= now;
+        bool aside = atomic_load_explicit(&slot->aside, memory_order_relaxed);
 #ifndef Py_GIL_DISABLED
         /* Its frames stand still while this thread has the lock. Whoever claimed the word
          * keeps the budget's frame in C from being left. */
         PyObject *code = slot->top->owner->code;
-        bool allowed = due && may_raise(slot->tstate, code);
+        bool allowed = due && !aside && may_raise(slot->tstate, code);
 #else
-        bool allowed = due;
+        bool allowed = due && !aside;
 #endif
         if (allowed)
             allowed = PyThreadState_SetAsyncExc(slot->ident, m->over_budget) == 1;
@@ -664,7 +716,9 @@ static bool disarm(struct plait_slot *slot)
             continue;
         if ((word & STATE) != FIRED)
             return false;
-        (void)PyThreadState_SetAsyncExc(slot->ident, NULL); /* taken back, if still there */
+        /* Taken back, if still there; what has come in its place is not ours to take. */
+        if (!atomic_load_explicit(&slot->aside, memory_order_relaxed))
+            (void)PyThreadState_SetAsyncExc(slot->ident, NULL);
         return true;
     }
 }
@@ -746,6 +800,7 @@ static PyMethodDef budget_methods[] = {
     {"_budget_stop", budget_stop, METH_NOARGS, NULL},
     {"_budget_before_fork", budget_before_fork, METH_NOARGS, NULL},
     {"_budget_after_fork", budget_after_fork, METH_NOARGS, NULL},
+    {"_budget_after_fork_in_child", budget_after_fork_in_child, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -767,9 +822,13 @@ int plait_budget_exec(PyObject *module, struct plait_state *state)
     state->budget_stop = PyObject_GetAttrString(module, "_budget_stop");
     state->budget_before_fork = PyObject_GetAttrString(module, "_budget_before_fork");
     state->budget_after_fork = PyObject_GetAttrString(module, "_budget_after_fork");
+    state->budget_after_fork_in_child =
+        PyObject_GetAttrString(module, "_budget_after_fork_in_child");
     if (state->budget_stop == NULL || state->budget_before_fork == NULL)
         return -1;
-    return state->budget_after_fork == NULL ? -1 : 0;
+    if (state->budget_after_fork == NULL)
+        return -1;
+    return state->budget_after_fork_in_child == NULL ? -1 : 0;
 }
 
 void plait_budget_clear(struct plait_state *state)

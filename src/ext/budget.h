@@ -31,6 +31,7 @@ struct plait_slot {
     PyThreadState *tstate; /* borrows; NULL: nobody's, free for the next thread */
     unsigned long ident;
     _Atomic bool in_main; /* pending calls reach this thread */
+    _Atomic bool aside;   /* another's asynchronous exception is under way to it */
 };
 
 static inline int64_t plait_budget_now(void)
@@ -42,6 +43,11 @@ static inline int64_t plait_budget_now(void)
 
 /* The calling thread's slot, made on first use. NULL with an exception set. */
 struct plait_slot *plait_slot_get(struct plait_state *state);
+
+/* A thread has one place for an asynchronous exception. Between `true`, which comes before the
+ * stop of a thread pool's task is sent, and `false`, when that has ended, budgets of the thread
+ * neither send theirs nor take one back. The interpreter's lock is held. */
+void plait_budget_step_aside(struct plait_state *state, unsigned long ident, bool aside);
 
 /* Calls fn as a task, without a budget: tasks that it calls are plain calls. */
 static inline PyObject *plait_slot_call(struct plait_slot *slot, PyObject *fn,

@@ -139,6 +139,12 @@ static void request_finish(FileQueueObject *q, struct request *r)
 static PyObject *request_start(FileQueueObject *q, struct request *r)
 {
     int code;
+    /* Looked at before, but a buffer's own code has run meanwhile. */
+    if (q->files == NULL || q->busy) {
+        request_free(r);
+        PyErr_SetString(PyExc_RuntimeError, "the queue of file operations is closed, or in use");
+        return NULL;
+    }
     if (r->core.len > LARGE) {
         q->busy = true;
         Py_BEGIN_ALLOW_THREADS;
@@ -162,7 +168,10 @@ static PyObject *request_start(FileQueueObject *q, struct request *r)
     if (r->next != NULL)
         r->next->link = &r->next;
     q->inflight = r;
+    /* It may end and be freed by what the loop's method runs: so nobody may collect until then. */
+    q->busy = true;
     r->future = PyObject_CallMethodNoArgs(q->loop, q->state->str_create_future);
+    q->busy = false;
     return Py_XNewRef(r->future); /* without one the operation ends unseen */
 }
 
@@ -410,15 +419,15 @@ static uint32_t shut(FileQueueObject *q, int64_t timeout_ns)
     if (files == NULL)
         return 0;
     uint32_t left = 0;
+    /* To the end: what futures and buffers run when they are dropped may come back here. */
+    q->busy = true;
     /* Nobody is told any more: the loop ends, or nothing refers to it. */
     for (struct request *r = q->inflight; r != NULL; r = r->next)
         Py_CLEAR(r->future);
     if (files->pid == getpid()) {
-        q->busy = true;
         Py_BEGIN_ALLOW_THREADS;
         left = pl_files_settle(files, timeout_ns);
         Py_END_ALLOW_THREADS;
-        q->busy = false;
         collect(q);
     } else {
         while (q->inflight != NULL) { /* the parent's; the copies here are ours alone */
@@ -429,6 +438,7 @@ static uint32_t shut(FileQueueObject *q, int64_t timeout_ns)
     }
     q->files = NULL;
     q->inflight = NULL;
+    q->busy = false;
     if (left == 0) {
         pl_files_fini(files);
         PyMem_Free(files);
@@ -449,7 +459,10 @@ static PyObject *queue_close(PyObject *self, PyObject *arg)
         return NULL;
     if (!(seconds >= 0 && seconds <= 1e9))
         return PyErr_Format(PyExc_ValueError, "timeout must be from 0 to 1e9 seconds, not %R", arg);
-    return PyLong_FromUnsignedLong(shut((FileQueueObject *)self, (int64_t)(seconds * 1e9)));
+    FileQueueObject *q = (FileQueueObject *)self;
+    if (q->busy)
+        return PyErr_Format(PyExc_RuntimeError, "the queue of file operations is in use");
+    return PyLong_FromUnsignedLong(shut(q, (int64_t)(seconds * 1e9)));
 }
 
 PyDoc_STRVAR(fileno_doc, "fileno($self, /)\n--\n\n"

@@ -16,6 +16,7 @@ struct plait_monitor;
     X(PyObject, budget_stop)         \
     X(PyObject, budget_before_fork)  \
     X(PyObject, budget_after_fork)   \
+    X(PyObject, budget_after_fork_in_child) \
     X(PyObject, stop)                \
     X(PyObject, str_dunder_await)
 // clang-format on
@@ -23,7 +24,7 @@ struct plait_monitor;
 struct plait_budget_state {
     struct plait_monitor *monitor; /* shares; NULL before the first budget */
     bool hooked;                   /* atexit and fork know about it */
-    bool forking;                  /* the monitor was stopped for a fork */
+    unsigned forking;              /* forks under way: the monitor is not to be started */
 };
 
 #endif /* PLAIT_STATE_AUTO_H */

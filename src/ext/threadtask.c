@@ -22,6 +22,7 @@
  * Sections: times, names and errors, the end of a task, stopping, posting, running, deadlines,
  * what futures ask.
  */
+#include "budget.h"
 #include "thread.h"
 
 #include <errno.h>
@@ -238,6 +239,7 @@ static void request_stop(struct plait_crew *crew, struct plait_task *task, enum 
     if (worker == NULL || worker->task != task || crew->gentle)
         return;
     task->sent = true;
+    plait_budget_step_aside(crew->state, worker->ident, true);
     (void)PyThreadState_SetAsyncExc(worker->ident, crew->state->task_stopped);
 }
 
@@ -530,6 +532,7 @@ static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, stru
         if (task->sent) {
             task->sent = false;
             (void)PyThreadState_SetAsyncExc(me->ident, NULL);
+            plait_budget_step_aside(crew->state, me->ident, false);
         }
         now = clock_now();
         if (error == NULL || task->retries == 0 || task->asked != PLAIT_ASKED_NOTHING ||

@@ -19,7 +19,6 @@ import inspect
 import os
 import pickle
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping
@@ -176,27 +175,18 @@ def state_of(task: AnyTask) -> State:
 
 # ---- the strands ---------------------------------------------------------------------
 
-_pools: dict[str, Executor] = {}
-_pools_lock = threading.Lock()
+_given: Executor | None = None
+"""The process pool that use_pool was given."""
 
 
 def _pool(strand: str, state: State) -> Executor:
     """The pool of a strand; the first call that needs one starts it."""
-    if strand == "process" and state.pool is not None:
-        return state.pool
-    with _pools_lock:
-        pool = _pools.get(strand)
-        if pool is None:
-            if strand == "process":
-                from ._pool import ProcessPool
+    from . import _strands
 
-                pool = ProcessPool()
-            else:
-                from ._threads import ThreadPool
-
-                pool = ThreadPool(min(32, (os.cpu_count() or 1) + 4))
-            _pools[strand] = pool
-    return pool
+    if strand == "thread":
+        return _strands.threads()
+    given = state.pool if state.pool is not None else _given
+    return given if given is not None else _strands.processes()
 
 
 def use_pool(pool: Executor | None) -> None:
@@ -211,17 +201,13 @@ def use_pool(pool: Executor | None) -> None:
     """
     if pool is not None and not isinstance(pool, Executor):
         raise TypeError(f"pool must be an Executor or None, not {pool!r}")
-    with _pools_lock:
-        if pool is None:
-            _pools.pop("process", None)
-        else:
-            _pools["process"] = pool
+    global _given
+    _given = pool
 
 
 def _after_fork_in_child() -> None:
-    global _pools_lock
-    _pools_lock = threading.Lock()
-    _pools.clear()
+    global _given
+    _given = None
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

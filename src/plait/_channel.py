@@ -128,12 +128,16 @@ class Channel(_core.ChannelBase, Generic[_T]):
 
     @staticmethod
     def _wake(waiters: list[Any]) -> None:
+        # A waiter is taken off after it is woken: TaskStopped may be raised between any two
+        # steps of a thread, and then one wake-up too many is better than one that is lost.
         while waiters:
             try:
-                waiter = waiters.pop(0)
-            except IndexError:  # another thread was faster
-                return
-            if waiter.wake():
+                waiter = waiters[0]
+                woken = waiter.wake()
+                waiters.remove(waiter)
+            except (IndexError, ValueError):  # another thread was faster
+                continue
+            if woken:
                 return
 
     def _leave(self, waiters: list[Any], waiter: LoopWaiter | ThreadWaiter) -> None:
@@ -216,9 +220,15 @@ class Channel(_core.ChannelBase, Generic[_T]):
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             waiter = ThreadWaiter()
-            if self._put(item, waiter):
-                return
-            self._block(waiter, self._senders, end)
+            # From here on the waiter may be on the list, whatever is raised in this thread.
+            try:
+                if self._put(item, waiter):
+                    return
+                self._block(waiter, end)
+            except BaseException:
+                waiter.gone = True
+                self._leave(self._senders, waiter)
+                raise
 
     def receive_blocking(self, timeout: float | None = None) -> _T:
         """Take the next item, blocking this thread until there is one.
@@ -237,20 +247,20 @@ class Channel(_core.ChannelBase, Generic[_T]):
             end = None if timeout is None else time.monotonic() + timeout
             while item is _NOTHING:
                 waiter = ThreadWaiter()
-                item = self._take(waiter)
-                if item is _NOTHING:
-                    self._block(waiter, self._receivers, end)
+                try:
+                    item = self._take(waiter)
+                    if item is _NOTHING:
+                        self._block(waiter, end)
+                except BaseException:
+                    waiter.gone = True
+                    self._leave(self._receivers, waiter)
+                    raise
         return item  # type: ignore[no-any-return]
 
-    def _block(self, waiter: ThreadWaiter, waiters: list[Any], end: float | None) -> None:
-        try:
-            if waiter.wait(None if end is None else end - time.monotonic()):
-                return
+    @staticmethod
+    def _block(waiter: ThreadWaiter, end: float | None) -> None:
+        if not waiter.wait(None if end is None else end - time.monotonic()):
             raise TimeoutError("the channel did not change in time")
-        except BaseException:
-            waiter.gone = True
-            self._leave(waiters, waiter)
-            raise
 
     def __iter__(self) -> Iterator[_T]:
         return self

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ._handle import Masked
+
 if TYPE_CHECKING:
     from ._handle import Handle
     from ._scope import Scope
@@ -40,7 +42,7 @@ class Completed:
         scope = self._scope
         if scope._loop is not None:
             raise TypeError(f"{scope._name} has a loop: use `async for` over completed()")
-        with scope._lock:
+        with Masked(), scope._lock:
             while True:
                 handle = scope._next_finished()
                 if handle is not None:

@@ -345,7 +345,7 @@ class Crew:
         gentle: bool,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
-        start: Callable[[Any], None],
+        start: Callable[[Any, list[None]], None],
         watch: Callable[[Any], None],
         fail: Callable[[Any, BaseException], BaseException],
     ) -> None: ...

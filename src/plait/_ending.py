@@ -38,6 +38,7 @@ from ._handle import (
     WAITING,
     Extra,
     Handle,
+    Masked,
 )
 from ._report import ScopeReport, Sums
 
@@ -46,6 +47,9 @@ __all__ = ["GRACE", "Ending", "check_count", "check_seconds", "entered"]
 GRACE = 1.0
 _FOLD = 8192  # finished handles that are turned into sums at a time
 _FOLD_ABOVE = 16384
+_MASKED = 0.002  # seconds until a thread that must not be torn apart is asked again
+_LAST_TURNS = 8  # of the loop, between the end of the grace and giving up
+_WAIT_TURNS = 1000  # for inner scopes that do the same
 _LOOK_AGAIN = 0.05  # seconds: the longest pause between two looks at what is cancelled
 _numbers = itertools.count(1)
 
@@ -101,7 +105,7 @@ class Ending(_core.ScopeBase):
         self._ends = threading.Condition(self._lock)  # used without a loop only
         self._host: asyncio.Task[Any] | None = None
         self._parent: Any = None  # the scope around this one
-        self._inner: weakref.WeakSet[Ending] = weakref.WeakSet()  # scopes without a loop
+        self._inner: set[Ending] = set()  # scopes without a loop that threads of this one are in
         self._token: Token[Any] | None = None
         self._queue: deque[Handle[Any]] = deque()  # they wait for the limit
         self._running = 0  # counted when there is a limit
@@ -114,6 +118,9 @@ class Ending(_core.ScopeBase):
         self._give_up_at = 0.0
         self._body_done = False
         self._late = False
+        self._worker: Extra | None = None  # of the thread that is in it
+        self._last_turns = 0  # nonzero: about to give up
+        self._wait_turns = 0
         self._host_cancels = 0
         self._host_cancelling = 0
         self._errors: list[BaseException] = []
@@ -338,7 +345,7 @@ class Ending(_core.ScopeBase):
         then raises no error of its own. Any thread may call this; it does not wait.
         """
         if self._loop is None:
-            with self._lock:
+            with Masked(), self._lock:
                 self._cancel_now()
         elif threading.get_ident() == self._thread:
             self._cancel_now()
@@ -359,9 +366,8 @@ class Ending(_core.ScopeBase):
                 self._end(handle, CANCELLED, None, None)
         for handle in self._living():
             extra = handle._extra
-            if handle._where in (THREAD, PROCESS) and not (extra.cancelled or extra.expired):
-                # Once only: each call raises TaskStopped again, where a task may be cleaning up.
-                handle._task.cancel()
+            if extra is not None and not (extra.cancelled or extra.expired):
+                self._stop_far(handle)
         with self._lock:
             inner = list(self._inner)
         for scope in inner:
@@ -384,14 +390,14 @@ class Ending(_core.ScopeBase):
         if self._grace_timer is not None:
             self._grace_timer.cancel()
         self._give_up_at = now + left
-        self._grace_timer = self._later(left, self._give_up)
+        self._grace_timer = self._later(left, self._grace_over)
 
     def _cancel_one(self, handle: Handle[Any]) -> bool:
         """Handle.cancel; any thread."""
         if not handle._live:
             return False
         if self._loop is None:
-            with self._lock:
+            with Masked(), self._lock:
                 self._cancel_handle(handle)
         elif threading.get_ident() == self._thread:
             self._cancel_handle(handle)
@@ -427,8 +433,26 @@ class Ending(_core.ScopeBase):
         extra.timer = self._later(self._grace, partial(self._abandon, handle))
         if handle._where == LOOP:
             self._look_soon()
-        elif handle._task is not None:
+        else:
+            self._stop_far(handle)
+
+    def _stop_far(self, handle: Handle[Any]) -> None:
+        """Ask a thread or a process to stop.
+
+        Once only: each call raises TaskStopped again, where a task may be cleaning up.
+        """
+        if not handle._live or handle._task is None:
+            return
+        if handle._where == PROCESS:
             handle._task.cancel()
+        elif handle._where == THREAD:
+            extra = handle._extra
+            assert extra is not None
+            with extra.guard:
+                if extra.masked == 0:
+                    handle._task.cancel()
+                    return
+            self._later(_MASKED, partial(self._stop_far, handle))
 
     @staticmethod
     def _disarm(extra: Extra) -> None:
@@ -485,13 +509,44 @@ class Ending(_core.ScopeBase):
                 pause = min(_LOOK_AGAIN, 0.0005 * 2 ** min(self._looks - 4, 10))
                 self._delivery = self._loop.call_later(pause, self._deliver)
 
-    def _give_up(self) -> None:
+    def _grace_over(self) -> None:
         """The grace time is over."""
         if self._phase == "closed":
             return
         if not self._body_done:
             self._late = True  # the body is the caller's own: only leaving it can end it
+        elif self._loop is None:
+            self._give_up()
+        else:
+            self._last_turns = _LAST_TURNS
+            self._wait_turns = _WAIT_TURNS
+            self._last_turn()
+
+    def _last_turn(self) -> None:
+        """Let the loop turn a few times before giving up, for what is about to end.
+
+        A loop that was held up finds the ends of this scope's grace and of its inner scopes'
+        together. Those come first, and what they then raise needs some turns to arrive here.
+        """
+        if self._phase == "closed" or self._count == 0:
             return
+        busy = any(
+            inner._last_turns
+            for handle in self._living()
+            if handle._where == LOOP and handle._task is not None
+            for inner in entered.get(handle._task, ())
+        )
+        if busy and self._wait_turns > 0:
+            self._wait_turns -= 1
+        else:
+            self._last_turns -= 1
+        if self._last_turns > 0:
+            assert self._loop is not None
+            self._grace_timer = self._loop.call_soon(self._last_turn)
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
         for handle in self._living():
             self._abandon(handle)
 

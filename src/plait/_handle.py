@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from asyncio import CancelledError, events
 from collections.abc import Generator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import _core
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from asyncio import Future
     from contextvars import Context
 
-__all__ = ["STATES", "STRANDS", "Handle"]
+__all__ = ["STATES", "STRANDS", "Extra", "Handle", "Masked", "working"]
 
 _T = TypeVar("_T")
 
@@ -36,7 +38,10 @@ class Extra:
         "context",
         "expired",
         "generator",
+        "guard",
         "kwargs",
+        "masked",
+        "open",
         "outcome",
         "place",
         "placement",
@@ -59,9 +64,37 @@ class Extra:
         self.cancelled = False  # by Handle.cancel
         self.expired = False  # its timeout has passed
         self.outcome: tuple[Any, BaseException | None] | None = None  # a thread's own account
+        self.guard = threading.Lock()
+        self.open: list[Any] = []  # scopes that its thread has entered and not left
+        self.masked = 0  # how deep its thread is in what TaskStopped must not tear apart
         self.place = ""  # the thread's name
         self.timer: Any = None  # of its timeout, later of its grace
         self.waiters: list[Future[None]] | None = None
+
+
+working: ContextVar[Extra | None] = ContextVar("plait_working", default=None)
+"""What this thread does for a scope."""
+
+
+class Masked:
+    """A block of plait's own in which this thread's task is not sent TaskStopped.
+
+    That exception may be raised between any two steps, also between taking a lock and the
+    block that gives it back. A scope that wants the task to stop asks again a little later.
+    """
+
+    __slots__ = ("_extra",)
+
+    def __enter__(self) -> None:
+        self._extra = working.get()
+        if self._extra is not None:
+            with self._extra.guard:
+                self._extra.masked += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._extra is not None:
+            with self._extra.guard:
+                self._extra.masked -= 1
 
 
 class Handle(_core.HandleBase, Generic[_T]):

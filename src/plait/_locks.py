@@ -12,6 +12,7 @@ from collections import deque
 from types import TracebackType
 from typing import Any
 
+from ._handle import Masked
 from ._waiters import LoopWaiter, ThreadWaiter, Waiter, check_may_block
 
 __all__ = ["Event", "Limiter", "Lock"]
@@ -28,9 +29,11 @@ class _Tokens:
         self._waiters: deque[Waiter] = deque()
 
     def _take(self, waiter: Waiter | None) -> bool:
-        with self._guard:
+        with Masked(), self._guard:
             if self._free > 0:
                 self._free -= 1
+                if waiter is not None:
+                    waiter.woken = True
                 return True
             if waiter is not None:
                 self._waiters.append(waiter)
@@ -38,7 +41,7 @@ class _Tokens:
 
     def _give(self) -> None:
         """A token is free: the next who waits has it."""
-        with self._guard:
+        with Masked(), self._guard:
             while self._waiters:
                 if self._waiters.popleft().wake():
                     return
@@ -46,7 +49,7 @@ class _Tokens:
 
     def _leave(self, waiter: Waiter) -> None:
         """A waiter goes away without what it may have been given."""
-        with self._guard:
+        with Masked(), self._guard:
             if isinstance(waiter, ThreadWaiter):
                 waiter.gone = True
             if not waiter.woken:
@@ -76,10 +79,8 @@ class _Tokens:
             return False
         check_may_block(f"waiting for {self._what}", "use `async with`, or await acquire()")
         waiter = ThreadWaiter()
-        if self._take(waiter):
-            return True
         try:
-            if waiter.wait(timeout):
+            if self._take(waiter) or waiter.wait(timeout):
                 return True
         except BaseException:
             self._leave(waiter)
@@ -227,7 +228,7 @@ class Event:
 
     def set(self) -> None:
         """Put the flag up and wake all who wait. Any strand may."""
-        with self._guard:
+        with Masked(), self._guard:
             self._set = True
             waiters, self._waiters = self._waiters, deque()
             for waiter in waiters:
@@ -235,18 +236,18 @@ class Event:
 
     def clear(self) -> None:
         """Take the flag down. Who was woken before goes on all the same."""
-        with self._guard:
+        with Masked(), self._guard:
             self._set = False
 
     def _add(self, waiter: Waiter) -> bool:
-        with self._guard:
+        with Masked(), self._guard:
             if self._set:
                 return False
             self._waiters.append(waiter)
             return True
 
     def _leave(self, waiter: Waiter) -> None:
-        with self._guard:
+        with Masked(), self._guard:
             if isinstance(waiter, ThreadWaiter):
                 waiter.gone = True
             if waiter in self._waiters:
@@ -281,10 +282,8 @@ class Event:
             return True
         check_may_block("wait_blocking()", "await wait()")
         waiter = ThreadWaiter()
-        if not self._add(waiter):
-            return True
         try:
-            if waiter.wait(timeout):
+            if not self._add(waiter) or waiter.wait(timeout):
                 return True
         except BaseException:
             self._leave(waiter)

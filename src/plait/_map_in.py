@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ._handle import Masked
 from ._pool import default_workers
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def map_sync(
     try:
         while True:
             window.fill(items)
-            with scope._lock:
+            with Masked(), scope._lock:
                 handle = window.take()
                 if handle is None and window.handles:
                     scope._ends.wait()

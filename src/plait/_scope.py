@@ -36,6 +36,8 @@ from ._handle import (
     THREAD,
     Extra,
     Handle,
+    Masked,
+    working,
 )
 
 if TYPE_CHECKING:
@@ -93,16 +95,20 @@ class Scope(Ending):
             raise RuntimeError(
                 "`with scope()` would block the loop that runs in this thread: use `async with`"
             )
-        if self._phase == "new":
-            self._open(None, Handle, _current, False)
-            self._watched = True
-        self._begin()
-        parent = self._parent
-        if parent is not None and not self._shield:
-            with parent._lock:
-                parent._inner.add(self)
-            if parent._cancelled:
-                self.cancel()
+        with Masked():
+            if self._phase == "new":
+                self._open(None, Handle, _current, False)
+                self._watched = True
+            self._begin()
+            self._worker = working.get()
+            if self._worker is not None:
+                self._worker.open.append(self)
+            parent = self._parent
+            if parent is not None and not self._shield:
+                with parent._lock:
+                    parent._inner.add(self)
+                if parent._cancelled:
+                    self.cancel()
         return self
 
     # ---- starting --------------------------------------------------------------------
@@ -113,7 +119,10 @@ class Scope(Ending):
         timeout = kwargs.pop("timeout", None)
         name = kwargs.pop("name", None)
         retries = kwargs.pop("retries", 0)
-        return self._launch(fn, args, kwargs, where, timeout, name, retries, False)
+        if self._loop is not None:
+            return self._launch(fn, args, kwargs, where, timeout, name, retries, False)
+        with Masked():
+            return self._launch(fn, args, kwargs, where, timeout, name, retries, False)
 
     def _launch(
         self,
@@ -171,7 +180,7 @@ class Scope(Ending):
                 except BaseException:
                     self._drop(handle)
                     raise
-                if self._cancelled:
+                if self._cancelled and self._loop is not None:
                     self._look_soon()
         return handle
 
@@ -310,10 +319,18 @@ class Scope(Ending):
         # A pool's task that was cancelled ends as cancelled whatever it did last. Nothing must
         # be lost here, so it leaves its own account.
         extra.outcome = None
+        extra.masked = 0
+        extra.open.clear()
         result: Any = None
         try:
-            # An attempt that was given up may still be in the context: the next gets a copy.
-            result = context.copy().run(_thread_main, self._loop, fn, args, kwargs)
+            try:
+                # An attempt that was given up may still be in the context: this gets a copy.
+                result = context.copy().run(_thread_main, self._loop, extra, fn, args, kwargs)
+            except TaskStopped as stopped:
+                # It may have come just before a scope of this thread was left: leave it now.
+                while extra.open:
+                    extra.open[-1]._leave(stopped)
+                raise
             extra.outcome = result, None
         except TaskStopped:
             raise
@@ -349,7 +366,7 @@ class Scope(Ending):
             self._deliver()
             self._give_up()
         elif self._late and self._count:
-            self._give_up()
+            self._grace_over()
         while self._count:
             self._waiter = self._loop.create_future()
             try:
@@ -401,6 +418,11 @@ class Scope(Ending):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> bool:
+        with Masked():
+            return self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> bool:
+        """Leave a scope without a loop."""
         outer: BaseException | None = None
         with self._lock:
             self._phase = "closing"
@@ -413,7 +435,7 @@ class Scope(Ending):
                 else:
                     self._fail(exc)
             if self._late and self._count:
-                self._give_up()
+                self._grace_over()
             # What another thread raises in this one may come at any instruction.
             while self._phase != "closed":
                 try:
@@ -429,6 +451,8 @@ class Scope(Ending):
         if self._parent is not None:
             with self._parent._lock:
                 self._parent._inner.discard(self)
+        if self._worker is not None and self in self._worker.open:
+            self._worker.open.remove(self)
         error = self._verdict()
         if error is not None:
             return self._raise(error, exc)
@@ -488,7 +512,7 @@ class Scope(Ending):
         if self._loop is not None:
             raise asyncio.InvalidStateError(f"{handle!r} has not ended: await it")
         end = None if timeout is None else time.monotonic() + timeout
-        with self._lock:
+        with Masked(), self._lock:
             while handle._live:
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
@@ -592,9 +616,14 @@ class Scope(Ending):
 
 
 def _thread_main(
-    loop: asyncio.AbstractEventLoop | None, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    loop: asyncio.AbstractEventLoop | None,
+    extra: Extra,
+    fn: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
     home.set(loop)
+    working.set(extra)
     return fn(*args, **kwargs)
 
 

@@ -51,8 +51,13 @@ class _Clock:
             when = time.monotonic() + max(0.0, seconds)
             heapq.heappush(self._due, (when, next(self._order), timer))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="plait-clock", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="plait-clock", daemon=True)
+                try:
+                    thread.start()
+                except BaseException:
+                    timer.cancel()
+                    raise
+                self._thread = thread  # only now: one that failed must not be counted on
             self._change.notify()
         return timer
 
@@ -74,7 +79,12 @@ class _Clock:
                 timer = heapq.heappop(self._due)[2]
             call, timer.call = timer.call, None
             if call is not None:
-                call()
+                try:
+                    call()
+                except Exception:  # the other calls are still to be made
+                    import logging
+
+                    logging.getLogger("plait").exception("a call of the clock failed: %r", call)
 
 
 class _Strands:

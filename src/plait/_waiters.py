@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from asyncio import Future, events
-from contextlib import suppress
 
 __all__ = ["LoopWaiter", "ThreadWaiter", "Waiter", "check_may_block"]
 
@@ -12,19 +11,20 @@ __all__ = ["LoopWaiter", "ThreadWaiter", "Waiter", "check_may_block"]
 class LoopWaiter:
     """A task that waits on its loop.
 
-    `wake` may be called by any thread, and is called once.
+    `wake` may be called by any thread, more than once.
     """
 
-    __slots__ = ("future", "loop", "woken")
+    __slots__ = ("_token", "future", "loop", "woken")
 
     def __init__(self) -> None:
         self.loop = events.get_running_loop()
         self.future: Future[None] = self.loop.create_future()
         self.woken = False
+        self._token = threading.Lock()
 
     def wake(self) -> bool:
-        """Let the task go on; False when it has gone away already."""
-        if self.future.done():
+        """Let the task go on; False when it has gone away or was woken already."""
+        if self.future.done() or not self._token.acquire(blocking=False):
             return False
         self.woken = True
         if events._get_running_loop() is self.loop:
@@ -53,12 +53,14 @@ class ThreadWaiter:
         self.gone = False
 
     def wake(self) -> bool:
-        """Let the thread go on; False when it has gone away already."""
+        """Let the thread go on; False when it has gone away or was woken already."""
         if self.gone:
             return False
-        self.woken = True
-        with suppress(RuntimeError):
+        try:
             self.lock.release()
+        except RuntimeError:
+            return False
+        self.woken = True
         return True
 
     def wait(self, timeout: float | None) -> bool:

@@ -557,6 +557,34 @@ def test_budgets_work_in_a_forked_child() -> None:
     assert out == "ok\n"
 
 
+def test_a_budget_that_begins_during_a_fork() -> None:
+    """Another thread's, between the fork's first step and the fork itself."""
+    out = run_script(
+        ENDLESS
+        + """
+    asked, done = threading.Event(), threading.Event()
+    def other():
+        asked.wait()
+        assert _core.Task(int, lambda *a: None, 0.5, True).sync() == 0
+        done.set()
+    def hook():
+        asked.set()
+        done.wait()
+    os.register_at_fork(before=hook)
+    threading.Thread(target=other).start()
+    assert make().sync() == "again"
+    pid = os.fork()
+    if pid == 0:
+        __import__("signal").alarm(10)
+        os._exit(0 if make().sync() == "again" else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert make().sync() == "again"
+    print("ok")
+    """
+    )
+    assert out == "ok\n"
+
+
 def test_fork_within_a_budget() -> None:
     out = run_script(
         """

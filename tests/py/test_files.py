@@ -7,6 +7,7 @@ import errno
 import gc
 import io
 import os
+import select
 import subprocess
 import sys
 import warnings
@@ -764,3 +765,37 @@ def test_an_unknown_engine_is_refused() -> None:
             _core.FileQueue(loop, "magic")
     finally:
         loop.close()
+
+
+def test_what_comes_back_to_the_queue_in_the_middle() -> None:
+    """A loop's create_future that collects, and a buffer that closes the queue."""
+    loop = asyncio.new_event_loop()
+    ends = os.pipe()
+
+    class Loop:
+        def create_future(self) -> Any:
+            os.write(ends[1], b"x")
+            assert select.select([queue.fileno()], [], [], 20)[0]
+            queue.collect()
+            return asyncio.Future(loop=loop)
+
+    class Buffer:
+        def __buffer__(self, flags: int) -> memoryview:
+            queue.close(1.0)
+            return memoryview(b"abc")
+
+    try:
+        any_loop: Any = Loop()
+        queue = _core.FileQueue(any_loop, "threads")
+        future: Any = queue.read(ends[0], 10, None)
+        queue.collect()
+        assert future.result() == b"x"
+        if sys.version_info >= (3, 12):
+            data: Any = Buffer()
+            with pytest.raises(RuntimeError, match="closed"):
+                queue.write(ends[1], data, None)
+        queue.close(1.0)
+    finally:
+        loop.close()
+        os.close(ends[0])
+        os.close(ends[1])

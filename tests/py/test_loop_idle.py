@@ -28,9 +28,12 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 socks = []
 for i in range(wanted):
     sock = socket.socket()
+    # Half of all ports are taken: that is to be in nobody's way who listens on all addresses.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Its end is a reset: ports that stay taken for a minute would slow down what comes next.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    # Ports of one address pair would run out.
+    # Ports of one address pair would run out. The port is chosen by connect, which is quick.
+    sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
     sock.bind((f"127.0.0.{first + i // 10000}", 0))
     sock.connect(("127.0.0.1", port))
     socks.append(sock)

@@ -983,8 +983,9 @@ def test_resuming_after_the_loop_was_closed(client_context: ssl.SSLContext) -> N
     loop = plait.new_event_loop()
 
     async def make() -> Any:
+        running = asyncio.get_running_loop()
         return _core.SSLTransport(
-            loop, Recorder(), client_context, None, False, "localhost", True, 60.0, 30.0
+            running, Recorder(), client_context, None, False, "localhost", True, 60.0, 30.0
         )
 
     transport = loop.run_until_complete(make())

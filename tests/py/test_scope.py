@@ -518,13 +518,14 @@ def test_task_groups_inside_and_outside(run: Run) -> None:
                 group.create_task(in_scope())
                 group.create_task(fail(ValueError("group"), 5))
         assert len(caught.value.exceptions) == 1
+        before = cancelling()  # asyncio's groups left one behind before Python 3.13
         with pytest.raises(ExceptionGroup, match="TaskGroup"):
             async with plait.scope() as s:
                 other = s.start(forever)
                 s.start(in_group)
                 await forever()
         assert other.cancelled()
-        assert cancelling() == 0
+        assert cancelling() == before
 
     async def in_scope() -> None:
         async with plait.scope() as s:

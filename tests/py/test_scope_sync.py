@@ -331,3 +331,25 @@ def test_from_thread_needs_a_home() -> None:
             plait.from_thread(abs, 1)
 
     plait.run(main())
+
+
+def test_the_clock_goes_on_after_failures(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from plait import _strands
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    clock = _strands._Clock()
+    called: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            clock.later(0, lambda: called.append("refused"))
+    done = threading.Event()
+    clock.later(0, lambda: [][0])
+    clock.later(0.01, done.set)
+    assert done.wait(20)
+    assert called == []
+    assert "a call of the clock failed" in caplog.text

@@ -169,8 +169,8 @@ class Log:
         errors: list[BaseException] = list(self.errors.values())
         for handle, must_fail in self.thread_handles:
             # A thread that is stopped at its last step has not raised what it was about to.
-            if handle.state == "failed" and isinstance(handle._error, Marker):
-                errors.append(handle._error)
+            if handle.state == "failed":
+                errors += [e for e in flatten(handle._error) if isinstance(e, Marker)]
             elif must_fail and handle.state == "done":
                 self.broken.append(f"{handle} has lost its error")
         return {id(error) for error in errors}
@@ -323,8 +323,14 @@ def flatten(error: BaseException) -> Iterator[BaseException]:
 
 def check(tree: Tree, cancel_at: int | None, factory: Callable[[], Any]) -> None:
     log = Log()
+    late: list[BaseException] = []
+
+    def tell_late(loop: Any, context: dict[str, Any]) -> None:
+        assert "could not stop" in context["message"], context
+        late.extend(flatten(context["exception"]))
 
     async def main() -> BaseException | None:
+        asyncio.get_running_loop().set_exception_handler(tell_late)
         before = asyncio.all_tasks()
         task = asyncio.create_task(run_tree(log, tree))
         if cancel_at is not None:
@@ -334,7 +340,12 @@ def check(tree: Tree, cancel_at: int | None, factory: Callable[[], Any]) -> None
         done, _ = await asyncio.wait([task], timeout=TIMEOUT)
         assert done, "the tree did not end"
         log.go_on.set()
-        # Its handle's callbacks have run when the task has; nothing may be left.
+        # A shielded scope may take longer than the grace around it, and, on a busy machine,
+        # others as well: they are given up, but they end, and their errors are told late.
+        rest = asyncio.all_tasks() - before
+        if rest:
+            await asyncio.wait(rest, timeout=TIMEOUT)
+            await asyncio.sleep(0)
         assert asyncio.all_tasks() == before
         if task.cancelled():
             return None
@@ -342,12 +353,15 @@ def check(tree: Tree, cancel_at: int | None, factory: Callable[[], Any]) -> None
 
     with asyncio.Runner(loop_factory=factory) as runner:
         error = runner.run(main())
-    told = [] if error is None else list(flatten(error))
+    told = [*late, *([] if error is None else flatten(error))]
     assert log.broken == []
     markers = [e for e in told if isinstance(e, Marker)]
     ours = [e for e in markers if isinstance(e.args[0], int)]
     assert len({id(e) for e in ours}) == len(ours), "an error was told twice"
-    assert {id(e) for e in ours} == log.due(), f"{log.errors} of leaves, but {told} was told"
+    due = log.due()
+    # A thread that was given up may fail after all: then its error comes late.
+    extra = {id(e) for e in ours} - {id(e) for e in late}
+    assert extra <= due <= {id(e) for e in ours}, f"{log.errors} of leaves, but {told} was told"
     assert log.broken == []
     allowed = (Marker, plait.DeadlineExceeded, plait.Unstopped, plait.TaskTimeout)
     assert all(isinstance(e, allowed) for e in told), told
@@ -413,6 +427,7 @@ def thread_tree(log: Log, tree: Tree) -> None:
                 number = next(log.numbers)
                 if isinstance(child, Tree):
                     handles.append(s.start(thread_tree, log, child, where="thread"))
+                    log.thread_handles.append((handles[-1], False))
                 elif child.where != "process":
                     handle = s.start(
                         run_thread, log, number, mine, child, where="thread", timeout=child.timeout
@@ -422,7 +437,8 @@ def thread_tree(log: Log, tree: Tree) -> None:
             if tree.inline is not None:
                 thread_tree(log, tree.inline)
             if tree.body == "raise":
-                raise log.out(next(log.numbers))
+                # A body in a thread may be stopped before this is raised.
+                raise Marker(mine) if mine else log.out(mine)
             if tree.body == "cancel" or any(_lasts(c) for c in tree.children):
                 s.cancel()
     finally:
@@ -448,5 +464,8 @@ def test_trees_without_a_loop(tree: Tree) -> None:
     assert log.broken == []
     told_markers = [id(e) for e in told if isinstance(e, Marker)]
     assert len(set(told_markers)) == len(told_markers), "an error was told twice"
-    assert set(told_markers) == log.due(), (log.errors, told)
+    # What the body of an inner scope raises has no handle; all else that is told has one.
+    assert set(told_markers) >= log.due(), (log.errors, told)
     assert log.broken == []
+    allowed = (Marker, plait.DeadlineExceeded, plait.Unstopped, plait.TaskTimeout)
+    assert all(isinstance(e, allowed) for e in told), told

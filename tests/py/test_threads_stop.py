@@ -13,6 +13,7 @@ import pytest
 from test_threads import Gate, until
 
 import plait
+from plait import _core
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -366,3 +367,30 @@ def test_stops_near_the_end_of_many(workers: int, how: str) -> None:
     outcomes = hammer(400_000, workers, how)
     assert outcomes.results > 0
     assert outcomes.cancelled + outcomes.timeouts > 0
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.3], ids=["budget-first", "stop-first"])
+def test_a_stop_and_the_end_of_a_budget_meet(budget: float) -> None:
+    """Both are sent to the thread while C runs, and the stop is the one that stays."""
+    begun, gone = threading.Event(), threading.Event()
+    short = _core.Task(time.sleep, lambda *ignored: None, budget, True)
+
+    def work() -> None:
+        begun.set()
+        short.sync(0.6)
+        while not gone.is_set():
+            pass
+
+    with plait.ThreadPool(1) as pool:
+        future = pool.submit(work)
+        assert begun.wait(20)
+        if budget < 0.1:
+            time.sleep(0.1)
+        assert future.cancel()
+        try:
+            with pytest.raises(concurrent.futures.CancelledError):
+                future.result(20)
+            assert not gone.is_set()
+            assert future.stopped == "exception"
+        finally:
+            gone.set()
