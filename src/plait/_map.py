@@ -197,11 +197,12 @@ def results(
                 return
             if bar is not None:
                 bar.advance(len(value) if chunked else 1)
-            if chunked:
-                yield from value
-            else:
-                yield value
+            # What was handed out is the caller's alone: nothing here keeps it alive.
+            ready = value if chunked else [value]
             del value
+            ready.reverse()
+            while ready:
+                yield ready.pop()
     finally:
         take.cancel()
         if bar is not None:

@@ -158,9 +158,12 @@ def main_module() -> tuple[str, str | None]:
     if how is not None:  # a worker that has not imported it yet makes a pool of its own
         return (how[0], how[1])
     spec = getattr(main, "__spec__", None)
+    path = getattr(main, "__file__", None)
+    if spec is not None and spec.name == "__main__" and path is not None:
+        # A folder or an archive was run; its __main__ has no other name to be found by.
+        return ("path", os.path.abspath(os.path.dirname(path)))
     if spec is not None and spec.name is not None:
         return ("module", spec.name)
-    path = getattr(main, "__file__", None)
     if path is not None and os.path.isfile(path):
         return ("path", os.path.abspath(path))
     return ("none", None)

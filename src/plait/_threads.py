@@ -11,13 +11,14 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from . import _core
 from ._core import stop_requested as stop_requested
 from ._exceptions import PoolBroken
+from ._map import map_tasks
 
 T = TypeVar("T")
 
@@ -270,10 +271,21 @@ class ThreadOptions:
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        buffersize: int | None = None,
+        unordered: bool = False,
+        progress: bool = False,
     ) -> Iterator[T]:
         """As ThreadPool.map, with these options for each call."""
-        this: Any = self
-        return Executor.map(this, fn, *iterables, timeout=timeout, chunksize=chunksize)
+        _count("chunksize", chunksize, 1, sys.maxsize)
+        return map_tasks(
+            self.submit,
+            fn,
+            iterables,
+            timeout=timeout,
+            buffersize=buffersize,
+            unordered=unordered,
+            progress=progress,
+        )
 
 
 class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
@@ -414,7 +426,48 @@ class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
             raise TypeError(f"name must be a str or None, not {name!r}")
         return ThreadOptions(self, (ns, priority, retries, name))
 
-    map = Executor.map
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        unordered: bool = False,
+        progress: bool = False,
+    ) -> Iterator[T]:
+        """Call fn on the items of the iterables, in threads.
+
+        Args:
+            fn: the function.
+            iterables: as many as fn takes arguments; the shortest ends it.
+            timeout: seconds from this call within which each result must come.
+            chunksize: taken as concurrent.futures takes it: it has no meaning for threads.
+            buffersize: calls that are submitted ahead of the results that were taken. None
+                submits all at once when the iterables know their length, and otherwise a
+                window that keeps the threads busy: a generator without an end is welcome.
+            unordered: results come as they are ready, not in the order of the items.
+            progress: show how far it is, by rich or tqdm if one is installed, else on stderr.
+
+        Returns:
+            Iterator: of results. A call's error is raised in its place, and ends the
+            iteration; what has not begun by then is cancelled, as it is when the iterator is
+            closed.
+
+        Raises:
+            TypeError: fn, chunksize or buffersize is of the wrong type.
+            ValueError: chunksize or buffersize is less than 1.
+        """
+        _count("chunksize", chunksize, 1, sys.maxsize)
+        return map_tasks(
+            self.submit,
+            fn,
+            iterables,
+            timeout=timeout,
+            buffersize=buffersize,
+            unordered=unordered,
+            progress=progress,
+        )
 
     def resize(self, workers: int) -> None:
         """Change how many threads there may be; those in excess end after their task.

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -249,7 +250,16 @@ def test_a_sleeping_loop_is_woken_each_time(loop: plait.Loop) -> None:
 
 
 def test_threads_that_call_while_the_loop_closes(no_leaks: None) -> None:
-    for _ in range(20):
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # the loop has its turn sooner, and is met in more places
+    try:
+        close_while_threads_call(20)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def close_while_threads_call(rounds: int) -> None:
+    for _ in range(rounds):
         loop = plait.new_event_loop()
         refused = []
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -254,6 +254,27 @@ def test_context_variables() -> None:
             assert pool.submit(variable.get).result() == "none"
     finally:
         variable.reset(token)
+
+
+def test_map_over_a_generator_without_an_end() -> None:
+    taken = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    with plait.ThreadPool(2) as pool:
+        results = pool.map(abs, endless(), buffersize=8)
+        assert list(itertools.islice(results, 100)) == list(range(1, 101))
+        results.close()  # type: ignore[attr-defined]
+        assert taken <= 109
+        assert sorted(pool.map(abs, range(50), unordered=True)) == list(range(50))
+        options = pool.options(name="x")
+        assert len(list(itertools.islice(options.map(abs, endless()), 3))) == 3
+        with pytest.raises(ValueError, match="chunksize"):
+            pool.map(abs, [1], chunksize=0)
 
 
 def test_map_options_and_timeout() -> None:

@@ -287,6 +287,11 @@ def _bench_fib(args: argparse.Namespace) -> int:
         print(result.table())
     for problem in result.errors:
         print(f"plait: {problem}", file=sys.stderr)
+    if args.model is None and any("Connection refused" in problem for problem in result.errors):
+        print(
+            "plait: nobody serves there; start `plait fib --model NAME` first, or name a model here",
+            file=sys.stderr,
+        )
     return 0 if result.ok else 1
 
 

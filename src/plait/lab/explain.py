@@ -70,7 +70,7 @@ def _opening(s: Summary) -> str:
         return "perf2 got no answer at all while it was alone, so there is nothing to compare."
     return (
         f"Alone, perf2 gets {_rate(s.short_alone)} answers a second; beside perf1 it gets "
-        f"{_rate(s.short_beside)}, that is {share(s.kept)}: {_verdict(s.kept)}."
+        f"{_rate(s.short_beside)}; in the middle round that is {share(s.kept)}: {_verdict(s.kept)}."
     )
 
 
@@ -264,8 +264,8 @@ def _auto(s: Summary, context: Context) -> list[str]:
     if s.long_alone_ms > 0 and s.long_beside_ms > 0:
         ratio = s.long_beside_ms / s.long_alone_ms
         told.append(
-            f"A long request takes {_ms(s.long_alone_ms)} alone and {_ms(s.long_beside_ms)} beside "
-            f"perf2, {ratio:.2f} times as long."
+            f"Beside perf2 a long request takes {_ms(s.long_beside_ms)}, {ratio:.2f} times as long as "
+            "alone."
         )
     return told + _second_long(s, context)
 

@@ -158,7 +158,7 @@ def _write(
 
 def _table(measured: list[Measured], summaries: dict[str, Summary], plan: Plan) -> Table:
     table = Table(
-        title=f"the Fibonacci server, perf1 asks for fib({plan.long})",
+        title=f"the Fibonacci server: short (perf2) asks for fib(1), long (perf1) for fib({plan.long})",
         caption="medians of the rounds; latency of all rounds together",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
