@@ -401,6 +401,20 @@ def test_thread_is_stopped(run: Run) -> None:
     run(main())
 
 
+def test_process_is_stopped(run: Run) -> None:
+    async def main() -> None:
+        async with plait.scope(grace=60) as s:
+            handle = s.start(scope_tasks.spin, FOREVER, where="process")
+            await s.start(scope_tasks.pid, where="process")  # workers are there
+            s.cancel()
+        assert handle.cancelled()
+        with pytest.raises(plait.TaskTimeout):
+            async with plait.scope(grace=60) as s:
+                s.start(scope_tasks.spin, FOREVER, where="process", timeout=0.05)
+
+    run(main())
+
+
 def test_what_does_not_stop_is_named_within_grace(run: Run) -> None:
     go_on = threading.Event()
 

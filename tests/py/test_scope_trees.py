@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import gc
+import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,7 +110,7 @@ def leaves() -> st.SearchStrategy[Leaf]:
         Leaf,
         st.just("process"),
         st.just(0),
-        st.sampled_from(["return", "raise"]),
+        st.sampled_from(["return", "raise", "return", "raise", "forever"]),
         st.just("pass"),
         st.none(),
         st.just(0),
@@ -284,6 +286,8 @@ async def body(log: Log, tree: Tree, mine: int, s: plait.Scope, handles: list[An
             log.thread_handles.append((handle, child.end == "raise"))
         elif child.end == "raise":
             handle = s.start(scope_tasks.fail, Marker, "process", where="process", **options)
+        elif child.end == "forever":
+            handle = s.start(scope_tasks.spin, FOREVER, where="process", **options)
         else:
             handle = s.start(scope_tasks.pid, number, where="process", **options)
         handles.append(handle)
@@ -376,7 +380,7 @@ def warm_and_watched() -> Iterator[None]:
     with asyncio.Runner(loop_factory=plait.new_event_loop) as runner:
         runner.run(asyncio.sleep(0))
     gc.collect()
-    fds = open_fds()
+    kinds = kinds_of_fds()
     yield
     gc.collect()
     pool = _strands.threads()
@@ -385,7 +389,15 @@ def warm_and_watched() -> Iterator[None]:
             break
         threading.Event().wait(0.01)  # stuck threads have been let go, and end by themselves
     assert pool.statistics().running == 0
-    assert open_fds() <= fds
+    # A worker that was killed has a successor, with descriptors of the same kinds.
+    assert kinds_of_fds() <= kinds
+
+
+def kinds_of_fds() -> collections.Counter[str]:
+    """How many descriptors of each kind this process has; numbers in their names are left out."""
+    return collections.Counter(
+        re.sub(r"[0-9]+", "", os.readlink(f"/proc/self/fd/{fd}")) for fd in open_fds()
+    )
 
 
 PROFILE = settings(
@@ -452,6 +464,17 @@ def thread_tree(log: Log, tree: Tree) -> None:
 @settings(PROFILE, max_examples=80)
 @given(trees)
 def test_trees_without_a_loop(tree: Tree) -> None:
+    check_threads(tree)
+
+
+@pytest.mark.stress
+@settings(PROFILE, max_examples=3000)
+@given(trees)
+def test_very_many_trees_without_a_loop(tree: Tree) -> None:
+    check_threads(tree)
+
+
+def check_threads(tree: Tree) -> None:
     log = Log()
     error: BaseException | None = None
     try:
@@ -464,6 +487,11 @@ def test_trees_without_a_loop(tree: Tree) -> None:
     assert log.broken == []
     told_markers = [id(e) for e in told if isinstance(e, Marker)]
     assert len(set(told_markers)) == len(told_markers), "an error was told twice"
+    # On a busy machine an inner scope may be given up although it is about to end. Its errors
+    # are logged then.
+    given_up = [name for e in told if isinstance(e, plait.Unstopped) for name in e.tasks]
+    if any("thread_tree" in name for name in given_up):
+        return
     # What the body of an inner scope raises has no handle; all else that is told has one.
     assert set(told_markers) >= log.due(), (log.errors, told)
     assert log.broken == []
