@@ -739,6 +739,9 @@ def test_an_interrupt_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch) -> 
     assert not done.is_set()
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="3.11 can hang in itself when a trace function raises"
+)
 def test_an_interrupt_at_any_line_of_a_start_costs_no_thread() -> None:
     def submit_interrupted_at(step: int, pool: plait.ThreadPool) -> bool:
         left = step
