@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -474,20 +474,25 @@ def storm(calls: int, seed: int) -> tuple[int, int]:
 
 
 def test_storm(anywhere: Any) -> None:
-    anywhere(lambda: check_storm(2000, 1))
+    # Off the main thread interrupts come up to a switch interval late, and a storm may see none.
+    anywhere(lambda: check_storms(2000, range(30)))
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(4))
 def test_storm_long(anywhere: Any, seed: int) -> None:
-    anywhere(lambda: check_storm(250_000, seed))
+    anywhere(lambda: check_storms(250_000, [seed]))
 
 
-def check_storm(calls: int, seed: int) -> None:
-    done, interrupted = storm(calls, seed)
-    assert done == calls
-    assert interrupted > 0
+def check_storms(calls: int, seeds: Iterable[int]) -> None:
+    """Storm until one has met an interrupt, which one of them must."""
+    for seed in seeds:
+        done, interrupted = storm(calls, seed)
+        assert done == calls
+        if interrupted > 0:
+            return
+    pytest.fail("no call was interrupted")
 
 
 def test_storm_in_many_threads_at_once() -> None:
