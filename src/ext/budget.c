@@ -399,7 +399,7 @@ static int resume_after_fork(struct plait_state *state)
 static PyObject *budget_after_fork(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
     struct plait_state *state = plait_state_of_module(module);
-    /* 0 where the hooks were registered between the two. */
+    /* 0 where they were registered between the two. */
     if (state->budget.forking > 0)
         state->budget.forking--;
     if (resume_after_fork(state) < 0)
