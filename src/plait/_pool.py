@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -22,7 +23,7 @@ from ._sending import Sender, find_cloudpickle, main_module
 from ._sending import decode_exception as decode_exception
 from ._sending import log_callback_error as log_callback_error
 from ._staff import RESULTS_GRACE
-from ._start import check_start
+from ._start import choose_method, frozen, threads_run
 from ._statistics import PoolStatistics, gather
 from ._stops import Stopper
 from ._watchdog import Watchdog
@@ -45,11 +46,16 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         initializer: called in each worker before its first task.
         initargs: its arguments.
         mp_context: for programs that are written for concurrent.futures: None, or a context of
-            multiprocessing with the start method "spawn" or "forkserver". Both promise workers
-            that begin in a clean process and inherit no locks or threads, and so they do.
-            "fork" promises a copy of this process's memory, and is refused.
-        start_method: None or "zygote": a clean process with one thread, executed afresh, forks
-            the workers. There is no other yet: "fork", "spawn" and "forkserver" are refused.
+            multiprocessing, whose start method is meant: "spawn" and "fork" under their names,
+            "forkserver" as "zygote". Nothing else of the context is used.
+        start_method: how workers begin; successors of dead ones begin alike.
+            "zygote" (or None): a clean process with one thread is executed, and forks them. They
+            inherit no memory, locks or threads, and take about a millisecond each.
+            "spawn": each is executed afresh, and shares no memory with others but the pool's.
+            "fork": a process with one thread forks them that is a copy of this one, made now.
+            They begin with the modules, globals and open files that this process has now, and
+            initargs need not be pickled. Locks that other threads hold at this moment stay
+            locked in them for ever, hence the warning. Signal handlers are the default ones.
         grace: seconds that a task has to end after it was asked to (`Future.cancel`, a timeout);
             then its process is killed.
         max_tasks_per_worker: a worker ends after so many tasks, and another takes its place.
@@ -65,7 +71,11 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
 
     Raises:
         ValueError: an argument is out of range.
-        RuntimeError: made while a worker imports the parent's script.
+        RuntimeError: made while a worker imports the parent's script; in a frozen program that
+            did not call `freeze_support`.
+
+    Warns:
+        DeprecationWarning: start_method is "fork" and this process has other threads.
 
     Example:
         >>> import plait
@@ -116,18 +126,26 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
                 raise ValueError(f"{what} must be at least {least}, not {value}")
         if when_full not in ("block", "raise", "await"):
             raise ValueError(f"when_full must be 'block', 'raise' or 'await', not {when_full!r}")
-        check_start(start_method, mp_context)
+        method = choose_method(start_method, mp_context)
         if _worker.importing_main:
             raise RuntimeError(
                 "a pool is made while a worker imports the main script: put the code that starts "
                 "it under `if __name__ == '__main__':`"
             )
-        if not sys.executable:
-            raise RuntimeError("sys.executable is not set: workers cannot be started")
+        if method == "fork" and threads_run():
+            warnings.warn(
+                "this process has other threads: a pool of start_method 'fork' copies the locks "
+                "that they hold, which nobody releases in the copies",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self._main = main_module()
+        self._own_main = method == "fork" or frozen()
         # What a worker makes of the script's classes says that it comes from there.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
-        setup = self._pickle((initializer, tuple(initargs)))
+        setup: Any = (initializer, tuple(initargs))
+        if method != "fork":
+            setup = self._pickle(setup)
         self._loops: dict[int, Any] = {}
         self._grace = float(grace)
         self._max_pending = max_pending or 0
@@ -141,13 +159,13 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
             workers, MAX_WORKERS, 0, shared_memory or 0, by_value, self._max_pending
         )
         told = {
-            "main": self._main,
+            "main": ("own", None) if self._own_main else self._main,
             "setup": setup,
             "most": max_tasks_per_worker or 0,
             "memory_limit": memory_limit or 0,
         }
         try:
-            self._hire(workers, (memfd, eventfd), told)
+            self._hire(method, workers, (memfd, eventfd), told)
         except BaseException:
             self._stopped = True
             self._close()
@@ -416,7 +434,8 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
             self._stop(0.2)
 
 
-def _at_exit() -> None:
+def at_exit() -> None:
+    """End the pools that there are; for the end of the interpreter."""
     interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
     for pool in list(_pools):
         if pool._forked:
@@ -431,8 +450,9 @@ def _after_fork_in_child() -> None:
     for pool in list(_pools):
         pool._after_fork()
         pool._watchdog.after_fork()
+        pool._let_go()
     _pools.clear()
 
 
-atexit.register(_at_exit)
+atexit.register(at_exit)
 os.register_at_fork(after_in_child=_after_fork_in_child)

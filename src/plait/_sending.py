@@ -75,9 +75,11 @@ class Sender:
 
     Attributes:
         _main: how a worker can import this process's main module.
+        _own_main: workers are born with it: nothing needs to be imported.
     """
 
     _main: tuple[str, str | None]
+    _own_main: bool
 
     def _pickle(self, value: Any) -> bytes:
         try:
@@ -93,13 +95,14 @@ class Sender:
         cloudpickle = None
         if self._main[0] == "none" and getattr(fn, "__module__", None) == "__main__":
             cloudpickle = find_cloudpickle()
-            if cloudpickle is None:
+            if cloudpickle is not None:
+                return cloudpickle.dumps(fn, 5), False
+            if not self._own_main:
                 raise advise(
                     pickle.PicklingError(
                         f"{fn!r} is defined in a main module that workers cannot import"
                     )
                 )
-            return cloudpickle.dumps(fn, 5), False
         try:
             return pickle.dumps(fn, 5), True
         except Exception as error:

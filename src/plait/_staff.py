@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 from . import _core
 from ._exceptions import PlaitError, PoolBroken, RemoteTraceback, WorkerDied
 from ._start import start_zygote
-from ._zygote import HEAD
+from ._zygote import HEAD, wait_for
 
 STILLBORN_MAX = 5
 """So many workers in a row may end before they are ready; then the pool is broken."""
@@ -68,14 +67,16 @@ class Worker:
 class Staff(_core.PoolBase):
     """The part of a pool that sees to its processes."""
 
-    def _hire(self, workers: int, fds: tuple[int, int], told: dict[str, Any]) -> None:
+    def _hire(self, method: str, workers: int, fds: tuple[int, int], told: dict[str, Any]) -> None:
         """Start the zygote and order the workers.
 
         Args:
+            method: how they are started.
             workers: how many.
             fds: descriptors of the shared memory and its bell.
-            told: what the workers are told; see `plait._zygote.main`.
+            told: what the workers are told; see `plait._zygote.enter`.
         """
+        self._method = method
         self._workers = workers
         self._fds = fds
         self._told = told
@@ -100,7 +101,7 @@ class Staff(_core.PoolBase):
         """Start the zygote and order the workers. Lock held, or not yet shared."""
         memfd, eventfd = self._fds
         self._zygote, self._control = start_zygote(
-            {**self._told, "memfd": memfd, "eventfd": eventfd}, self._fds
+            self._method, {**self._told, "memfd": memfd, "eventfd": eventfd}, self._fds
         )
         self._zygote_fd = os.pidfd_open(self._zygote)
         self._watch(self._control.fileno(), _CONTROL)
@@ -210,9 +211,9 @@ class Staff(_core.PoolBase):
         self._control = None
         status = self._reap_zygote(RESULTS_GRACE)
         for seat, worker in list(self._seats.items()):
-            if worker.pidfd >= 0 and not select.select([worker.pidfd], [], [], 1.0)[0]:
+            if worker.pidfd >= 0 and not wait_for([worker.pidfd], 1.0):
                 self._kill(worker)
-                select.select([worker.pidfd], [], [], 1.0)
+                wait_for([worker.pidfd], 1.0)
             stack = worker.last_stack()
             worker.close()
             del self._seats[seat]
@@ -232,7 +233,7 @@ class Staff(_core.PoolBase):
         if self._zygote_fd < 0:
             return None
         status: int | None = None
-        if not select.select([self._zygote_fd], [], [], timeout)[0]:
+        if not wait_for([self._zygote_fd], timeout):
             signal.pidfd_send_signal(self._zygote_fd, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             status = os.waitpid(self._zygote, 0)[1]
@@ -267,27 +268,58 @@ class Staff(_core.PoolBase):
         """Have the zygote kill its workers and end."""
         if self._control is not None:
             with contextlib.suppress(OSError):
-                self._control.shutdown(socket.SHUT_WR)
+                self._control.shutdown(socket.SHUT_WR)  # whoever has a copy of the descriptor
 
     def _dismiss_all(self, grace: float) -> None:
         """Dismiss the workers, kill what stays for longer than `grace` seconds."""
         with self._lock:
             self._dismiss()
             self._order(b"Q")
-        end = time.monotonic() + grace
-        while self._control is not None and time.monotonic() < end:
-            self._wait_idle(max(0.001, end - time.monotonic()))
-        if self._control is not None:
-            self._unwatch(self._control.fileno())
-            self._control.close()  # the zygote kills its workers, and ends
-            self._control = None
-        with self._lock:  # the helper thread may be at the zygote's end in this moment
+        self._await_zygote(time.monotonic() + grace)
+        with self._lock:  # another thread may be at the zygote's end in this moment
+            if self._control is not None:
+                self._unwatch(self._control.fileno())
+                self._hang_up()  # the zygote kills its workers, and ends
+                self._control.close()
+                self._control = None
             self._reap_zygote(1.0)
         for seat, worker in list(self._seats.items()):
             if worker.pidfd >= 0:
-                select.select([worker.pidfd], [], [], 1.0)
+                wait_for([worker.pidfd], 1.0)
             worker.close()
             del self._seats[seat]
             for future in self._bury(seat):
                 if not (future._stop and self._end_stopped(future)):
                     future._fail(PlaitError("the pool was stopped while the task ran"))
+
+    def _await_zygote(self, end: float) -> None:
+        """Take the zygote's last words, until `end` of the monotonic clock at most.
+
+        Another thread may take them instead (the watchdog, or the helper), so this waits for
+        the process as well as for its words.
+        """
+        with self._lock:
+            if self._control is None or self._zygote_fd < 0:
+                return
+            fds = [os.dup(self._control.fileno()), os.dup(self._zygote_fd)]
+        try:
+            while self._control is not None:
+                ready = wait_for(fds, end - time.monotonic())
+                if not ready:
+                    return
+                self._on_control()
+                if fds[1] in ready:
+                    with self._lock:
+                        if self._control is not None:  # someone holds the other end
+                            self._on_zygote_end()
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _let_go(self) -> None:
+        """In a forked child: close what the parent's zygote and workers are known by."""
+        control = getattr(self, "_control", None)
+        if control is not None:
+            control.close()
+        for worker in getattr(self, "_seats", {}).values():
+            worker.close()

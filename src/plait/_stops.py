@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from ._exceptions import TaskTimeout, WorkerDied
 from ._options import Options, Order, name_of
 from ._staff import Staff
 from ._watchdog import Watchdog
+from ._zygote import wait_for
 
 _SEE_TO = 0.1
 
@@ -75,7 +75,7 @@ class Stopper(Staff):
                     pidfd = os.dup(pidfd)
             # Nobody may be waiting, and then no one else sees to the future and a successor.
             if pidfd >= 0:
-                select.select([pidfd], [], [], _SEE_TO)
+                wait_for([pidfd], _SEE_TO)
                 os.close(pidfd)
             self._see_to(seat=held[0])
             if not future._ended and self._holder(future) is not None:
@@ -93,7 +93,7 @@ class Stopper(Staff):
             if control is None or control.fileno() < 0 or left <= 0:
                 return
             with contextlib.suppress(OSError, ValueError):
-                select.select([control], [], [], min(left, 0.05))
+                wait_for([control.fileno()], min(left, 0.05))
             self._on_control()
 
     def _take(self, options: Options, fn: Any, args: Any, kwargs: Any) -> Any:
