@@ -518,7 +518,10 @@ static PyObject *on_stop(PyObject *capsule, PyObject *args)
     struct worker *w = PyCapsule_GetPointer(capsule, NULL);
     if (w == NULL)
         return NULL;
-    if (w->ticket == w->told || !pl_member_asked(&w->member, w->ticket)) {
+    bool asked = pl_member_asked(&w->member, w->ticket);
+    if (asked && w->ticket == w->told)
+        Py_RETURN_NONE; /* Asked again. The stack that this left is as good as the first. */
+    if (!asked) {
         /* Meant for a task that is over, or not by us: the stack that the signal left is of no
          * use to anyone. Without the descriptor there is nothing to clear. */
         if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
