@@ -8,6 +8,7 @@
  * goes away: as in asyncio, data for a reader that nobody holds is dropped.
  */
 #include "stream_reader.h"
+#include "args.h"
 
 /* ---- the buffer --------------------------------------------------------- */
 
@@ -528,7 +529,7 @@ void plait_reader_link(LoopObject *loop, PyObject *protocol, ReaderState **link)
 
 /* ---- methods ------------------------------------------------------------ */
 
-PyDoc_STRVAR(feed_data_doc, "feed_data($self, data, /)\n--\n\n"
+PyDoc_STRVAR(feed_data_doc, "feed_data($self, data)\n--\n\n"
                             "Add data to the buffer and wake the reader that waits for it.");
 
 static PyObject *reader_feed_data(PyObject *self, PyObject *data)
@@ -569,10 +570,17 @@ PyDoc_STRVAR(readuntil_doc, "readuntil($self, separator=b'\\n')\n--\n\n"
 PyDoc_STRVAR(readline_doc, "readline($self, /)\n--\n\n"
                            "Read a line with its newline, or what is left at the end.");
 
+/* Their parameters may be given by name, as asyncio's. */
+static PyObject *reader_feed_data_named(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                        PyObject *kwnames)
+{
+    return plait_args_one(reader_feed_data, self, "feed_data", "data", args, nargs, kwnames);
+}
+
 #define FAST(function) (PyCFunction)(void (*)(void))(function)
 
 static PyMethodDef reader_methods[] = {
-    {"feed_data", reader_feed_data, METH_O, feed_data_doc},
+    {"feed_data", FAST(reader_feed_data_named), METH_FASTCALL | METH_KEYWORDS, feed_data_doc},
     {"at_eof", reader_at_eof, METH_NOARGS, at_eof_doc},
     {"exception", reader_exception, METH_NOARGS, exception_doc},
     {"read", FAST(plait_reader_read), METH_FASTCALL | METH_KEYWORDS, read_doc},
