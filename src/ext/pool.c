@@ -756,6 +756,7 @@ static PyType_Spec pool_spec = {
 
 static PyMethodDef module_methods[] = {
     {"worker_run", plait_worker_run, METH_VARARGS, plait_worker_run_doc},
+    {"fork", plait_fork, METH_NOARGS, plait_fork_doc},
     {"die_with_parent", plait_die_with_parent, METH_O,
      "die_with_parent($module, parent, /)\n--\n\n"
      "Have this process killed when its parent ends; exit now if that is not `parent`.\n"

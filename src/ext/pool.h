@@ -150,6 +150,11 @@ int plait_pool_ticket(struct plait_pool *pool, const void *data, uint64_t size,
  * and memoryviews a wrapper whose pickle leaves the bytes out of band. */
 PyObject *plait_sendable(struct plait_state *state, PyObject *value);
 
+/* ---- a copy of the process (pool_fork.c) --------------------------------------- */
+
+PyObject *plait_fork(PyObject *module, PyObject *ignored);
+extern const char plait_fork_doc[];
+
 /* ---- a worker (pool_worker.c) ------------------------------------------------ */
 
 PyObject *plait_worker_run(PyObject *module, PyObject *args);

@@ -25,13 +25,14 @@ const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, l
 
 struct worker {
     struct plait_state *state;
-    uint64_t ticket;   /* of the task that may be stopped now; 0: none */
-    uint64_t told;     /* the one that has been told to stop */
-    uint64_t most;     /* tasks until it ends by itself; 0: no bound */
-    uint32_t *canary;  /* owns: one page that is zero in a child that a task forked */
-    int stackfd;       /* where signals leave the Python stack */
-    PyObject *stopped; /* the exception TaskStopped */
-    timer_t again;     /* owns; repeats a signal that came at a bad time */
+    uint64_t ticket;     /* of the task that may be stopped now; 0: none */
+    uint64_t told;       /* the one that has been told to stop */
+    uint64_t most;       /* tasks until it ends by itself; 0: no bound */
+    uint32_t *canary;    /* owns: one page that is zero in a child that a task forked */
+    int stackfd;         /* where signals leave the Python stack */
+    PyFrameObject *base; /* borrows: the frame that the loop runs in */
+    PyObject *stopped;   /* the exception TaskStopped */
+    timer_t again;       /* owns; repeats a signal that came at a bad time */
     bool has_again;
     struct pl_member member;
     PyObject *load;  /* bytes -> function */
@@ -472,13 +473,14 @@ static int serve_one(struct worker *w, uint32_t cell)
 
 /* Whether this thread imports something. An exception there would leave modules that are half
  * there, which the next task would meet: parents without their submodules, for example. */
-static bool importing(void)
+static bool importing(const struct worker *w)
 {
     static const char *const marks[] = {"<frozen importlib._bootstrap>", "<frozen runpy>"};
     bool found = false;
     PyFrameObject *frame = PyEval_GetFrame(); // borrowed
     Py_XINCREF(frame);
-    while (frame != NULL && !found) {
+    /* Below the loop are the frames of whoever forked: of a script that an import runs, maybe. */
+    while (frame != NULL && frame != w->base && !found) {
         PyCodeObject *code = PyFrame_GetCode(frame);
         for (size_t i = 0; i < PL_ARRAY_LEN(marks) && !found; i++)
             found = PyUnicode_CompareWithASCIIString(code->co_filename, marks[i]) == 0;
@@ -523,7 +525,7 @@ static PyObject *on_stop(PyObject *capsule, PyObject *args)
             w->stackfd = -1;
         Py_RETURN_NONE;
     }
-    if (importing() && stop_later(w, args)) {
+    if (importing(w) && stop_later(w, args)) {
         if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
             w->stackfd = -1;
         Py_RETURN_NONE;
@@ -580,6 +582,7 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     if (error < 0)
         return plait_raise(w.state, error, "joining a pool");
     w.most = most;
+    w.base = PyEval_GetFrame(); // borrowed: of the function that called this
     w.known = PyDict_New();
     if (w.known == NULL || make_canary(&w) < 0 || install_stop(&w, install) < 0)
         return NULL;
