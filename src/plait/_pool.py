@@ -226,7 +226,7 @@ class _Worker:
             return None
         lines = data.decode(errors="replace").strip().splitlines()
         for i, line in enumerate(lines):
-            if line.endswith(" in serve") and "_worker.py" in line:
+            if line.endswith((" in serve", " in run_each")) and "_worker.py" in line:
                 return "\n".join(lines[:i])  # below are the pool's own frames
         return "\n".join(lines) or None
 
