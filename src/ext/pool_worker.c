@@ -41,6 +41,7 @@ struct worker {
     char *last_code; /* owns: the function that ran last, compared before any hashing */
     size_t last_len;
     PyObject *last_fn;
+    PyObject *each; /* owns: plait._worker.run_each, once it was needed */
 };
 
 /* What a task brought: blocks that a result may take along. */
@@ -124,11 +125,45 @@ static PyObject *read_buffers(struct worker *w, struct pl_wire *wire)
     return buffers;
 }
 
-/* The results of a call for each item of a list, or the error of the first that fails. */
-static PyObject *call_each(PyObject *fn, PyObject *items)
+/* A task's traceback begins with the task, not with our own function around it. */
+static void drop_first_entry(void)
 {
-    if (!PyList_CheckExact(items))
+    PyObject *error = plait_take_exception();
+    PyObject *traceback = error == NULL ? NULL : PyException_GetTraceback(error);
+    PyObject *rest = NULL;
+    if (traceback != NULL)
+        rest = PyObject_GetAttrString(traceback, "tb_next");
+    if (rest == NULL || PyException_SetTraceback(error, rest) < 0)
+        PyErr_Clear(); /* it tells more than it should, then */
+    Py_XDECREF(rest);
+    Py_XDECREF(traceback);
+    if (error != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(error);
+}
+
+/* The results of a call for each item of a list or range, or the error of the first that
+ * fails. A function of Python's is called faster by Python, which does not leave its loop of
+ * byte codes for that; any other by this loop. */
+static PyObject *call_each(struct worker *w, PyObject *fn, PyObject *items)
+{
+    if (!PyList_CheckExact(items) && !PyRange_Check(items))
         return damaged();
+    if (PyFunction_Check(fn) || PyRange_Check(items)) {
+        if (w->each == NULL) {
+            PyObject *module = PyImport_ImportModule("plait._worker");
+            w->each = module == NULL ? NULL : PyObject_GetAttrString(module, "run_each");
+            Py_XDECREF(module);
+            if (w->each == NULL)
+                return NULL;
+        }
+        PyObject *args[] = {NULL, fn, items};
+        PyObject *results =
+            PyObject_Vectorcall(w->each, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (results == NULL)
+            drop_first_entry();
+        return results;
+    }
     PyObject *results = PyList_New(PyList_GET_SIZE(items));
     for (Py_ssize_t i = 0; results != NULL && i < PyList_GET_SIZE(results); i++) {
         /* The list is nobody else's, but its items are the user's once they are called with. */
@@ -183,7 +218,7 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
             result =
                 PyObject_Vectorcall(fn, args + 1, (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
         else
-            result = n == 1 ? call_each(fn, args[1]) : damaged();
+            result = n == 1 ? call_each(w, fn, args[1]) : damaged();
         while (n > 0)
             Py_DECREF(args[n--]);
     } else {
@@ -209,7 +244,7 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
             if (!each)
                 result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
             else if (PyTuple_Check(args) && PyTuple_GET_SIZE(args) == 1)
-                result = call_each(fn, PyTuple_GET_ITEM(args, 0));
+                result = call_each(w, fn, PyTuple_GET_ITEM(args, 0));
             else
                 (void)damaged();
         }
@@ -620,6 +655,7 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     /* Blocks that objects of the user's still hold point at w.member's memory, so neither the
      * mapping nor they are touched: the process ends after this. */
     Py_XDECREF(w.last_fn);
+    Py_XDECREF(w.each);
     PyMem_Free(w.last_code);
     Py_DECREF(w.known);
     if (failure != NULL) {

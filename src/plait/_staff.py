@@ -52,7 +52,7 @@ class Worker:
             return None
         lines = data.decode(errors="replace").strip().splitlines()
         for i, line in enumerate(lines):
-            if line.endswith(" in serve") and "_worker.py" in line:
+            if line.endswith((" in serve", " in run_each")) and "_worker.py" in line:
                 return "\n".join(lines[:i])  # below are the pool's own frames
         return "\n".join(lines) or None
 

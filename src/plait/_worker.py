@@ -79,6 +79,11 @@ def load_function(data: bytes) -> Any:
     return _pickle.loads(data)
 
 
+def run_each(fn: Any, items: Any) -> list[Any]:
+    """Call fn on each item of a chunk."""
+    return [fn(item) for item in items]
+
+
 def dump_exception(error: BaseException) -> bytes:
     """A task's exception for the parent: a pickle of (pickle or None, type, text, traceback)."""
     import traceback
