@@ -28,6 +28,7 @@ from ._exceptions import (
     TaskTimeout,
     WorkerDied,
 )
+from ._helper import Helper
 from ._map import map_tasks
 from ._options import Options, Order, name_of
 from ._statistics import PoolStatistics, gather
@@ -44,6 +45,12 @@ STACK_MAX = 65536
 MEMORY_LEAST = 64 << 20
 STABLE = 1.0
 """A worker that lived for so many seconds, or did a task, was no failure."""
+
+FUTILE_MAX = 5
+"""So many times the number of workers may end in a row, ready but without having begun one of the
+tasks that wait; then the pool is broken."""
+POISON_PAUSE = 0.1
+"""At most so many seconds before the successor of a worker that a task has taken along."""
 
 _CONTROL = 0  # tag of the control socket in the wait set
 _RESULTS_GRACE = 5.0
@@ -338,6 +345,7 @@ class ProcessPool(_core.PoolBase, Executor):
         self._loops: dict[int, Any] = {}
         self._stillborn = 0
         self._young_deaths = 0
+        self._futile_deaths = 0
         self._finished_at_death = 0
         self._grace = float(grace)
         self._max_pending = max_pending or 0
@@ -348,8 +356,7 @@ class ProcessPool(_core.PoolBase, Executor):
         self._resting: set[Any] = set()
         self._stopping: bool | str = False
         self._stopped = False
-        self._helper: threading.Thread | None = None
-        self._helper_stop = False
+        self._helper: Helper | None = None
         self._control: socket.socket | None = None
         self._zygote = 0
         self._zygote_fd = -1
@@ -469,6 +476,8 @@ class ProcessPool(_core.PoolBase, Executor):
         ours.setblocking(False)
         self._control = ours
         self._watch(ours.fileno(), _CONTROL)
+        if self._helper is not None:
+            self._helper.watch(ours.fileno())
         self._fill()
 
     def _fill(self, delay: float = 0.0) -> None:
@@ -537,7 +546,8 @@ class ProcessPool(_core.PoolBase, Executor):
             number = os.WTERMSIG(status)
         elif status is not None:
             exitcode = os.WEXITSTATUS(status)
-        for future in self._bury(seat):
+        lost = self._bury(seat)
+        for future in lost:
             self._lose(
                 future, WorkerDied(pid, exitcode, number, memory, future._task_name, stack), stack
             )
@@ -558,12 +568,26 @@ class ProcessPool(_core.PoolBase, Executor):
         elif self._figures()["finished"] == self._finished_at_death and (
             time.monotonic() - worker.born < STABLE
         ):
-            # Nothing was done since the last death: births alone help nobody.
+            # Nothing was done since the last death: births alone help nobody. A death that takes
+            # a task along brings the end of all tasks nearer, at least.
             self._young_deaths += 1
+            self._futile_deaths += 1 if not lost and self._outstanding > 0 else 0
+            if self._futile_deaths >= FUTILE_MAX * self._workers:
+                died = WorkerDied(pid, exitcode, number, memory, None, stack)
+                self._fail_all(
+                    PoolBroken(
+                        f"{self._futile_deaths} workers in a row ended before they began a task, "
+                        f"although some wait: {died}"
+                    )
+                )
+                return
             if self._young_deaths > self._workers:
-                delay = min(2.0, 0.01 * 2 ** min(self._young_deaths - self._workers, 8))
+                delay = 0.01 * 2 ** min(self._young_deaths - self._workers, 8)
+                delay = min(POISON_PAUSE if lost else 2.0, delay)
         else:
             self._young_deaths = 0
+        if lost or self._figures()["finished"] != self._finished_at_death:
+            self._futile_deaths = 0
         self._finished_at_death = self._figures()["finished"]
         self._fill(delay)
 
@@ -757,27 +781,20 @@ class ProcessPool(_core.PoolBase, Executor):
     # ---- audiences -----------------------------------------------------------------
 
     def _start_helper(self) -> None:
-        """Start the thread that collects results when no one waits for them."""
+        """Start the thread that looks after the pool when no one waits for it."""
         with self._lock:
             if self._helper is not None or self._stopped or self._forked:
                 return
-            self._helper = threading.Thread(
-                target=self._help_on, name="plait-pool-helper", daemon=True
-            )
-            self._helper_is(True)
+            self._helper = helper = Helper(self)
+            if self._control is not None:
+                helper.watch(self._control.fileno())
+            self._helper_is(helper.nudge)
             try:
-                self._helper.start()
+                helper.thread.start()
             except RuntimeError:  # the interpreter is about to end: shutdown collects
                 self._helper = None
-                self._helper_is(False)
-
-    def _help_on(self) -> None:
-        while not self._helper_stop:
-            try:
-                if not self._help():
-                    return
-            except Exception:
-                sys.excepthook(*sys.exc_info())
+                self._helper_is(-1)
+                helper.close()
 
     def _attach(self, loop: Any) -> None:
         """Have a loop look at results."""
@@ -1039,11 +1056,10 @@ class ProcessPool(_core.PoolBase, Executor):
                     future._fail(PlaitError("the pool was stopped while the task ran"))
         self._watchdog.close()
         self._detach_loops()
-        helper = self._helper
-        self._helper_stop = True
-        self._wake_helper()
-        if helper is not None and helper is not threading.current_thread():
-            helper.join()
+        if self._helper is not None:
+            self._wake_helper()
+            self._helper_is(-1)  # its descriptors are about to be closed
+            self._helper.stop()
         _pools.discard(self)
 
     def _terminate(self) -> None:
@@ -1107,6 +1123,8 @@ def _at_exit() -> None:
 def _after_fork_in_child() -> None:
     for pool in list(_pools):
         pool._after_fork()
+        if pool._helper is not None:
+            pool._helper.close()
         pool._watchdog.after_fork()
     _pools.clear()
 
