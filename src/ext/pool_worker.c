@@ -21,6 +21,8 @@ const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, l
 
 #define MAX_KNOWN 1024
 #define STOP_AGAIN_NS 5000000
+#define MEMORY_WAIT_NS (2 * PL_NSEC_PER_SEC) /* longer than the helper's rest */
+#define MEMORY_PAUSE_NS 100000
 #define HIGH_FD 500 /* where the pool's descriptor goes, if the limit allows it */
 
 struct worker {
@@ -272,10 +274,34 @@ static struct plait_block *find_held(const struct worker *w, const struct held *
     return NULL;
 }
 
+/* Memory for a result. When it is short, the parent may hold results that nobody has looked at
+ * yet: it is told, and has a moment to give them back. */
+static int alloc_block(struct worker *w, size_t len, struct pl_block *block, void **data)
+{
+    int64_t pause = MEMORY_PAUSE_NS;
+    int64_t end = -1;
+    int error;
+    while ((error = pl_member_alloc(&w->member, len, block, data)) < 0 &&
+           len <= w->member.layout.limit) {
+        int64_t now = w->member.sys->now();
+        if (end < 0)
+            end = now + MEMORY_WAIT_NS;
+        if (now >= end || pl_member_knock(&w->member) < 0)
+            break;
+        uint32_t word = 0;
+        Py_BEGIN_ALLOW_THREADS(void) w->member.sys->futex_wait(&word, 0, pause);
+        Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0) return -1;
+        pause = pause < MEMORY_WAIT_NS / 64 ? 2 * pause : pause;
+    }
+    return error;
+}
+
 static int put_in_block(struct worker *w, const void *from, size_t len, struct pl_block *block)
 {
     void *data;
-    if (pl_member_alloc(&w->member, len, block, &data) < 0) {
+    if (alloc_block(w, len, block, &data) < 0) {
+        if (PyErr_Occurred())
+            return -1;
         PyErr_Format(PyExc_MemoryError,
                      "a result of %zu bytes does not fit the pool's shared memory "
                      "(limit %llu bytes, %llu in use)",
@@ -627,8 +653,10 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
         if (found == 1) {
             if (serve_one(&w, cell) < 0)
                 break;
-            if (w.most != 0 && --w.most == 0)
+            if (w.most != 0 && --w.most == 0) {
+                pl_member_leave(&w.member);
                 break;
+            }
             continue;
         }
         if (found < 0) {
