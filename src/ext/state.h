@@ -90,6 +90,7 @@ void plait_pool_clear(struct plait_state *state);
 void plait_thread_clear(struct plait_state *state);
 void plait_generators_clear(struct plait_state *state);
 void plait_budget_clear(struct plait_state *state);
+void plait_task_clear(struct plait_state *state);
 
 /* Raises the exception for a negative code of the core: an OSError subclass for an
  * errno (with `what` as its context), MemoryError for -ENOMEM, plait's own for the
