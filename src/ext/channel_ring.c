@@ -68,10 +68,26 @@ static void ring_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+/* A kind of message, beside those of the pools: bytes as they are. */
+#define RAW 'b'
+
+static PyObject *prefixed(char kind, PyObject *body)
+{
+    PyObject *message = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(body) + 1);
+    if (message != NULL) {
+        PyBytes_AS_STRING(message)[0] = kind;
+        memcpy(PyBytes_AS_STRING(message) + 1, PyBytes_AS_STRING(body),
+               (size_t)PyBytes_GET_SIZE(body));
+    }
+    return message;
+}
+
 /* encode(value): what send() takes. */
 static PyObject *ring_encode(PyObject *self, PyObject *value)
 {
     struct plait_state *state = RING(self)->state;
+    if (PyBytes_CheckExact(value) && PyBytes_GET_SIZE(value) < PY_SSIZE_T_MAX)
+        return prefixed(RAW, value);
     struct plait_bytes out = {0};
     char kind = PLAIT_ATOMS;
     if (plait_bytes_add(&out, &kind, 1) < 0)
@@ -84,12 +100,7 @@ static PyObject *ring_encode(PyObject *self, PyObject *value)
         PyObject *args[] = {value, state->protocol_5};
         PyObject *body = PyObject_Vectorcall(state->pickle_dumps, args, 2, NULL);
         if (body != NULL) {
-            message = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(body) + 1);
-            if (message != NULL) {
-                PyBytes_AS_STRING(message)[0] = PLAIT_PICKLE;
-                memcpy(PyBytes_AS_STRING(message) + 1, PyBytes_AS_STRING(body),
-                       (size_t)PyBytes_GET_SIZE(body));
-            }
+            message = prefixed(PLAIT_PICKLE, body);
             Py_DECREF(body);
         }
     }
@@ -108,6 +119,8 @@ static PyObject *ring_decode(struct plait_state *state, const char *data, size_t
         }
         return value;
     }
+    if (len >= 1 && data[0] == RAW)
+        return PyBytes_FromStringAndSize(data + 1, (Py_ssize_t)len - 1);
     if (len >= 1 && data[0] == PLAIT_PICKLE)
         return plait_loads(state, data + 1, len - 1, NULL);
     PyErr_SetString(PyExc_RuntimeError, "a message between processes is damaged");
