@@ -85,9 +85,8 @@ static int append(ReaderState *s, PyObject *bytes)
 
 /* ---- feeding ------------------------------------------------------------ */
 
-/* Keeps a future that is done for plait_reader_future; steals it. A full ring loses its oldest,
- * which somebody may hold for ever. */
-static void keep_spare(LoopObject *loop, PyObject *future)
+/* A full ring loses its oldest, which somebody may hold for ever. */
+void plait_reader_keep(LoopObject *loop, PyObject *future)
 {
 #ifndef Py_GIL_DISABLED /* there, a count of one says nothing about other threads */
     if (loop->core_ready && !loop->state->loop.futures_made_once &&
@@ -149,7 +148,7 @@ static int wake_reader(ReaderState *s)
     struct plait_state *state = s->loop->state;
     PyObject *result = PyObject_CallMethodOneArg(waiter, state->str_set_result, Py_None);
     if (PL_LIKELY(result != NULL)) {
-        keep_spare(s->loop, waiter);
+        plait_reader_keep(s->loop, waiter);
         Py_DECREF(result);
         return 0;
     }
