@@ -4,6 +4,17 @@
 
 #include <Python.h>
 
+#include <stdbool.h>
+#include <string.h>
+
+/* Whether a str is this ASCII text, without a call: nearly every call with a keyword has the
+ * right one. */
+static inline bool plait_args_is(PyObject *key, const char *name)
+{
+    return PyUnicode_IS_COMPACT_ASCII(key) &&
+           strcmp((const char *)PyUnicode_1BYTE_DATA(key), name) == 0;
+}
+
 /* Finds the one keyword that a method takes, `name`, and refuses all others and fewer than
  * `least` positional arguments. *value is borrowed, or NULL when the keyword was not given.
  * 0, or -1 with TypeError set. */
@@ -21,7 +32,7 @@ static inline int plait_args_keyword(const char *method, PyObject *const *args, 
         return 0;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(kwnames); i++) {
         PyObject *key = PyTuple_GET_ITEM(kwnames, i); // borrowed
-        if (PyUnicode_CompareWithASCIIString(key, name) != 0) {
+        if (!plait_args_is(key, name)) {
             PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", method,
                          key);
             return -1;

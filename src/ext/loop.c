@@ -25,6 +25,8 @@
  * kernel costs more than a short callback does. */
 #define MAX_SKIPPED_POLLS 16
 #define MAX_SKIPPED_NS 50000
+/* While iterations between two looks at the clock take less than this, three go without one. */
+#define QUICK_NS 8000
 
 /* ---- checks and errors -------------------------------------------------- */
 
@@ -174,21 +176,31 @@ static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
         return plait_raise(loop->state, PL_EFORKED, "cannot run the event loop");
     int skipped = MAX_SKIPPED_POLLS; /* the first iteration always polls */
     int64_t polled = 0;
+    int64_t seen = 0; /* the clock when it was last looked at here */
+    bool quick = false;
     for (;;) {
         int64_t timeout = loop->stopping ? 0 : pl_loop_timeout(core);
         if (timeout != 0) {
             if (wait_detached(loop, timeout) < 0)
                 return NULL;
             skipped = 0;
-        } else if (skipped >= MAX_SKIPPED_POLLS || loop->stopping ||
-                   pl_queue_len(&core->ready) > MAX_SKIPPED_POLLS ||
-                   core->sys->now() - polled > MAX_SKIPPED_NS) {
-            if (wait_at_once(loop) < 0)
-                return NULL;
-            skipped = 0;
-            polled = core->sys->now();
         } else {
+            bool due = skipped >= MAX_SKIPPED_POLLS || loop->stopping ||
+                       pl_queue_len(&core->ready) > MAX_SKIPPED_POLLS;
+            /* Reading the clock costs as much as a short iteration: a few may go unseen. */
+            if (due || !quick || (skipped & 3) == 0) {
+                int64_t now = core->sys->now();
+                quick = now - seen < QUICK_NS;
+                seen = now;
+                due = due || now - polled > MAX_SKIPPED_NS;
+            }
             skipped++;
+            if (due) {
+                if (wait_at_once(loop) < 0)
+                    return NULL;
+                skipped = 0;
+                polled = seen;
+            }
         }
         if (PL_UNLIKELY(pl_loop_collect(core) < 0))
             return PyErr_NoMemory();
@@ -693,12 +705,18 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
     return 0;
 }
 
-void plait_loop_clear(struct plait_state *state)
+static void free_parked(struct plait_free_handles *list)
 {
-    while (state->loop.free_handles_len > 0) {
-        PyObject *h = state->loop.free_handles[--state->loop.free_handles_len];
+    while (list->len > 0) {
+        PyObject *h = list->handles[--list->len];
         PyTypeObject *type = Py_TYPE(h);
         PyObject_GC_Del(h);
         Py_DECREF(type);
     }
+}
+
+void plait_loop_clear(struct plait_state *state)
+{
+    free_parked(&state->loop.free_handles);
+    free_parked(&state->loop.free_timer_handles);
 }

@@ -119,6 +119,8 @@ PLAIT_LOOP_FAST_METHODS(X)
     extern const char plait_loop_##name##_doc[];
 PLAIT_LOOP_NOARGS_METHODS(X)
 #undef X
+/* {"loop": loop}, borrowed, to call a class of asyncio's with. */
+PyObject *plait_loop_kwargs(LoopObject *loop);
 /* A new asyncio.Future of the loop. */
 PyObject *plait_loop_future(LoopObject *loop);
 /* Schedules a callback with one argument. */

@@ -116,6 +116,17 @@ static int64_t deadline_of(double when)
 
 static int parse_time(const char *method, const char *name, PyObject *number, double *out)
 {
+    if (PL_LIKELY(PyFloat_CheckExact(number) &&
+                  PyFloat_AS_DOUBLE(number) == PyFloat_AS_DOUBLE(number))) {
+        *out = PyFloat_AS_DOUBLE(number);
+        return 0;
+    }
+    if (PyLong_CheckExact(number)) {
+        *out = PyLong_AsDouble(number);
+        if (PL_LIKELY(*out != -1.0))
+            return 0;
+        PyErr_Clear(); /* or it is -1 */
+    }
     if (number == Py_None) {
         PyErr_Format(PyExc_TypeError, "%s must not be None", name);
         return -1;
@@ -262,15 +273,42 @@ static PyObject *class_of_asyncio(PyObject *names, PyObject *name)
     return NULL;
 }
 
+/* type(*args, loop=loop), by a dict that is used again: what the interpreter would make and drop
+ * for each call of a class. */
+static PyObject *make_with_loop(LoopObject *loop, PyObject *type, PyObject *args)
+{
+    PyObject *kwargs = plait_loop_kwargs(loop); // borrowed
+    if (kwargs == NULL)
+        return NULL;
+    Py_INCREF(kwargs);
+    PyObject *made = PyObject_Call(type, args, kwargs);
+    /* A class of the program's may have kept it, or written to it. */
+    if (PL_UNLIKELY(Py_REFCNT(kwargs) != 2 || PyDict_GET_SIZE(kwargs) != 1) &&
+        loop->future_kwargs == kwargs)
+        Py_CLEAR(loop->future_kwargs);
+    Py_DECREF(kwargs);
+    return made;
+}
+
+PyObject *plait_loop_kwargs(LoopObject *loop)
+{
+    if (PL_UNLIKELY(loop->future_kwargs == NULL)) {
+        loop->future_kwargs = PyDict_New();
+        if (loop->future_kwargs != NULL &&
+            PyDict_SetItem(loop->future_kwargs, PyTuple_GET_ITEM(loop->state->kwnames_loop, 0),
+                           (PyObject *)loop) < 0)
+            Py_CLEAR(loop->future_kwargs);
+    }
+    return loop->future_kwargs;
+}
+
 PyObject *plait_loop_future(LoopObject *loop)
 {
     struct plait_state *state = loop->state;
-    PyObject *args[2] = {NULL, (PyObject *)loop};
     PyObject *type = class_of_asyncio(state->asyncio_futures, state->str_future);
     if (type == NULL)
         return NULL;
-    PyObject *future = PyObject_Vectorcall(type, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                           state->kwnames_loop);
+    PyObject *future = make_with_loop(loop, type, state->no_args);
     Py_DECREF(type);
     return future;
 }
@@ -292,7 +330,7 @@ const char plait_loop_create_task_doc[] =
               "Raises:\n"
               "    RuntimeError: the loop is closed.");
 
-/* The ordinary case: no factory. Task(coro, loop=self, **kwargs) without a dict. */
+/* The ordinary case: no factory. Task(coro, loop=self, **kwargs). */
 PyObject *plait_loop_create_task(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                  PyObject *kwnames)
 {
@@ -315,8 +353,9 @@ PyObject *plait_loop_create_task(PyObject *self, PyObject *const *args, Py_ssize
     if (type == NULL)
         return NULL;
     if (nkw == 0) {
-        PyObject *made = PyObject_Vectorcall(type, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                             state->kwnames_loop);
+        PyObject *coro = PyTuple_Pack(1, args[0]);
+        PyObject *made = coro == NULL ? NULL : make_with_loop(loop, type, coro);
+        Py_XDECREF(coro);
         Py_DECREF(type);
         return made;
     }
