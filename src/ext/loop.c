@@ -247,8 +247,11 @@ static int visit_core(LoopObject *loop, visitproc visit, void *arg)
         Py_VISIT(plait_handle_of_op(&post->op));
     for (post = core->taken; post != NULL; post = post->next)
         Py_VISIT(plait_handle_of_op(&post->op));
-    for (uint32_t i = 0; i < core->timers.len; i++)
-        Py_VISIT(plait_handle_of_op(&core->timers.slots[i].timer->op));
+    for (uint32_t i = 0; i < pl_timers_places(&core->timers); i++) {
+        struct pl_timer *timer = pl_timers_at(&core->timers, i);
+        if (timer != NULL)
+            Py_VISIT(plait_handle_of_op(&timer->op));
+    }
     for (uint32_t i = 0; i < core->nfds; i++) {
         struct pl_io *io = core->fds[i].io;
         if (io == NULL)
@@ -307,8 +310,7 @@ static void drop_core(LoopObject *loop)
     struct pl_loop *core = &loop->core;
     pl_loop_after_fork(core);
 
-    while (core->timers.len > 0) {
-        struct pl_timer *timer = core->timers.slots[core->timers.len - 1].timer;
+    for (struct pl_timer *timer; (timer = pl_timers_first(&core->timers)) != NULL;) {
         (void)pl_timer_stop(core, timer);
         Py_XDECREF(plait_handle_of_op(&timer->op)); /* a listener's retry owns nothing */
     }
@@ -371,12 +373,12 @@ static PyObject *loop_statistics(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     LoopObject *loop = (LoopObject *)self;
     const struct pl_loop_stats *s = &loop->core.stats;
-    return Py_BuildValue("{s:s, s:K, s:K, s:K, s:K, s:K, s:I, s:I}", "backend",
-                         pl_loop_backend_name(&loop->core), "iterations",
-                         (unsigned long long)s->iterations, "polls", (unsigned long long)s->polls,
-                         "events", (unsigned long long)s->events, "callbacks",
-                         (unsigned long long)s->ops, "wakeups", (unsigned long long)s->wakeups,
-                         "ready", pl_queue_len(&loop->core.ready), "timers", loop->core.timers.len);
+    return Py_BuildValue(
+        "{s:s, s:K, s:K, s:K, s:K, s:K, s:I, s:I}", "backend", pl_loop_backend_name(&loop->core),
+        "iterations", (unsigned long long)s->iterations, "polls", (unsigned long long)s->polls,
+        "events", (unsigned long long)s->events, "callbacks", (unsigned long long)s->ops, "wakeups",
+        (unsigned long long)s->wakeups, "ready", pl_queue_len(&loop->core.ready), "timers",
+        pl_timers_len(&loop->core.timers));
 }
 
 /* ---- the type ----------------------------------------------------------- */
