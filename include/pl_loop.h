@@ -47,7 +47,7 @@ struct pl_post {
 struct pl_timer {
     struct pl_op op;
     int64_t deadline;
-    uint32_t index; /* place in the heap + 1; 0 while not started */
+    uint32_t index; /* its place, see pl_timer.c; 0 while not started */
 };
 
 struct pl_timer_slot {
@@ -56,11 +56,16 @@ struct pl_timer_slot {
     struct pl_timer *timer;
 };
 
-/* A 4-ary min-heap whose slots carry the keys, so sifting touches one array. */
+/* A sorted run for deadlines that come in order, and a 4-ary min-heap for the others. */
 struct pl_timers {
-    struct pl_timer_slot *slots;
+    struct pl_timer_slot *slots; /* owns: the heap */
     uint32_t len;
     uint32_t cap;
+    struct pl_timer_slot *run; /* owns; slots without a timer are holes */
+    uint32_t run_head;
+    uint32_t run_tail;
+    uint32_t run_len; /* timers in the run */
+    uint32_t run_cap;
     uint64_t next_order;
 };
 
@@ -231,12 +236,29 @@ static inline uint32_t pl_queue_len(const struct pl_queue *q)
 /* ---- timer functions ---------------------------------------------------- */
 
 /* Starts a timer; equal deadlines run in start order. A started timer is moved to
- * the new deadline. O(log n). -ENOMEM. op.run is set by the caller before. */
+ * the new deadline. O(1) when it is the latest, amortised; else O(log n). -ENOMEM. op.run is set
+ * by the caller before. */
 int pl_timer_start(struct pl_loop *loop, struct pl_timer *timer, int64_t deadline) PL_MUST_CHECK;
 
 /* Stops a timer; false when it was not started (or has been moved to the ready
- * queue). Its memory is the caller's again. O(log n), O(1) for the latest deadline. */
+ * queue). Its memory is the caller's again. O(1), or O(log n) for one in the heap. */
 bool pl_timer_stop(struct pl_loop *loop, struct pl_timer *timer);
+
+/* The timer that is due next, borrowed; NULL without any. */
+struct pl_timer *pl_timers_first(const struct pl_timers *timers);
+
+/* How many are started. */
+static inline uint32_t pl_timers_len(const struct pl_timers *timers)
+{
+    return timers->len + timers->run_len;
+}
+
+/* To visit all: places go from 0 to this; some have no timer (NULL). In no order. */
+static inline uint32_t pl_timers_places(const struct pl_timers *timers)
+{
+    return timers->len + timers->run_tail;
+}
+struct pl_timer *pl_timers_at(const struct pl_timers *timers, uint32_t place);
 
 static inline bool pl_timer_active(const struct pl_timer *timer)
 {
