@@ -102,9 +102,9 @@ struct pl_poller;
 struct pl_stream;
 
 enum pl_backend {
-    PL_BACKEND_AUTO,
+    PL_BACKEND_AUTO, /* the one that is faster for sockets */
     PL_BACKEND_EPOLL,
-    PL_BACKEND_URING,
+    PL_BACKEND_URING, /* epoll where the kernel refuses; loop->refused then tells why */
 };
 
 struct pl_loop_config {
@@ -131,6 +131,7 @@ struct pl_loop {
     const struct pl_sys *sys;
     const struct pl_backend_ops *backend;
     struct pl_poller *poller; /* owns */
+    int refused;              /* what io_uring was refused with; 0: unasked, or used */
     struct pl_queue ready;
     struct pl_timers timers;
     struct pl_fd_slot *fds; /* owns; indexed by descriptor */
@@ -153,7 +154,7 @@ struct pl_loop {
 };
 
 /* Makes a loop in *loop (borrowed memory, which stays where it is). config may be NULL.
- * Fails with -ENOMEM, -EMFILE, or -ENOSYS for a backend that is not there. */
+ * Fails with -ENOMEM, -EMFILE, or -EINVAL for a backend that there is not. */
 int pl_loop_init(struct pl_loop *loop, const struct pl_loop_config *config) PL_MUST_CHECK;
 
 /* Releases everything that the loop owns. The caller has closed its streams and
@@ -218,7 +219,7 @@ int pl_loop_run(struct pl_loop *loop, const volatile int *stop);
 /* One iteration: wait, collect, run. -EINTR or -ENOMEM as above. */
 int pl_loop_once(struct pl_loop *loop) PL_MUST_CHECK;
 
-/* "epoll" or "io_uring". */
+/* "epoll" or "uring". */
 const char *pl_loop_backend_name(const struct pl_loop *loop);
 
 /* ---- queue functions ---------------------------------------------------- */

@@ -39,12 +39,13 @@ void pl__stream_flush_corked(struct pl_loop *loop);
 /* A way to wait for descriptors. The functions get the poller that create made. */
 struct pl_backend_ops {
     const char *name;
+    /* Fails when the kernel has or gives no such thing; nothing is left behind then. */
     int (*create)(struct pl_loop *loop);
     void (*destroy)(struct pl_loop *loop);
     /* Makes the kernel's set for fd be `want`; `known` as in pl_fd_slot, updated. */
     int (*watch)(struct pl_loop *loop, int fd, uint64_t key, unsigned want, enum pl_io_mode mode,
                  bool *known);
-    /* Forgets fd; it may be closed already. */
+    /* Forgets fd; it may be closed already. The kernel holds its file no more afterwards. */
     void (*forget)(struct pl_loop *loop, int fd);
     int (*wait)(struct pl_loop *loop, int64_t timeout_ns);
     /* Passes what wait got to pl__io_report. On -ENOMEM the rest stays for next time. */
@@ -52,5 +53,40 @@ struct pl_backend_ops {
 };
 
 extern const struct pl_backend_ops pl__backend_epoll;
+extern const struct pl_backend_ops pl__backend_uring;
+
+/* backend_epoll.c: an epoll set with the batch of events that it told last. */
+#define PL__EPOLL_EVENTS 256
+
+struct pl_epoll_set {
+    const struct pl_sys *sys; /* borrows */
+    int fd;                   /* owns; -1 when closed */
+    int count;                /* events in the batch */
+    int next;                 /* the first that has not been reported */
+    struct epoll_event events[PL__EPOLL_EVENTS];
+};
+
+int pl__epoll_open(struct pl_epoll_set *set, const struct pl_sys *sys) PL_MUST_CHECK;
+void pl__epoll_close(struct pl_epoll_set *set);
+/* As the functions of a backend. */
+int pl__epoll_watch(struct pl_epoll_set *set, int fd, uint64_t key, unsigned want,
+                    enum pl_io_mode mode, bool *known) PL_MUST_CHECK;
+void pl__epoll_forget(struct pl_epoll_set *set, int fd);
+int pl__epoll_fetch(struct pl_epoll_set *set, int64_t timeout_ns) PL_MUST_CHECK;
+int pl__epoll_report(struct pl_epoll_set *set, struct pl_loop *loop) PL_MUST_CHECK;
+
+/* What poll(2) and epoll(7) say, which have the same bits, in our words. */
+static inline unsigned pl__io_events(unsigned said)
+{
+    unsigned events = 0;
+    if (said & EPOLLIN)
+        events |= PL_READABLE;
+    if (said & EPOLLOUT)
+        events |= PL_WRITABLE;
+    /* Either direction learns the reason by trying. */
+    if (said & (EPOLLERR | EPOLLHUP))
+        events |= PL_READABLE | PL_WRITABLE | PL_HANGUP;
+    return events;
+}
 
 #endif /* PL_INTERNAL_H */

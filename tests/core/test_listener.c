@@ -82,7 +82,7 @@ static void start(struct fixture *f, uint32_t batch)
     f->sys = *pl_sys_default();
     f->sys.now = fake_now;
     f->sys.accept4 = fault_accept;
-    CHECK_OK(pl_loop_init(&f->loop, &(struct pl_loop_config){.sys = &f->sys}));
+    CHECK_OK(pl_test_loop(&f->loop, &f->sys));
     f->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     CHECK_SYS(f->fd);
     f->addr.sin_family = AF_INET;

@@ -191,7 +191,7 @@ static void start(struct fixture *f)
     f->sys.sendmsg = fault_sendmsg;
     f->sys.recv = fault_recv;
     f->sys.epoll_ctl = fault_ctl;
-    CHECK_OK(pl_loop_init(&f->loop, &(struct pl_loop_config){.sys = &f->sys}));
+    CHECK_OK(pl_test_loop(&f->loop, &f->sys));
     int fds[2];
     CHECK_OK(f->sys.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds));
     f->fd = fds[0];
