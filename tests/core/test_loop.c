@@ -117,14 +117,27 @@ static void posts_to_an_awake_loop_write_nothing(void)
 static struct pl_loop *posted_loop;
 static struct numbered batch[64];
 
-/* Called in the loop's own poll: what another thread would do while it is blocked. */
-static int post_while_waiting(int epfd, struct epoll_event *events, int max, int64_t timeout_ns)
+static void post_batch(void)
 {
     for (int i = 0; i < 64; i++) {
         batch[i] = (struct numbered){.post.op.run = record, .number = i};
         pl_loop_post(posted_loop, &batch[i].post);
     }
+}
+
+/* Called in the loop's own poll: what another thread would do while it is blocked. */
+static int post_while_waiting(int epfd, struct epoll_event *events, int max, int64_t timeout_ns)
+{
+    post_batch();
     return pl_sys_default()->epoll_wait(epfd, events, max, timeout_ns);
+}
+
+static int post_while_entering(int fd, uint32_t submit, uint32_t least, uint32_t flags,
+                               const void *arg, size_t size)
+{
+    if (least > 0)
+        post_batch();
+    return pl_sys_default()->uring_enter(fd, submit, least, flags, arg, size);
 }
 
 static void a_batch_of_posts_writes_once(void)
@@ -132,6 +145,7 @@ static void a_batch_of_posts_writes_once(void)
     struct pl_sys sys = *pl_sys_default();
     sys.write = counting_write;
     sys.epoll_wait = post_while_waiting;
+    sys.uring_enter = post_while_entering;
     struct pl_loop loop;
     CHECK_OK(pl_test_loop(&loop, &sys));
     posted_loop = &loop;
@@ -240,6 +254,14 @@ static int raising_wait(int epfd, struct epoll_event *events, int max, int64_t t
     return -EINTR;
 }
 
+static int raising_enter(int fd, uint32_t submit, uint32_t least, uint32_t flags, const void *arg,
+                         size_t size)
+{
+    (void)fd, (void)submit, (void)least, (void)flags, (void)arg, (void)size;
+    (void)raise(SIGUSR1);
+    return -EINTR;
+}
+
 static void an_interrupted_wait_tells(void)
 {
     struct pl_sys sys = *pl_sys_default();
@@ -249,9 +271,11 @@ static void an_interrupted_wait_tells(void)
     struct sigaction action = {.sa_handler = on_signal};
     CHECK_SYS(sigaction(SIGUSR1, &action, NULL));
     sys.epoll_wait = raising_wait;
+    sys.uring_enter = raising_enter;
     CHECK_EQ(pl_loop_wait(&loop, -1), -EINTR);
     CHECK_OK(pl_loop_collect(&loop));
     sys.epoll_wait = pl_sys_default()->epoll_wait;
+    sys.uring_enter = pl_sys_default()->uring_enter;
     CHECK_OK(pl_loop_wait(&loop, -1)); /* the handler's wake-up was kept */
     pl_loop_fini(&loop);
 }
