@@ -75,6 +75,10 @@ enum pl_io_events {
 enum pl_io_mode {
     PL_IO_LEVEL, /* reported again as long as it lasts: for callers that may not drain */
     PL_IO_EDGE,  /* reported once: the caller tries until EAGAIN or a short read */
+    /* As PL_IO_LEVEL, of sockets that the loop has for itself: nobody else closes them or
+     * receives from them. The backend may do that work. */
+    PL_IO_STREAM,
+    PL_IO_LISTEN,
 };
 
 /* A registered descriptor. Borrows fd. op.run gets it with `ready` set; the
@@ -295,7 +299,7 @@ struct pl_stream_ops {
      * good size (what arrived last). NULL stops reading (the user has dealt with the
      * reason). */
     void *(*room)(struct pl_stream *stream, size_t hint, size_t *len);
-    /* n > 0 bytes were put into the buffer that room gave. n == 0: end of stream.
+    /* n > 0 bytes were put into the buffer that room gave (or another, see `borrows`). n == 0: end of stream.
      * Also called with n < 0, a -errno, when the read failed: the stream stops reading
      * and the user closes it. After each room comes exactly one of read or again. */
     void (*read)(struct pl_stream *stream, void *buf, ssize_t n);
@@ -328,6 +332,8 @@ struct pl_stream {
     size_t queued; /* bytes in the chunks */
     struct pl_stream *cork_next;
     bool is_socket; /* send and recv, else write and read */
+    bool borrows;   /* the user's: read may be given bytes in memory that room did not give,
+                     * without a call of room; they are there until it returns */
     bool reading;
     bool corked;       /* in loop->corked */
     bool sent;         /* a write has sent what was corked: `drained` is due */
@@ -394,7 +400,8 @@ struct pl_listener {
     uint32_t batch; /* accepts per event at most */
     bool accepting;
     bool backing_off; /* out of descriptors: waiting for `retry` */
-    /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. */
+    /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. addr is the peer's
+     * address, or NULL where the backend did not ask for it. */
     void (*accepted)(struct pl_listener *l, int fd, const struct sockaddr *addr, socklen_t len);
     /* accept failed for want of resources (-EMFILE, -ENFILE, -ENOBUFS, -ENOMEM): it is tried
      * again after PL_LISTENER_RETRY. May be NULL. */

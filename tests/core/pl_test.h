@@ -87,7 +87,7 @@ static inline void pl_test_ok(intmax_t result, const char *file, int line, const
 static inline int pl_test_loop(struct pl_loop *loop, const struct pl_sys *sys)
 {
     const char *name = getenv("PL_TEST_BACKEND");
-    bool uring = name != NULL && strcmp(name, "uring") == 0;
+    bool uring = name != NULL && strncmp(name, "uring", 5) == 0;
     struct pl_loop_config config = {
         .sys = sys,
         .backend = uring ? PL_BACKEND_URING : PL_BACKEND_EPOLL,
