@@ -361,6 +361,37 @@ static PyObject *loop_close_core(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(use_uring_doc, "_use_uring($self, /)\n--\n\n"
+                            "Make the core of a new loop anew, with io_uring where the kernel has\n"
+                            "it; return 0, or the number of the error that it was refused with.");
+
+static PyObject *loop_use_uring(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    LoopObject *loop = (LoopObject *)self;
+    if (plait_loop_check(loop) < 0)
+        return NULL;
+    for (uint32_t i = 0; i < loop->core.nfds; i++) {
+        struct pl_io *io = loop->core.fds[i].io;
+        if (io != NULL && io != &loop->core.wake_io)
+            return PyErr_Format(PyExc_RuntimeError, "the loop is in use: it watches %u", i);
+    }
+    if (pl_loop_timeout(&loop->core) != -1)
+        return PyErr_Format(PyExc_RuntimeError, "the loop is in use: callbacks are scheduled");
+    struct pl_loop_config config = {.backend = PL_BACKEND_URING};
+    pl_loop_fini(&loop->core);
+    int r = pl_loop_init(&loop->core, &config);
+    if (r < 0) {
+        loop->core_ready = false;
+        return plait_raise(loop->state, r, "cannot make an event loop");
+    }
+    return PyLong_FromLong(-(long)loop->core.refused);
+}
+
+static PyObject *get_backend(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyUnicode_FromString(pl_loop_backend_name(&((LoopObject *)self)->core));
+}
+
 PyDoc_STRVAR(statistics_doc,
              "statistics($self, /)\n--\n\n"
              "Return counters since the loop was made.\n\n"
@@ -493,6 +524,14 @@ static void loop_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+static PyGetSetDef loop_getset[] = {
+    {"backend", get_backend, NULL,
+     "How it waits for descriptors: \"epoll\" or \"uring\"; what the kernel allowed, whatever\n"
+     "was asked for.",
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMemberDef loop_members[] = {
     {"_closed", T_BOOL, offsetof(LoopObject, closed), 0, "Whether it is closed."},
     {"_debug", T_BOOL, offsetof(LoopObject, debug), 0, "Whether debug mode is on."},
@@ -555,6 +594,7 @@ static PyMethodDef loop_methods[] = {
     {"_after_fork", loop_after_fork, METH_NOARGS, after_fork_doc},
     {"_run", loop_run, METH_NOARGS, run_doc},
     {"_close_core", loop_close_core, METH_NOARGS, close_core_doc},
+    {"_use_uring", loop_use_uring, METH_NOARGS, use_uring_doc},
     {"statistics", loop_statistics, METH_NOARGS, statistics_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -567,6 +607,7 @@ static PyType_Slot loop_slots[] = {
     {Py_tp_clear, loop_clear},
     {Py_tp_setattro, loop_setattr},
     {Py_tp_members, loop_members},
+    {Py_tp_getset, loop_getset},
     {Py_tp_methods, loop_methods},
     {0, NULL},
 };

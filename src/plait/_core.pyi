@@ -47,6 +47,9 @@ class TimerHandle(Handle):
     def __ge__(self, other: TimerHandle, /) -> bool: ...
 
 class Loop:
+    @property
+    def backend(self) -> str: ...
+    def _use_uring(self) -> int: ...
     _closed: bool
     _debug: bool
     _stopping: bool
