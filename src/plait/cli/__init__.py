@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 __all__ = ["main"]
 
@@ -143,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--json", action="store_true", help="print every figure as JSON")
     load.set_defaults(run=_bench_fib)
 
+    _add_serve(commands)
+
     lab = commands.add_parser(
         "lab",
         help="measure every model on this machine and explain the figures",
@@ -181,6 +184,21 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
     doctor.set_defaults(run=_tell)
     return parser
+
+
+def _add_serve(commands: Any) -> None:
+    from . import _serve
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve an ASGI application, or any other server, with several workers",
+        description="Serve with several worker processes, each with a plait loop: an ASGI "
+        "application (by uvicorn), an asyncio protocol, or a streams callback. SIGTERM ends it in "
+        "good order, SIGINT at once, SIGHUP reloads, SIGTTIN and SIGTTOU change the number of "
+        "workers.",
+    )
+    _serve.add_arguments(serve, _whole, _seconds)
+    serve.set_defaults(run=_serve.main)
 
 
 def _whole(what: str, low: int, high: int) -> Callable[[str], int]:
