@@ -297,6 +297,11 @@ bench-loop: bench-build ## Measure the loops: echo servers, primitives, memory
 bench-pools: bench-build ## Measure the pools
 	@$(bench) -m harness pools $(BENCH_ARGS)
 
+.PHONY: bench-http
+bench-http: bench-build ## Measure uvicorn on plait's loop and on its peers
+	@command -v wrk >/dev/null || tools/apt-install wrk
+	@$(VENV_BENCH)/bin/python -m plait bench http $(BENCH_ARGS)
+
 # ---- the rest --------------------------------------------------------------
 
 .PHONY: clean
