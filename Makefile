@@ -301,6 +301,11 @@ bench-crowd: build ## Measure 64 short connections beside 4 long ones, against t
 bench-pools: bench-build ## Measure the pools
 	@$(bench) -m harness pools $(BENCH_ARGS)
 
+.PHONY: bench-http
+bench-http: bench-build ## Measure uvicorn on plait's loop and on its peers
+	@command -v wrk >/dev/null || tools/apt-install wrk
+	@$(VENV_BENCH)/bin/python -m plait bench http $(BENCH_ARGS)
+
 # ---- the rest --------------------------------------------------------------
 
 .PHONY: clean

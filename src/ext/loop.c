@@ -16,6 +16,7 @@
 
 #include "args.h"
 #include "generators.h"
+#include "rota.h"
 #include "watch.h"
 
 #include <errno.h>
@@ -740,7 +741,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         return -1;
 
     if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
-        plait_listener_type(module, state) < 0 || plait_sock_type(module, state) < 0)
+        plait_listener_type(module, state) < 0 || plait_rota_type(module, state) < 0 ||
+        plait_sock_type(module, state) < 0)
         return -1;
     state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
     if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)
