@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from ._map import Submit, check_map, map_tasks
+from ._map import Chunk, Submit, check_map, map_tasks
 
 T = TypeVar("T")
 
-Way = tuple[Submit, int, Callable[[Callable[..., Any], list[Any]], Any] | None]
+Way = tuple[Submit, int, Callable[[Callable[..., Any], Chunk], Any] | None]
 """How something maps: by which submit, how many items in a task, and by what it hands a chunk
 over if it has a faster way for that."""
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from . import _worker
 from ._exceptions import PoolFull
+from ._helper import Helper
 from ._mapper import Mapper, Way
 from ._options import Options
 from ._processors import MAX_WORKERS, default_workers
@@ -152,8 +153,6 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         self._on_full = when_full
         self._watchdog = Watchdog(self)
         self._stopped = False
-        self._helper: threading.Thread | None = None
-        self._helper_stop = False
         by_value = self._main[0] == "none" and find_cloudpickle() is not None
         memfd, eventfd, self._waitfd = self._open(
             workers, MAX_WORKERS, 0, shared_memory or 0, by_value, self._max_pending
@@ -176,27 +175,20 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
     # ---- audiences -----------------------------------------------------------------
 
     def _start_helper(self) -> None:
-        """Start the thread that collects results when no one waits for them."""
+        """Start the thread that looks after the pool when no one waits for it."""
         with self._lock:
             if self._helper is not None or self._stopped or self._forked:
                 return
-            self._helper = threading.Thread(
-                target=self._help_on, name="plait-pool-helper", daemon=True
-            )
-            self._helper_is(True)
+            self._helper = helper = Helper(self)
+            if self._control is not None:
+                helper.watch(self._control.fileno())
+            self._helper_is(helper.nudge)
             try:
-                self._helper.start()
+                helper.thread.start()
             except RuntimeError:  # the interpreter is about to end: shutdown collects
                 self._helper = None
-                self._helper_is(False)
-
-    def _help_on(self) -> None:
-        while not self._helper_stop:
-            try:
-                if not self._help():
-                    return
-            except Exception:
-                sys.excepthook(*sys.exc_info())
+                self._helper_is(-1)
+                helper.close()
 
     def _attach(self, loop: Any) -> None:
         """Have a loop look at results."""
@@ -399,11 +391,10 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         self._dismiss_all(grace)
         self._watchdog.close()
         self._detach_loops()
-        helper = self._helper
-        self._helper_stop = True
-        self._wake_helper()
-        if helper is not None and helper is not threading.current_thread():
-            helper.join()
+        if self._helper is not None:
+            self._wake_helper()
+            self._helper_is(-1)  # its descriptors are about to be closed
+            self._helper.stop()
         _pools.discard(self)
 
     def _terminate(self) -> None:
@@ -450,6 +441,8 @@ def at_exit() -> None:
 def _after_fork_in_child() -> None:
     for pool in list(_pools):
         pool._after_fork()
+        if pool._helper is not None:
+            pool._helper.close()
         pool._watchdog.after_fork()
         pool._let_go()
     _pools.clear()

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import _core
 from ._exceptions import PlaitError, PoolBroken, RemoteTraceback, WorkerDied
+from ._helper import Helper
 from ._start import start_zygote
 from ._zygote import HEAD, wait_for
 
@@ -21,6 +22,12 @@ STILLBORN_MAX = 5
 STACK_MAX = 65536
 STABLE = 1.0
 """A worker that lived for so many seconds, or did a task, was no failure."""
+
+FUTILE_MAX = 5
+"""So many times the number of workers may end in a row, ready but without having begun one of the
+tasks that wait; then the pool is broken."""
+POISON_PAUSE = 0.1
+"""At most so many seconds before the successor of a worker that a task has taken along."""
 
 RESULTS_GRACE = 5.0
 """Seconds that workers have to end by themselves when the pool does."""
@@ -52,7 +59,7 @@ class Worker:
             return None
         lines = data.decode(errors="replace").strip().splitlines()
         for i, line in enumerate(lines):
-            if line.endswith(" in serve") and "_worker.py" in line:
+            if line.endswith((" in serve", " in run_each")) and "_worker.py" in line:
                 return "\n".join(lines[:i])  # below are the pool's own frames
         return "\n".join(lines) or None
 
@@ -86,7 +93,9 @@ class Staff(_core.PoolBase):
         self._stopping: bool | str = False
         self._stillborn = 0
         self._young_deaths = 0
+        self._futile_deaths = 0
         self._finished_at_death = 0
+        self._helper: Helper | None = None
         self._control: socket.socket | None = None
         self._zygote = 0
         self._zygote_fd = -1
@@ -105,6 +114,8 @@ class Staff(_core.PoolBase):
         )
         self._zygote_fd = os.pidfd_open(self._zygote)
         self._watch(self._control.fileno(), _CONTROL)
+        if self._helper is not None:
+            self._helper.watch(self._control.fileno())
         self._fill()
 
     def _fill(self, delay: float = 0.0) -> None:
@@ -173,7 +184,8 @@ class Staff(_core.PoolBase):
             number = os.WTERMSIG(status)
         elif status is not None:
             exitcode = os.WEXITSTATUS(status)
-        for future in self._bury(seat):
+        lost = self._bury(seat)
+        for future in lost:
             self._lose(
                 future, WorkerDied(pid, exitcode, number, memory, future._task_name, stack), stack
             )
@@ -194,12 +206,26 @@ class Staff(_core.PoolBase):
         elif self._figures()["finished"] == self._finished_at_death and (
             time.monotonic() - worker.born < STABLE
         ):
-            # Nothing was done since the last death: births alone help nobody.
+            # Nothing was done since the last death: births alone help nobody. A death that takes
+            # a task along brings the end of all tasks nearer, at least.
             self._young_deaths += 1
+            self._futile_deaths += 1 if not lost and self._outstanding > 0 else 0
+            if self._futile_deaths >= FUTILE_MAX * self._workers:
+                died = WorkerDied(pid, exitcode, number, memory, None, stack)
+                self._fail_all(
+                    PoolBroken(
+                        f"{self._futile_deaths} workers in a row ended before they began a task, "
+                        f"although some wait: {died}"
+                    )
+                )
+                return
             if self._young_deaths > self._workers:
-                delay = min(2.0, 0.01 * 2 ** min(self._young_deaths - self._workers, 8))
+                delay = 0.01 * 2 ** min(self._young_deaths - self._workers, 8)
+                delay = min(POISON_PAUSE if lost else 2.0, delay)
         else:
             self._young_deaths = 0
+        if lost or self._figures()["finished"] != self._finished_at_death:
+            self._futile_deaths = 0
         self._finished_at_death = self._figures()["finished"]
         self._fill(delay)
 

@@ -96,6 +96,11 @@ def dump_again(value: Any, error: BaseException) -> tuple[bytes, list[Any]]:
     return cloudpickle.dumps(value, 5, buffer_callback=buffers.append), buffers
 
 
+def run_each(fn: Any, items: Any) -> list[Any]:
+    """Call fn on each item of a chunk."""
+    return [fn(item) for item in items]
+
+
 def dump_exception(error: BaseException) -> bytes:
     """A task's exception for the parent: a pickle of (pickle or None, type, text, traceback)."""
     import traceback
