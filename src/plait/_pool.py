@@ -185,10 +185,14 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
             self._helper_is(helper.nudge)
             try:
                 helper.thread.start()
-            except RuntimeError:  # the interpreter is about to end: shutdown collects
-                self._helper = None
-                self._helper_is(-1)
-                helper.close()
+            except BaseException as error:
+                if helper.thread.claim():
+                    self._helper = None
+                    self._helper_is(-1)
+                    helper.close()
+                # A RuntimeError: the interpreter is about to end, and shutdown collects.
+                if not isinstance(error, RuntimeError):
+                    raise
 
     def _attach(self, loop: Any) -> None:
         """Have a loop look at results."""
