@@ -267,10 +267,10 @@ class Staff(_core.PoolBase):
         self._zygote_fd = -1
         return status
 
-    def _kill(self, worker: Worker) -> None:
+    def _kill(self, worker: Worker, number: signal.Signals = signal.SIGKILL) -> None:
         if worker.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(worker.pidfd, number)
 
     def _on_suspects(self, seats: int) -> None:
         """Workers that wrote nonsense into the shared memory: bit n is seat n modulo 64."""
