@@ -6,9 +6,13 @@
  * head (pl_member_take), the finish and the look at `armed` (pl_member_done), spinning,
  * parking and the hungry knock (pl_member_wait), posting with its three ways of not ringing
  * (pl__bell_posted), the flush, the leader's arm-look-sleep, the submitter that finds the
- * board full, the helper that pays a wake-up which is owed, and a worker that is killed
- * between any two of its steps. Spin's memory is sequentially consistent, which is what the
- * code asks for (seq_cst) wherever one side writes one word and looks at another.
+ * board full, the helper that pays a wake-up which is owed, a worker that is killed between any
+ * two of its steps, and its burial: by the leader, or, where nobody waits (UNWATCHED), by the
+ * helper. Its successor comes at once, or there is none and others are there to take over
+ * (SPARE). Spin's memory is sequentially consistent, which is what the code asks for (seq_cst)
+ * wherever one side writes one word and looks at another. What the code does when it has waited
+ * for a second without news (pl_pool_check) mends spoilt memory; the protocol does without, and
+ * so does the model. How long one spins does not matter to it: any spin may end at any look.
  *
  * What is proved: no run ends with somebody asleep who should not be. Task 0 is long: it
  * ends only when all others have been run, so a wake-up that comes "when something else
@@ -26,7 +30,12 @@
 #define KILLS 1     /* workers that are killed */
 #endif
 
-#define SEATS (NW + KILLS) /* a dead one's successor sits on a fresh one */
+#define SEATS (NW + KILLS) /* a dead one's successor, or the spare, sits on a fresh one */
+#ifdef SPARE
+#define ALIVE SEATS
+#else
+#define ALIVE NW
+#endif
 #define LAST (SEATS - 1)
 
 #define FREE 0
@@ -123,7 +132,7 @@ inline bell_posted()
         :: WAITING <= SPINNING
         :: else ->
             if
-            :: PARKED < NW -> owed = 1 /* "it will be through in time" */
+            :: PARKED < ALIVE -> owed = 1 /* "it will be through in time" */
             :: ring_one()
             fi
         fi
@@ -183,7 +192,7 @@ inline bury(w)
 #endif
         parked[w] = 0;
         spinning[w] = 0;
-#if KILLS
+#if KILLS && !defined(SPARE)
         run Worker(LAST);
 #endif
 #ifndef BREAK_BURIAL
@@ -408,6 +417,20 @@ again:
     UNLOCK
 }
 
+/* Nobody waits: all tasks are run all the same. */
+proctype Judge()
+{
+    state[0] >= FINISHED && OTHERS_RAN;
+    LOCK;
+    closing = 1;
+    if :: !dead[0] -> parked[0] = 0; ring(0) :: else fi;
+    if :: !dead[1] -> parked[1] = 0; ring(1) :: else fi;
+#if KILLS
+    parked[LAST] = 0; ring(LAST);
+#endif
+    UNLOCK
+}
+
 /* Another thread, which submits and does not come back. */
 proctype Submitter()
 {
@@ -419,7 +442,7 @@ proctype Submitter()
 #endif
 }
 
-/* Pays what is owed, after a moment. */
+/* Pays what is owed, after a moment, and buries the dead where nobody else does. */
 proctype Helper()
 {
 #ifndef BREAK_DEBT
@@ -432,6 +455,13 @@ end:
         :: else
         fi;
         UNLOCK
+#if defined(UNWATCHED) && !defined(BREAK_WATCH)
+    :: pidfd[0] || pidfd[1] ->
+        LOCK;
+        bury(0);
+        bury(1);
+        UNLOCK
+#endif
     od
 #else
     skip
@@ -454,7 +484,14 @@ init
         run Worker(1);
         post(0);
         submitted = 1;
+#ifdef UNWATCHED
+        run Judge();
+#else
         run Leader();
+#endif
+#ifdef SPARE
+        run Worker(LAST);
+#endif
         run Submitter();
         run Helper();
 #if KILLS
