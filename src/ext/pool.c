@@ -11,6 +11,7 @@
 #include "pool_parent.h"
 
 extern PyType_Spec plait_block_spec;
+extern PyType_Spec plait_items_spec;
 
 /* ---- checks ---- */
 
@@ -369,11 +370,11 @@ static PyObject *pool_end_stopped(PyObject *self, PyObject *arg)
     Py_RETURN_TRUE;
 }
 
-/* (fn, list): a task that calls fn on each item and returns the list of results. */
+/* (fn, list or range): a task that calls fn on each item and returns the list of results. */
 static PyObject *pool_submit_each(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 2 || !PyList_CheckExact(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "_submit_each() needs a callable and a list");
+    if (nargs != 2 || !(PyList_CheckExact(args[1]) || PyRange_Check(args[1]))) {
+        PyErr_SetString(PyExc_TypeError, "_submit_each() needs a callable and a list or range");
         return NULL;
     }
     struct plait_call call = {.fn = args[0], .args = args + 1, .nargs = 1, .how = PLAIT_EACH};
@@ -784,6 +785,7 @@ static PyType_Spec pool_spec = {
 
 static PyMethodDef module_methods[] = {
     {"worker_run", plait_worker_run, METH_VARARGS, plait_worker_run_doc},
+    {"fork", plait_fork, METH_NOARGS, plait_fork_doc},
     {"die_with_parent", plait_die_with_parent, METH_O,
      "die_with_parent($module, parent, /)\n--\n\n"
      "Have this process killed when its parent ends; exit now if that is not `parent`.\n"
@@ -808,6 +810,10 @@ int plait_pool_exec(PyObject *module, struct plait_state *state)
         return -1;
     state->block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &plait_block_spec, NULL);
     if (state->block_type == NULL)
+        return -1;
+    state->items_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &plait_items_spec, NULL);
+    if (state->items_type == NULL ||
+        PyModule_AddObjectRef(module, "Items", (PyObject *)state->items_type) < 0)
         return -1;
     state->pool_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &pool_spec, NULL);
     if (state->pool_type == NULL ||

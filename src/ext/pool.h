@@ -6,16 +6,16 @@
 #include "pl_wire.h"
 #include "state.h"
 
-/* ---- messages (pool_codec.c) ---------------------------------------------
+/* ---- messages (pool_atoms.c, pool_codec.c) ---------------------------------------------
  *
  * pl_wire.h tells the parts. A task has a function (a pickle) and its arguments as the body, a
  * result only a body.
  */
 enum plait_kind {
-    PLAIT_ATOMS = 1,     /* values in the small encoding of pool_codec.c */
+    PLAIT_ATOMS = 1,     /* values in the small encoding of pool_atoms.c */
     PLAIT_PICKLE = 2,    /* a pickle: (args, kwargs) or the value */
     PLAIT_EXCEPTION = 3, /* a pickle that plait._pool.decode_exception reads */
-    PLAIT_EACH = 0x100,  /* with one of a task's: its argument is a list, for a call each */
+    PLAIT_EACH = 0x100,  /* with one of a task's: a call for each item of its argument */
 };
 
 /* Buffers below this size travel in the message and are copied out of it. */
@@ -158,6 +158,11 @@ int plait_pool_ticket(struct plait_pool *pool, const void *data, uint64_t size,
 /* A new reference to what is sent in place of `value`: itself, or for large bytes, bytearrays
  * and memoryviews a wrapper whose pickle leaves the bytes out of band. */
 PyObject *plait_sendable(struct plait_state *state, PyObject *value);
+
+/* ---- a copy of the process (pool_fork.c) --------------------------------------- */
+
+PyObject *plait_fork(PyObject *module, PyObject *ignored);
+extern const char plait_fork_doc[];
 
 /* ---- a worker (pool_worker.c) ------------------------------------------------ */
 

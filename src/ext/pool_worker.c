@@ -27,13 +27,14 @@ const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, l
 
 struct worker {
     struct plait_state *state;
-    uint64_t ticket;   /* of the task that may be stopped now; 0: none */
-    uint64_t told;     /* the one that has been told to stop */
-    uint64_t most;     /* tasks until it ends by itself; 0: no bound */
-    uint32_t *canary;  /* owns: one page that is zero in a child that a task forked */
-    int stackfd;       /* where signals leave the Python stack */
-    PyObject *stopped; /* the exception TaskStopped */
-    timer_t again;     /* owns; repeats a signal that came at a bad time */
+    uint64_t ticket;     /* of the task that may be stopped now; 0: none */
+    uint64_t told;       /* the one that has been told to stop */
+    uint64_t most;       /* tasks until it ends by itself; 0: no bound */
+    uint32_t *canary;    /* owns: one page that is zero in a child that a task forked */
+    int stackfd;         /* where signals leave the Python stack */
+    PyFrameObject *base; /* borrows: the frame that the loop runs in */
+    PyObject *stopped;   /* the exception TaskStopped */
+    timer_t again;       /* owns; repeats a signal that came at a bad time */
     bool has_again;
     struct pl_member member;
     PyObject *load;  /* bytes -> function */
@@ -42,6 +43,7 @@ struct worker {
     char *last_code; /* owns: the function that ran last, compared before any hashing */
     size_t last_len;
     PyObject *last_fn;
+    PyObject *each; /* owns: plait._worker.run_each, once it was needed */
 };
 
 /* What a task brought: blocks that a result may take along. */
@@ -125,11 +127,45 @@ static PyObject *read_buffers(struct worker *w, struct pl_wire *wire)
     return buffers;
 }
 
-/* The results of a call for each item of a list, or the error of the first that fails. */
-static PyObject *call_each(PyObject *fn, PyObject *items)
+/* A task's traceback begins with the task, not with our own function around it. */
+static void drop_first_entry(void)
 {
-    if (!PyList_CheckExact(items))
+    PyObject *error = plait_take_exception();
+    PyObject *traceback = error == NULL ? NULL : PyException_GetTraceback(error);
+    PyObject *rest = NULL;
+    if (traceback != NULL)
+        rest = PyObject_GetAttrString(traceback, "tb_next");
+    if (rest == NULL || PyException_SetTraceback(error, rest) < 0)
+        PyErr_Clear(); /* it tells more than it should, then */
+    Py_XDECREF(rest);
+    Py_XDECREF(traceback);
+    if (error != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(error);
+}
+
+/* The results of a call for each item of a list or range, or the error of the first that
+ * fails. A function of Python's is called faster by Python, which does not leave its loop of
+ * byte codes for that; any other by this loop. */
+static PyObject *call_each(struct worker *w, PyObject *fn, PyObject *items)
+{
+    if (!PyList_CheckExact(items) && !PyRange_Check(items))
         return damaged();
+    if (PyFunction_Check(fn) || PyRange_Check(items)) {
+        if (w->each == NULL) {
+            PyObject *module = PyImport_ImportModule("plait._worker");
+            w->each = module == NULL ? NULL : PyObject_GetAttrString(module, "run_each");
+            Py_XDECREF(module);
+            if (w->each == NULL)
+                return NULL;
+        }
+        PyObject *args[] = {NULL, fn, items};
+        PyObject *results =
+            PyObject_Vectorcall(w->each, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (results == NULL)
+            drop_first_entry();
+        return results;
+    }
     PyObject *results = PyList_New(PyList_GET_SIZE(items));
     for (Py_ssize_t i = 0; results != NULL && i < PyList_GET_SIZE(results); i++) {
         /* The list is nobody else's, but its items are the user's once they are called with. */
@@ -184,7 +220,7 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
             result =
                 PyObject_Vectorcall(fn, args + 1, (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
         else
-            result = n == 1 ? call_each(fn, args[1]) : damaged();
+            result = n == 1 ? call_each(w, fn, args[1]) : damaged();
         while (n > 0)
             Py_DECREF(args[n--]);
     } else {
@@ -210,7 +246,7 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
             if (!each)
                 result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
             else if (PyTuple_Check(args) && PyTuple_GET_SIZE(args) == 1)
-                result = call_each(fn, PyTuple_GET_ITEM(args, 0));
+                result = call_each(w, fn, PyTuple_GET_ITEM(args, 0));
             else
                 (void)damaged();
         }
@@ -498,13 +534,14 @@ static int serve_one(struct worker *w, uint32_t cell)
 
 /* Whether this thread imports something. An exception there would leave modules that are half
  * there, which the next task would meet: parents without their submodules, for example. */
-static bool importing(void)
+static bool importing(const struct worker *w)
 {
     static const char *const marks[] = {"<frozen importlib._bootstrap>", "<frozen runpy>"};
     bool found = false;
     PyFrameObject *frame = PyEval_GetFrame(); // borrowed
     Py_XINCREF(frame);
-    while (frame != NULL && !found) {
+    /* Below the loop are the frames of whoever forked: of a script that an import runs, maybe. */
+    while (frame != NULL && frame != w->base && !found) {
         PyCodeObject *code = PyFrame_GetCode(frame);
         for (size_t i = 0; i < PL_ARRAY_LEN(marks) && !found; i++)
             found = PyUnicode_CompareWithASCIIString(code->co_filename, marks[i]) == 0;
@@ -549,7 +586,7 @@ static PyObject *on_stop(PyObject *capsule, PyObject *args)
             w->stackfd = -1;
         Py_RETURN_NONE;
     }
-    if (importing() && stop_later(w, args)) {
+    if (importing(w) && stop_later(w, args)) {
         if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
             w->stackfd = -1;
         Py_RETURN_NONE;
@@ -606,6 +643,7 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     if (error < 0)
         return plait_raise(w.state, error, "joining a pool");
     w.most = most;
+    w.base = PyEval_GetFrame(); // borrowed: of the function that called this
     w.known = PyDict_New();
     if (w.known == NULL || make_canary(&w) < 0 || install_stop(&w, install) < 0)
         return NULL;
@@ -651,6 +689,7 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     /* Blocks that objects of the user's still hold point at w.member's memory, so neither the
      * mapping nor they are touched: the process ends after this. */
     Py_XDECREF(w.last_fn);
+    Py_XDECREF(w.each);
     PyMem_Free(w.last_code);
     Py_DECREF(w.known);
     if (failure != NULL) {
