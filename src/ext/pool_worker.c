@@ -689,7 +689,13 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
             break;
         }
         Py_BEGIN_ALLOW_THREADS error = pl_member_wait(&w.member);
-        Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) break;
+        Py_END_ALLOW_THREADS
+            /* A signal's handler is the user's, and may fork as a task may. It runs here rather
+             * than in the next task. */
+            int handled = PyErr_CheckSignals();
+        leave_if_forked(&w);
+        if (handled < 0)
+            break;
         if (error < 0 && error != -EINTR) {
             (void)plait_raise(w.state, error, "telling the pool of a free worker");
             break;
