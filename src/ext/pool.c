@@ -756,6 +756,10 @@ static PyType_Spec pool_spec = {
 };
 
 static PyMethodDef module_methods[] = {
+    {"own_bytes", plait_own_bytes, METH_O,
+     "own_bytes($module, buffer, /)\n--\n\nCopy a buffer into bytes."},
+    {"own_bytearray", plait_own_bytearray, METH_O,
+     "own_bytearray($module, buffer, /)\n--\n\nCopy a buffer into a bytearray."},
     {"worker_run", plait_worker_run, METH_VARARGS, plait_worker_run_doc},
     {"die_with_parent", plait_die_with_parent, METH_O,
      "die_with_parent($module, parent, /)\n--\n\n"

@@ -146,6 +146,9 @@ void plait_pool_unshare(struct plait_block *block);
 /* Whether the memory lies in a shared block: 1 with a ticket for it, 0, -1 on error. */
 int plait_pool_ticket(struct plait_pool *pool, const void *data, uint64_t size,
                       struct pl_block *ticket);
+/* What pickles of large bytes and bytearrays call: one copy, into an object of its own. */
+PyObject *plait_own_bytes(PyObject *module, PyObject *arg);
+PyObject *plait_own_bytearray(PyObject *module, PyObject *arg);
 /* A new reference to what is sent in place of `value`: itself, or for large bytes, bytearrays
  * and memoryviews a wrapper whose pickle leaves the bytes out of band. */
 PyObject *plait_sendable(struct plait_state *state, PyObject *value);
