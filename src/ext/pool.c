@@ -698,7 +698,7 @@ static PyMethodDef pool_methods[] = {
     {"_holder", pool_holder, METH_O, NULL},
     {"_end_stopped", pool_end_stopped, METH_O, NULL},
     {"_submit_each", METHOD(pool_submit_each), METH_FASTCALL, NULL},
-    {"share", plait_pool_share, METH_VARARGS, plait_pool_share_doc},
+    {"share", METHOD(plait_pool_share), METH_VARARGS | METH_KEYWORDS, plait_pool_share_doc},
     {"_open", pool_open, METH_VARARGS, NULL},
     {"_on_ready", plait_pool_on_ready, METH_NOARGS, NULL},
     {"_help", plait_pool_help, METH_NOARGS, NULL},

@@ -139,7 +139,7 @@ void plait_pool_notify(struct plait_pool *pool);
 
 /* ---- shared buffers (pool_share.c) -------------------------------------------- */
 
-PyObject *plait_pool_share(PyObject *self, PyObject *args);
+PyObject *plait_pool_share(PyObject *self, PyObject *args, PyObject *kwargs);
 extern const char plait_pool_share_doc[];
 /* Takes a block that dies out of its pool's list. */
 void plait_pool_unshare(struct plait_block *block);

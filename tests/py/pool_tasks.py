@@ -149,6 +149,10 @@ def scribble(x: Any) -> Any:
     return x
 
 
+def fill(x: Any, value: float) -> None:
+    x[:] = value
+
+
 def nested() -> int:
     import plait
 
