@@ -124,8 +124,12 @@ static int debug_checks(LoopObject *loop, const char *method, PyObject *callback
 
 /* ---- scheduling --------------------------------------------------------- */
 
+static const char *const callback_name[] = {"callback", NULL};
+static const char *const call_later_names[] = {"delay", "callback", NULL};
+static const char *const call_at_names[] = {"when", "callback", NULL};
+
 PyDoc_STRVAR(call_soon_doc,
-             "call_soon($self, callback, /, *args, context=None)\n--\n\n"
+             "call_soon($self, callback, *args, context=None)\n--\n\n"
              "Call callback(*args) in the next iteration, after what is scheduled already.\n\n"
              "Args:\n"
              "    callback (Callable): what to call.\n"
@@ -140,6 +144,9 @@ PyDoc_STRVAR(call_soon_doc,
 static PyObject *loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                 PyObject *kwnames)
 {
+    if (PL_UNLIKELY(nargs < 1 && kwnames != NULL))
+        return plait_args_by_name(loop_call_soon, self, "call_soon", callback_name, args, nargs,
+                                  kwnames);
     LoopObject *loop = (LoopObject *)self;
     PyObject *context;
     if (plait_args_keyword("call_soon", args, nargs, kwnames, 1, "context", &context) < 0 ||
@@ -177,12 +184,15 @@ int plait_loop_call_soon(LoopObject *loop, PyObject *callback, PyObject *arg, Py
 }
 
 PyDoc_STRVAR(call_soon_threadsafe_doc,
-             "call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+             "call_soon_threadsafe($self, callback, *args, context=None)\n--\n\n"
              "As call_soon, from any thread: wakes the loop when it sleeps.");
 
 static PyObject *loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                            PyObject *kwnames)
 {
+    if (PL_UNLIKELY(nargs < 1 && kwnames != NULL))
+        return plait_args_by_name(loop_call_soon_threadsafe, self, "call_soon_threadsafe",
+                                  callback_name, args, nargs, kwnames);
     LoopObject *loop = (LoopObject *)self;
     PyObject *context;
     if (plait_args_keyword("call_soon_threadsafe", args, nargs, kwnames, 1, "context", &context) <
@@ -277,7 +287,7 @@ static PyObject *schedule_at(LoopObject *loop, double now, double delay, PyObjec
 }
 
 PyDoc_STRVAR(call_later_doc,
-             "call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+             "call_later($self, delay, callback, *args, context=None)\n--\n\n"
              "Call callback(*args) after delay seconds.\n\n"
              "Args:\n"
              "    delay (float): seconds from now; negative means as soon as possible.\n"
@@ -293,6 +303,9 @@ PyDoc_STRVAR(call_later_doc,
 static PyObject *loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                  PyObject *kwnames)
 {
+    if (PL_UNLIKELY(nargs < 2 && kwnames != NULL))
+        return plait_args_by_name(loop_call_later, self, "call_later", call_later_names, args,
+                                  nargs, kwnames);
     LoopObject *loop = (LoopObject *)self;
     PyObject *context;
     double delay;
@@ -307,13 +320,16 @@ static PyObject *loop_call_later(PyObject *self, PyObject *const *args, Py_ssize
     return schedule_at(loop, now, delay, args[1], args + 2, nargs - 2, context);
 }
 
-PyDoc_STRVAR(call_at_doc, "call_at($self, when, callback, /, *args, context=None)\n--\n\n"
+PyDoc_STRVAR(call_at_doc, "call_at($self, when, callback, *args, context=None)\n--\n\n"
                           "Call callback(*args) at `when`, in seconds of loop.time().\n\n"
                           "Otherwise as call_later.");
 
 static PyObject *loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                               PyObject *kwnames)
 {
+    if (PL_UNLIKELY(nargs < 2 && kwnames != NULL))
+        return plait_args_by_name(loop_call_at, self, "call_at", call_at_names, args, nargs,
+                                  kwnames);
     LoopObject *loop = (LoopObject *)self;
     PyObject *context;
     double when;
@@ -378,7 +394,7 @@ static PyObject *loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored)
 }
 
 PyDoc_STRVAR(create_task_doc,
-             "create_task($self, coro, /, **kwargs)\n--\n\n"
+             "create_task($self, coro, **kwargs)\n--\n\n"
              "Schedule a coroutine as a task and return the asyncio.Task.\n\n"
              "Args:\n"
              "    coro (Coroutine): what to run.\n"
@@ -848,25 +864,25 @@ static PyMethodDef loop_methods[] = {
      "_owner_of_fd($self, fd, /)\n--\n\n"
      "Return the transport or listener that uses fd, or None."},
     {"sock_recv", FAST(plait_loop_sock_recv), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recv($self, sock, n, /)\n--\n\n"
+     "sock_recv($self, sock, n)\n--\n\n"
      "Receive up to n bytes; an empty result is the end of the stream."},
     {"sock_recv_into", FAST(plait_loop_sock_recv_into), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recv_into($self, sock, buf, /)\n--\n\n"
+     "sock_recv_into($self, sock, buf)\n--\n\n"
      "Receive into a writable buffer; return how many bytes."},
     {"sock_sendall", FAST(plait_loop_sock_sendall), METH_FASTCALL | METH_KEYWORDS,
-     "sock_sendall($self, sock, data, /)\n--\n\n"
+     "sock_sendall($self, sock, data)\n--\n\n"
      "Send all of data, which must not change meanwhile."},
     {"sock_accept", FAST(plait_loop_sock_accept), METH_FASTCALL | METH_KEYWORDS,
-     "sock_accept($self, sock, /)\n--\n\n"
+     "sock_accept($self, sock)\n--\n\n"
      "Accept a connection; return (non-blocking socket, address)."},
     {"sock_recvfrom", FAST(plait_loop_sock_recvfrom), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recvfrom($self, sock, bufsize, /)\n--\n\n"
+     "sock_recvfrom($self, sock, bufsize)\n--\n\n"
      "Receive a datagram of up to bufsize bytes; return (data, address)."},
     {"sock_recvfrom_into", FAST(plait_loop_sock_recvfrom_into), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recvfrom_into($self, sock, buf, nbytes=0, /)\n--\n\n"
+     "sock_recvfrom_into($self, sock, buf, nbytes=0)\n--\n\n"
      "Receive a datagram into a writable buffer; return (bytes received, address)."},
     {"sock_sendto", FAST(plait_loop_sock_sendto), METH_FASTCALL | METH_KEYWORDS,
-     "sock_sendto($self, sock, data, address, /)\n--\n\n"
+     "sock_sendto($self, sock, data, address)\n--\n\n"
      "Send a datagram; return how many bytes."},
     {"_new_transport", FAST(loop_new_transport), METH_FASTCALL, new_transport_doc},
     {"_after_fork", loop_after_fork, METH_NOARGS, after_fork_doc},

@@ -126,6 +126,8 @@ static int keeper_watch(PyObject *self, struct plait_future *f)
     }
     f->watched = true;
     pool->watched++;
+    f->looped = f->waiters != NULL;
+    pool->looped += f->looped;
     pl_pool_arm(&pool->core, PL_ARM_ANY);
     if (pl_pool_ready(&pool->core))
         plait_pool_kick(pool);
@@ -528,6 +530,13 @@ static PyObject *pool_unwatch(PyObject *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
+static PyObject *pool_kick(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (POOL(self)->open && !pl_pool_forked(&POOL(self)->core))
+        plait_pool_kick(POOL(self));
+    Py_RETURN_NONE;
+}
+
 static PyObject *pool_close(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     struct plait_pool *pool = POOL(self);
@@ -578,12 +587,17 @@ static PyObject *pool_detach_loops(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* _helper_is(eventfd): there is a helper, and this ends its rest; -1: there is none. */
 static PyObject *pool_helper_is(PyObject *self, PyObject *arg)
 {
-    int there = PyObject_IsTrue(arg);
-    if (there < 0)
+    struct plait_pool *pool = POOL(self);
+    long fd = PyLong_AsLong(arg);
+    if (fd == -1 && PyErr_Occurred())
         return NULL;
-    POOL(self)->helper_there = POOL(self)->core.payer = there != 0;
+    pool->nudge = (int)fd;
+    pool->helper_there = fd >= 0;
+    pool->helper_rests = pool->helper_there; /* until it is up */
+    pool->core.payer = pool->core.payer && pool->helper_there;
     Py_RETURN_NONE;
 }
 
@@ -592,6 +606,8 @@ static PyObject *pool_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
     struct plait_pool *pool = POOL(self);
     pool->forked = true;
     pool->led = pool->asleep = pool->helper_there = pool->helper_leads = false;
+    pool->helper_rests = false;
+    pool->nudge = -1;
     pool->core.payer = false;
     pool->followers = NULL;
     Py_RETURN_NONE;
@@ -635,7 +651,10 @@ static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     pool->fn_cache = PyDict_New();
     pool->notify = PyList_New(0);
     pool->again = PyList_New(0);
-    if (pool->fn_cache == NULL || pool->notify == NULL || pool->again == NULL)
+    pool->dropped = PyList_New(0);
+    pool->nudge = -1;
+    if (pool->fn_cache == NULL || pool->notify == NULL || pool->again == NULL ||
+        pool->dropped == NULL)
         Py_CLEAR(pool);
     return (PyObject *)pool;
 }
@@ -647,6 +666,7 @@ static int pool_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(pool->fn_cache);
     Py_VISIT(pool->notify);
     Py_VISIT(pool->again);
+    Py_VISIT(pool->dropped);
     Py_VISIT(pool->broken);
     /* Futures on the board and in the queue are roots: work that is under way keeps its pool
      * and itself alive. */
@@ -659,6 +679,7 @@ static int pool_clear(PyObject *self)
     Py_CLEAR(pool->fn_cache);
     Py_CLEAR(pool->notify);
     Py_CLEAR(pool->again);
+    Py_CLEAR(pool->dropped);
     Py_CLEAR(pool->broken);
     return 0;
 }
@@ -701,7 +722,8 @@ static PyMethodDef pool_methods[] = {
     {"share", METHOD(plait_pool_share), METH_VARARGS | METH_KEYWORDS, plait_pool_share_doc},
     {"_open", pool_open, METH_VARARGS, NULL},
     {"_on_ready", plait_pool_on_ready, METH_NOARGS, NULL},
-    {"_help", plait_pool_help, METH_NOARGS, NULL},
+    {"_help", plait_pool_help, METH_O, NULL},
+    {"_kick", pool_kick, METH_NOARGS, NULL},
     {"_wake_helper", plait_pool_wake_helper, METH_NOARGS, NULL},
     {"_wait_idle", plait_pool_wait_idle, METH_O, NULL},
     {"_seat", pool_seat, METH_NOARGS, NULL},
@@ -728,8 +750,14 @@ static PyObject *pool_get_room(PyObject *self, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLong(POOL(self)->open ? pl_pool_room(&POOL(self)->core) : 0);
 }
 
+static PyObject *pool_get_unread(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(POOL(self)->unread);
+}
+
 static PyGetSetDef pool_getset[] = {
     {"_room", pool_get_room, NULL, NULL, NULL},
+    {"_unread", pool_get_unread, NULL, NULL, NULL},
     {"_outstanding", pool_get_outstanding, NULL, NULL, NULL},
     {"_closed", pool_get_closed, NULL, NULL, NULL},
     {"_interrupted", pool_get_interrupted, NULL, NULL, NULL},
@@ -761,6 +789,7 @@ static PyMethodDef module_methods[] = {
     {"own_bytearray", plait_own_bytearray, METH_O,
      "own_bytearray($module, buffer, /)\n--\n\nCopy a buffer into a bytearray."},
     {"worker_run", plait_worker_run, METH_VARARGS, plait_worker_run_doc},
+    {"fork", plait_fork, METH_NOARGS, plait_fork_doc},
     {"die_with_parent", plait_die_with_parent, METH_O,
      "die_with_parent($module, parent, /)\n--\n\n"
      "Have this process killed when its parent ends; exit now if that is not `parent`.\n"

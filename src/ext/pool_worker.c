@@ -21,17 +21,20 @@ const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, l
 
 #define MAX_KNOWN 1024
 #define STOP_AGAIN_NS 5000000
+#define MEMORY_WAIT_NS (2 * PL_NSEC_PER_SEC) /* longer than the helper's rest */
+#define MEMORY_PAUSE_NS 100000
 #define HIGH_FD 500 /* where the pool's descriptor goes, if the limit allows it */
 
 struct worker {
     struct plait_state *state;
-    uint64_t ticket;   /* of the task that may be stopped now; 0: none */
-    uint64_t told;     /* the one that has been told to stop */
-    uint64_t most;     /* tasks until it ends by itself; 0: no bound */
-    uint32_t *canary;  /* owns: one page that is zero in a child that a task forked */
-    int stackfd;       /* where signals leave the Python stack */
-    PyObject *stopped; /* the exception TaskStopped */
-    timer_t again;     /* owns; repeats a signal that came at a bad time */
+    uint64_t ticket;     /* of the task that may be stopped now; 0: none */
+    uint64_t told;       /* the one that has been told to stop */
+    uint64_t most;       /* tasks until it ends by itself; 0: no bound */
+    uint32_t *canary;    /* owns: one page that is zero in a child that a task forked */
+    int stackfd;         /* where signals leave the Python stack */
+    PyFrameObject *base; /* borrows: the frame that the loop runs in */
+    PyObject *stopped;   /* the exception TaskStopped */
+    timer_t again;       /* owns; repeats a signal that came at a bad time */
     bool has_again;
     struct pl_member member;
     PyObject *load;  /* bytes -> function */
@@ -271,10 +274,34 @@ static struct plait_block *find_held(const struct worker *w, const struct held *
     return NULL;
 }
 
+/* Memory for a result. When it is short, the parent may hold results that nobody has looked at
+ * yet: it is told, and has a moment to give them back. */
+static int alloc_block(struct worker *w, size_t len, struct pl_block *block, void **data)
+{
+    int64_t pause = MEMORY_PAUSE_NS;
+    int64_t end = -1;
+    int error;
+    while ((error = pl_member_alloc(&w->member, len, block, data)) < 0 &&
+           len <= w->member.layout.limit) {
+        int64_t now = w->member.sys->now();
+        if (end < 0)
+            end = now + MEMORY_WAIT_NS;
+        if (now >= end || pl_member_knock(&w->member) < 0)
+            break;
+        uint32_t word = 0;
+        Py_BEGIN_ALLOW_THREADS(void) w->member.sys->futex_wait(&word, 0, pause);
+        Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0) return -1;
+        pause = pause < MEMORY_WAIT_NS / 64 ? 2 * pause : pause;
+    }
+    return error;
+}
+
 static int put_in_block(struct worker *w, const void *from, size_t len, struct pl_block *block)
 {
     void *data;
-    if (pl_member_alloc(&w->member, len, block, &data) < 0) {
+    if (alloc_block(w, len, block, &data) < 0) {
+        if (PyErr_Occurred())
+            return -1;
         PyErr_Format(PyExc_MemoryError,
                      "a result of %zu bytes does not fit the pool's shared memory "
                      "(limit %llu bytes, %llu in use)",
@@ -507,13 +534,14 @@ static int serve_one(struct worker *w, uint32_t cell)
 
 /* Whether this thread imports something. An exception there would leave modules that are half
  * there, which the next task would meet: parents without their submodules, for example. */
-static bool importing(void)
+static bool importing(const struct worker *w)
 {
     static const char *const marks[] = {"<frozen importlib._bootstrap>", "<frozen runpy>"};
     bool found = false;
     PyFrameObject *frame = PyEval_GetFrame(); // borrowed
     Py_XINCREF(frame);
-    while (frame != NULL && !found) {
+    /* Below the loop are the frames of whoever forked: of a script that an import runs, maybe. */
+    while (frame != NULL && frame != w->base && !found) {
         PyCodeObject *code = PyFrame_GetCode(frame);
         for (size_t i = 0; i < PL_ARRAY_LEN(marks) && !found; i++)
             found = PyUnicode_CompareWithASCIIString(code->co_filename, marks[i]) == 0;
@@ -558,7 +586,7 @@ static PyObject *on_stop(PyObject *capsule, PyObject *args)
             w->stackfd = -1;
         Py_RETURN_NONE;
     }
-    if (importing() && stop_later(w, args)) {
+    if (importing(w) && stop_later(w, args)) {
         if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
             w->stackfd = -1;
         Py_RETURN_NONE;
@@ -615,6 +643,7 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     if (error < 0)
         return plait_raise(w.state, error, "joining a pool");
     w.most = most;
+    w.base = PyEval_GetFrame(); // borrowed: of the function that called this
     w.known = PyDict_New();
     if (w.known == NULL || make_canary(&w) < 0 || install_stop(&w, install) < 0)
         return NULL;
@@ -624,8 +653,10 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
         if (found == 1) {
             if (serve_one(&w, cell) < 0)
                 break;
-            if (w.most != 0 && --w.most == 0)
+            if (w.most != 0 && --w.most == 0) {
+                pl_member_leave(&w.member);
                 break;
+            }
             continue;
         }
         if (found < 0) {

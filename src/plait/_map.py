@@ -47,6 +47,21 @@ def length(iterables: tuple[Iterable[Any], ...]) -> int | None:
     return min(sizes) if sizes and len(sizes) == len(iterables) else None
 
 
+def check_map(fn: object, chunksize: object, buffersize: object) -> None:
+    """Refuse what map cannot take; see map_tasks."""
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+    for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
+        if value is None and name == "buffersize":
+            continue
+        or_none = " or None" if name == "buffersize" else ""
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer{or_none}, not {value!r}")
+        if value < 1:
+            what = "None or > 0" if or_none else ">= 1"
+            raise ValueError(f"{name} must be {what}, not {value}")
+
+
 def chunks_of(items: Iterable[Any], size: int) -> Iterator[Chunk]:
     """Cut items into lists of `size`; of a range, into ranges."""
     kind = type(items)
@@ -104,17 +119,7 @@ def map_tasks(
         TypeError: chunksize, buffersize or fn is of the wrong type.
         ValueError: chunksize or buffersize is less than 1, or timeout is not a number.
     """
-    if not callable(fn):
-        raise TypeError(f"fn must be callable, not {type(fn).__name__}")
-    for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
-        if value is None and name == "buffersize":
-            continue
-        or_none = " or None" if name == "buffersize" else ""
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer{or_none}, not {value!r}")
-        if value < 1:
-            what = "None or > 0" if or_none else ">= 1"
-            raise ValueError(f"{name} must be {what}, not {value}")
+    check_map(fn, chunksize, buffersize)
     if timeout is not None and timeout != timeout:
         raise ValueError("timeout must be a number of seconds or None, not nan")
     end = None if timeout is None else timeout + time.monotonic()

@@ -159,7 +159,9 @@ def serve(
     from ._zygote import HEAD, TEXT_MAX, load_setup, send
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if data["main"] is not None:
+    if data["main"][0] == "own":
+        sys.modules["__mp_main__"] = sys.modules["__main__"]
+    else:
         main = MainModule(data["main"])
         sys.modules["__main__"] = sys.modules["__mp_main__"] = main
     stackfd = out_of_the_way(stackfd)
