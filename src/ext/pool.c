@@ -387,8 +387,21 @@ static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "_submit_to_loop() needs a loop and a callable");
         return NULL;
     }
+    struct plait_pool *pool = POOL(self);
+    if (pool->max_pending != 0 && pool->outstanding >= pool->max_pending &&
+        plait_pool_accepts(pool)) {
+        /* A loop is not blocked, whatever submit does when the pool is full. */
+        PyObject *rest = PyTuple_New(nargs - 2);
+        for (Py_ssize_t i = 2; rest != NULL && i < nargs; i++)
+            PyTuple_SET_ITEM(rest, i - 2, Py_NewRef(args[i]));
+        if (rest == NULL)
+            return NULL;
+        return PyObject_CallMethod(self, "_submit_when_room", "OON", args[0], args[1], rest);
+    }
+    if (PyErr_Occurred())
+        return NULL;
     struct plait_call call = {.fn = args[1], .args = args + 2, .nargs = nargs - 2};
-    struct plait_future *f = plait_pool_submit(POOL(self), &call);
+    struct plait_future *f = plait_pool_submit(pool, &call);
     if (f == NULL)
         return NULL;
     PyObject *target = plait_future_for_loop(POOL(self)->state, f, args[0]);
