@@ -298,8 +298,8 @@ bench-crowd: build ## Measure 64 short connections beside 4 long ones, against t
 	@$(PY) bench/crowd.py $(BENCH_ARGS)
 
 .PHONY: bench-pools
-bench-pools: bench-build ## Measure the pools
-	@$(bench) -m harness pools $(BENCH_ARGS)
+bench-pools: bench-build ## Measure the pools beside their peers; leaves a table in Markdown
+	@$(bench) -m pools $(BENCH_ARGS)
 
 .PHONY: bench-http
 bench-http: bench-build ## Measure uvicorn on plait's loop and on its peers

@@ -263,7 +263,7 @@ out:
 static struct plait_block *find_held(const struct worker *w, const struct held *held,
                                      const Py_buffer *view)
 {
-    if (held->buffers == NULL || view->readonly)
+    if (held->buffers == NULL)
         return NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(held->buffers); i++) {
         struct plait_block *block = (struct plait_block *)PyList_GET_ITEM(held->buffers, i);

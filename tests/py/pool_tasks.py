@@ -150,6 +150,10 @@ def scribble(x: Any) -> Any:
     return x
 
 
+def fill(x: Any, value: float) -> None:
+    x[:] = value
+
+
 def nested(start_method: str | None = None) -> int:
     import plait
 
