@@ -12,7 +12,7 @@ from types import BuiltinMethodType
 from typing import Any, NamedTuple
 
 from . import _auto
-from ._core import ChannelBase, Task
+from ._core import ChannelBase, EventBase, Task, TokensBase
 from ._measure import measured
 
 __all__ = ["Placement", "call_inline", "choose", "drive", "is_coroutine_function"]
@@ -80,8 +80,10 @@ def is_coroutine_function(fn: Callable[..., Any]) -> bool:
     inner = fn
     while isinstance(inner, functools.partial):
         inner = inner.func
-    if isinstance(inner, BuiltinMethodType) and isinstance(inner.__self__, ChannelBase):
-        return inner.__name__ in ("send", "receive")
+    if isinstance(inner, BuiltinMethodType) and isinstance(
+        inner.__self__, ChannelBase | TokensBase | EventBase
+    ):
+        return inner.__name__ in ("send", "receive", "acquire", "wait")
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
         getattr(type(fn), "__call__", None)  # noqa: B004
     )
