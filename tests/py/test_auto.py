@@ -158,7 +158,7 @@ def test_a_stop_iteration_of_the_function_is_no_result() -> None:
 
 
 def test_calls_as_iterators_pile_up_no_tracebacks() -> None:
-    @plait.task(pure=True)
+    @plait.task(pure=True, budget=60.0)
     def double(value: list[int]) -> list[int]:
         return value * 2
 
