@@ -8,7 +8,7 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -98,3 +98,16 @@ def gate(tmp_path: pathlib.Path) -> Iterator[Gate]:
     gate = Gate(tmp_path)
     yield gate
     gate.open()
+
+
+@pytest.fixture
+def run(
+    any_loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Run a coroutine on each kind of loop, for a minute at most."""
+
+    def run_it(coro: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=any_loop_factory) as runner:
+            return runner.run(asyncio.wait_for(coro, 60))
+
+    return run_it
