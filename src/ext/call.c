@@ -5,6 +5,8 @@
  */
 #include "call.h"
 
+#include "stop.h"
+
 struct call {
     PyObject_HEAD
     PyObject *value;           /* owns; NULL before the end, and when there is an error */
@@ -56,43 +58,6 @@ static void raise_awaited(struct call *call)
     Py_DECREF(error);
 }
 
-#ifndef Py_GIL_DISABLED
-/* Whether the instance that is kept is as new. Who caught it in Python has left a traceback on
- * it, which would grow with each use and keep frames alive. */
-static bool is_clean(PyObject *kept)
-{
-    const PyBaseExceptionObject *e = (PyBaseExceptionObject *)kept;
-    return e->traceback == NULL && e->context == NULL && e->cause == NULL && e->dict == NULL;
-}
-#endif
-
-/* StopIteration with `value`, ready to be raised. `await` looks at its value and drops it: so
- * one instance serves again and again, unless somebody keeps it. */
-static PyObject *stop_with(struct plait_state *state, PyObject *value)
-{
-#ifndef Py_GIL_DISABLED
-    PyObject *kept = state->stop;
-    if (kept != NULL && Py_REFCNT(kept) == 1) {
-        if (is_clean(kept)) {
-            Py_XSETREF(((PyStopIterationObject *)kept)->value, Py_NewRef(value));
-            return Py_NewRef(kept);
-        }
-        kept = NULL;
-        Py_CLEAR(state->stop);
-    }
-#endif
-    PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
-#ifndef Py_GIL_DISABLED
-    /* Only an empty one is kept: args would hold the value. */
-    if (stop != NULL && kept == NULL) {
-        state->stop = PyObject_CallNoArgs(PyExc_StopIteration);
-        if (state->stop == NULL)
-            PyErr_Clear(); /* no memory: the next time, perhaps */
-    }
-#endif
-    return stop;
-}
-
 /* A call that runs elsewhere is awaited through what runs there; only who takes the Call for an
  * iterator gets here. */
 static PyObject *not_ended(void)
@@ -112,14 +77,7 @@ static PyObject *call_next(PyObject *self)
     }
     if (call->value == Py_None)
         return NULL; /* the end, with None */
-    PyObject *stop = stop_with(call->state, call->value);
-    if (stop == NULL)
-        return NULL;
-#if PY_VERSION_HEX >= 0x030c0000
-    PyErr_SetRaisedException(stop);
-#else
-    PyErr_Restore(Py_NewRef(PyExc_StopIteration), stop, NULL);
-#endif
+    plait_stop_raise(call->state, call->value);
     return NULL;
 }
 
@@ -235,17 +193,7 @@ static void call_dealloc(PyObject *self)
     if (CALL(self)->error != NULL && PyObject_CallFinalizerFromDealloc(self) < 0)
         return;
     PyObject_GC_UnTrack(self);
-#ifndef Py_GIL_DISABLED
-    /* The instance that is kept must not keep the value. */
-    PyObject *kept = CALL(self)->state->stop;
-    if (kept != NULL && Py_REFCNT(kept) == 1) {
-        if (!is_clean(kept))
-            Py_CLEAR(CALL(self)->state->stop);
-        else if (CALL(self)->value != NULL &&
-                 ((PyStopIterationObject *)kept)->value == CALL(self)->value)
-            Py_CLEAR(((PyStopIterationObject *)kept)->value);
-    }
-#endif
+    plait_stop_forget(CALL(self)->state);
     (void)call_clear(self);
     type->tp_free(self);
     Py_DECREF(type);

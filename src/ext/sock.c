@@ -13,6 +13,7 @@
  *
  * Runs in the loop's thread, with the interpreter attached.
  */
+#include "stop.h"
 #include "watch.h"
 
 #include <errno.h>
@@ -328,10 +329,9 @@ static PyObject *call_next(PyObject *self)
     PySendResult r = call_step((CallObject *)self, Py_None, &out);
     if (r != PYGEN_RETURN)
         return out;
-    if (out == Py_None)
-        Py_DECREF(out); /* NULL without an exception means just that */
-    else
-        raise_stop(out);
+    if (out != Py_None) /* NULL without an exception means just that */
+        plait_stop_raise(((CallObject *)self)->loop->state, out);
+    Py_DECREF(out);
     return NULL;
 }
 
@@ -428,7 +428,15 @@ static void call_dealloc(PyObject *self)
         PyErr_Restore(t, exc, tb);
     }
     finish(c);
-    Py_CLEAR(c->loop);
+    /* The loop goes last: with it perhaps the module goes, and its lists. */
+    LoopObject *loop = c->loop;
+    c->loop = NULL;
+    if (c->kind == RECV)
+        plait_stop_forget(loop->state);
+    bool kept = plait_free_list_park(&loop->state->loop.sock_calls, self);
+    Py_DECREF(loop);
+    if (PL_LIKELY(kept))
+        return;
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }
@@ -514,7 +522,8 @@ static bool never_blocks(LoopObject *loop, PyObject *sock)
 static CallObject *call_new(LoopObject *loop, enum kind kind, PyObject *sock, const char *name,
                             unsigned events)
 {
-    CallObject *c = PyObject_GC_New(CallObject, loop->state->sock_call_type);
+    CallObject *c = (CallObject *)plait_free_list_new(&loop->state->loop.sock_calls,
+                                                      loop->state->sock_call_type);
     if (c == NULL)
         return NULL;
     c->loop = (LoopObject *)Py_NewRef(loop);
