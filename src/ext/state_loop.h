@@ -70,6 +70,7 @@ struct plait_loop_state {
 #define X(name) struct plait_free_list name;
     PLAIT_LOOP_FREE_LISTS(X)
 #undef X
+    int fd_proofs;               /* see socket_fd in sock.c */
     bool server_takes_transport; /* Server._attach(transport), from 3.13 on */
     bool safe_handles;           /* asyncio has a class for other threads' handles (3.14) */
     bool futures_made_once;      /* Future.__init__ refuses futures that were made (3.15) */

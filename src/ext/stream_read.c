@@ -78,6 +78,12 @@ PyObject *plait_reader_read(PyObject *self, PyObject *const *args, Py_ssize_t na
                             PyObject *kwnames)
 {
     Py_ssize_t n = -1;
+    if (PL_LIKELY(nargs == 1 && kwnames == NULL && PyLong_CheckExact(args[0]))) {
+        n = PyLong_AsSsize_t(args[0]);
+        if (PL_LIKELY(n >= 0))
+            return make_op(self, READ, n, NULL);
+        PyErr_Clear(); /* a negative one, or one that is refused below */
+    }
     PyObject *number = one_argument("read", "n", args, nargs, kwnames, Py_None);
     if (number == NULL)
         return NULL;
