@@ -483,6 +483,13 @@ static int uring_create(struct pl_loop *loop)
     r = open_ring(p);
     if (r < 0)
         goto fail_ring;
+    /* A filter may allow to make a ring and forbid to use it: the kernel's own answer for one
+     * that has not been enabled is EBADFD. */
+    r = pl__uring_enter(&p->ring, 0, 0);
+    if (r < 0 && r != -EBADFD) {
+        pl__uring_fini(&p->ring);
+        goto fail_ring;
+    }
     loop->poller = p;
     /* Without the features for it the program's way is the streams' as well. */
     loop->backend = p->receives ? &pl__backend_uring : &backend_uring_polling;
