@@ -207,11 +207,11 @@ int64_t pl_loop_timeout(struct pl_loop *loop)
     /* relaxed: a hint; pl_loop_wait looks again before it blocks. */
     if (atomic_load_explicit(&loop->posts, memory_order_relaxed) != NULL)
         return 0;
-    if (loop->timers.len == 0)
+    const struct pl_timer *first = pl_timers_first(&loop->timers);
+    if (first == NULL)
         return -1;
-    int64_t deadline = loop->timers.slots[0].deadline;
     int64_t now = pl_loop_now(loop);
-    return deadline <= now ? 0 : deadline - now;
+    return first->deadline <= now ? 0 : first->deadline - now;
 }
 
 int pl_loop_wait(struct pl_loop *loop, int64_t timeout_ns)
@@ -278,7 +278,7 @@ int pl_loop_collect(struct pl_loop *loop)
     r = loop->backend->report(loop);
     if (r < 0)
         return r;
-    if (loop->timers.len == 0)
+    if (pl_timers_len(&loop->timers) == 0)
         return 0;
     return pl__timers_expire(loop, pl_loop_now(loop));
 }

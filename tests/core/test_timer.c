@@ -84,7 +84,7 @@ static void a_moved_timer_starts_anew(void)
     CHECK_OK(pl_timer_start(&loop, &items[0].timer, 2000)); /* now behind the other */
     CHECK_OK(pl_timer_start(&loop, &items[2].timer, 5000));
     CHECK_OK(pl_timer_start(&loop, &items[2].timer, 1500)); /* earlier */
-    CHECK_EQ(loop.timers.len, 3);
+    CHECK_EQ(pl_timers_len(&loop.timers), 3);
     clock_now = 9000;
     turn(&loop);
     CHECK_EQ(nfired, 3);
@@ -108,7 +108,11 @@ static void agrees_with_a_model(void)
         struct item *item = &items[pl_test_random(&seed) % MANY];
         switch (pl_test_random(&seed) % 8) {
         default:
-            item->deadline = clock_now + (int64_t)(pl_test_random(&seed) % 64);
+            /* The same delay most of the time, and for long stretches always: those go to the
+             * run, others to the heap. */
+            item->deadline = clock_now + (pl_test_random(&seed) % 4 != 0 || step / 2000 % 2 != 0
+                                              ? 32
+                                              : (int64_t)(pl_test_random(&seed) % 64));
             item->order = order++;
             item->active = true;
             CHECK_OK(pl_timer_start(&loop, &item->timer, item->deadline));
@@ -142,6 +146,35 @@ static void agrees_with_a_model(void)
     pl_loop_fini(&loop);
     for (int k = 0; k < MANY; k++)
         CHECK(!pl_timer_active(&items[k].timer));
+}
+
+/* What keep-alive timers do: each is stopped and started again, in any order. */
+static void stopped_timers_leave_no_memory_behind(void)
+{
+    struct pl_sys sys = fake_sys();
+    struct pl_loop loop;
+    uint64_t seed = 7;
+    reset();
+    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    for (int step = 0; step < 100000; step++) {
+        struct item *item = &items[pl_test_random(&seed) % 100];
+        clock_now++;
+        CHECK_EQ(pl_timer_stop(&loop, &item->timer), item->active);
+        item->active = true;
+        CHECK_OK(pl_timer_start(&loop, &item->timer, clock_now + 60000));
+    }
+    CHECK_EQ(pl_timers_len(&loop.timers), 100);
+    CHECK_EQ(loop.timers.len, 0); /* no work for the heap */
+    CHECK_CMP(loop.timers.run_cap, <=, 256);
+    uint32_t met = 0;
+    for (uint32_t i = 0; i < pl_timers_places(&loop.timers); i++)
+        met += pl_timers_at(&loop.timers, i) != NULL;
+    CHECK_EQ(met, 100);
+    clock_now += 60000;
+    turn(&loop);
+    CHECK_EQ(nfired, 100);
+    CHECK(pl_timers_first(&loop.timers) == NULL);
+    pl_loop_fini(&loop);
 }
 
 static void extremes_do_not_overflow(void)
@@ -230,6 +263,7 @@ static const struct pl_test tests[] = {
     PL_TEST(equal_deadlines_run_in_start_order),
     PL_TEST(a_moved_timer_starts_anew),
     PL_TEST(agrees_with_a_model),
+    PL_TEST(stopped_timers_leave_no_memory_behind),
     PL_TEST(extremes_do_not_overflow),
     PL_TEST(callbacks_may_start_and_stop),
     PL_TEST(a_real_wait_is_never_early),
