@@ -660,6 +660,133 @@ static void a_fork_leaves_the_parent_alone(void)
     pl_loop_fini(&loop);
 }
 
+/* ---- files in the loop's ring ---------------------------------------------------------- */
+
+static int told;
+static char data[] = "data";
+
+static void collectable(struct pl_files *files)
+{
+    (void)files;
+    told++;
+}
+
+static int open_file(void)
+{
+    char name[] = "/tmp/plait-uring-XXXXXX";
+    int fd = mkstemp(name);
+    CHECK_SYS(fd);
+    CHECK_SYS(unlink(name));
+    return fd;
+}
+
+/* Writes that are synchronised end in the kernel's threads, and not within the call. */
+static void files_share_the_ring(void)
+{
+    NEED_RING();
+    enum { FILES = 24 };
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, NULL));
+    struct pl_files files;
+    CHECK_OK(pl_files_init(&files, loop.sys, PL_FILE_AUTO));
+    pl_files_join(&files, &loop, collectable);
+    struct pl_file_req req[FILES];
+    int fd = open_file();
+    /* Before the loop has run it has no ring of this thread's. */
+    memset(req, 0, sizeof(req));
+    req[0] = (struct pl_file_req){.op = PL_FILE_SYNC, .fd = fd};
+    int r = pl_files_submit(&files, &req[0]);
+    CHECK_OK(r);
+    CHECK(req[0].place != PL_FILE_IN_LOOP);
+    CHECK_EQ(pl_files_settle(&files, -1), 0);
+    (void)pl_files_collect(&files);
+    CHECK_EQ(files.stats.inflight, 0);
+
+    turn(&loop);
+    struct reader reader;
+    size_t sent = 0;
+    int peer = open_reader(&loop, &reader, true);
+    for (int how = 0; how < 3; how++) {
+        int inflight = 0, collected = 0;
+        told = 0;
+        for (int i = 0; i < FILES; i++) {
+            req[i] = (struct pl_file_req){.op = i % 2 ? PL_FILE_WRITE : PL_FILE_SYNC,
+                                          .fd = fd,
+                                          .data = data,
+                                          .len = 4,
+                                          .offset = 4 * i};
+            r = pl_files_submit(&files, &req[i]);
+            CHECK_OK(r);
+            if (r == 0) {
+                inflight++;
+                CHECK_EQ(req[i].place, PL_FILE_IN_LOOP);
+            }
+            send_some(peer, &sent, 10);
+        }
+        if (how == 1)
+            pl_loop_park(&loop, -1); /* all have ended, and nobody has been told */
+        if (how == 2)
+            CHECK_EQ(pl_files_settle(&files, -1), 0); /* they can be collected at once */
+        while (collected < inflight) {
+            for (struct pl_file_req *done = pl_files_collect(&files); done != NULL;
+                 done = done->next, collected++)
+                CHECK_EQ(done->result, done->op == PL_FILE_WRITE ? 4 : 0);
+            if (collected < inflight) {
+                CHECK(how != 2);
+                CHECK_OK(pl_loop_once(&loop));
+            }
+        }
+        CHECK(how == 2 || inflight == 0 || told > 0);
+        RUN_UNTIL(&loop, reader.got == sent); /* the completions of others were kept */
+        CHECK_EQ(files.stats.inflight, 0);
+    }
+    close_reader(&loop, &reader, peer);
+    /* The loop ends with operations in its ring, the queue after it. */
+    for (int i = 0; i < FILES; i++) {
+        req[i] = (struct pl_file_req){.op = PL_FILE_SYNC, .fd = fd};
+        CHECK_OK(pl_files_submit(&files, &req[i]));
+    }
+    pl_loop_fini(&loop);
+    CHECK_EQ(pl_files_settle(&files, -1), 0);
+    (void)pl_files_collect(&files);
+    CHECK_EQ(files.stats.inflight, 0);
+    pl_files_fini(&files);
+    close(fd);
+}
+
+/* Another thread than that of the ring: the queue has a ring of its own for that. */
+static void *submit_elsewhere(void *arg)
+{
+    struct pl_files *files = arg;
+    int fd = open_file();
+    struct pl_file_req req = {.op = PL_FILE_WRITE, .fd = fd, .data = data, .len = 1};
+    int r = pl_files_submit(files, &req);
+    CHECK_OK(r);
+    CHECK(req.place != PL_FILE_IN_LOOP);
+    if (r == 0)
+        CHECK_EQ(pl_files_settle(files, -1), 0);
+    (void)pl_files_collect(files);
+    CHECK(req.result == 1 || req.result == -ECANCELED); /* by settle */
+    close(fd);
+    return NULL;
+}
+
+static void files_of_another_thread(void)
+{
+    NEED_RING();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, NULL));
+    struct pl_files files;
+    CHECK_OK(pl_files_init(&files, loop.sys, PL_FILE_AUTO));
+    pl_files_join(&files, &loop, collectable);
+    turn(&loop);
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, submit_elsewhere, &files), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    pl_files_fini(&files);
+    pl_loop_fini(&loop);
+}
+
 /* ---- a kernel that refuses ------------------------------------------------------------ */
 
 /* A few messages of both sizes and a wake-up, whatever the backend. */
@@ -785,6 +912,8 @@ static const struct pl_test tests[] = {
     PL_TEST(a_starved_listener_can_be_closed),
     PL_TEST(another_thread_may_run_it),
     PL_TEST(a_fork_leaves_the_parent_alone),
+    PL_TEST(files_share_the_ring),
+    PL_TEST(files_of_another_thread),
     PL_TEST(a_refusal_means_epoll),
     PL_TEST(features_that_are_missing_mean_epoll),
     PL_TEST(older_kernels_do_with_less),
