@@ -138,7 +138,7 @@ struct pl_loop {
     struct pl_timers timers;
     struct pl_fd_slot *fds; /* owns; indexed by descriptor */
     uint32_t nfds;
-    uint32_t open; /* descriptors that have their place in fds */
+    uint32_t open;            /* descriptors that have their place in fds */
     pid_t pid;                /* of the process that made it */
     int64_t now;              /* the last reading of the clock by this loop */
     struct pl_stream *corked; /* list of streams with writes to flush */

@@ -24,8 +24,8 @@ int pl_listener_open(struct pl_loop *loop, struct pl_listener *l, int fd)
     l->backing_off = false;
     l->stepped_back = 0;
     l->retry = (struct pl_timer){.op.run = retry_run};
-    int r = pl_io_open(loop, &l->io, fd, l->rota == NULL ? PL_IO_LEVEL : PL_IO_SHARED,
-                       listener_run);
+    int r =
+        pl_io_open(loop, &l->io, fd, l->rota == NULL ? PL_IO_LEVEL : PL_IO_SHARED, listener_run);
     if (r < 0)
         return r;
     r = pl_io_watch(loop, &l->io, PL_READABLE);

@@ -55,8 +55,7 @@ void pl_rota_fini(struct pl_rota *rota)
 {
     if (rota->board == NULL)
         return;
-    size_t size =
-        sizeof(struct pl_rota_board) + rota->board->seats * sizeof(struct pl_rota_seat);
+    size_t size = sizeof(struct pl_rota_board) + rota->board->seats * sizeof(struct pl_rota_seat);
     (void)rota->sys->munmap(rota->board, size); /* nothing to do about a failure */
     rota->board = NULL;
 }

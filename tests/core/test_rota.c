@@ -217,8 +217,8 @@ static void listeners_make_way(void)
         CHECK_OK(pl_loop_init(&s[i].loop, &(struct pl_loop_config){.sys = &sys}));
         CHECK_OK(pl_rota_sit(&s[i].rota, i));
         pl_rota_join(&s[i].rota);
-        s[i].l = (struct pl_listener){
-            .rota = &s[i].rota, .accepted = on_accepted, .closed = on_closed};
+        s[i].l =
+            (struct pl_listener){.rota = &s[i].rota, .accepted = on_accepted, .closed = on_closed};
         CHECK_OK(pl_listener_open(&s[i].loop, &s[i].l, fd));
     }
     int clients[24];

@@ -18,7 +18,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("httptools")
 
 sys.path.append(str(Path(__file__).parents[1] / "py"))
-from serve_support import Server, until  # noqa: E402
+from serve_support import Server, until
 
 if TYPE_CHECKING:
     from eco_support import Pki
