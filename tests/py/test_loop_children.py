@@ -213,3 +213,101 @@ def test_somebody_else_reaps_the_child(loop: plait.Loop) -> None:
         assert await child.wait() in (255, -signal.SIGKILL)
 
     loop.run_until_complete(asyncio.wait_for(main(), 30))
+
+
+def test_the_subprocess_interfaces_hold(loop: plait.Loop) -> None:
+    """The low-level calls, with a protocol of the program's own."""
+
+    class Tells(asyncio.SubprocessProtocol):
+        def __init__(self) -> None:
+            self.data: dict[int, bytes] = {}
+            self.told: list[str] = []
+            self.lost = asyncio.get_running_loop().create_future()
+
+        def pipe_data_received(self, fd: int, data: bytes) -> None:
+            self.data[fd] = self.data.get(fd, b"") + data
+
+        def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+            self.told.append(f"pipe {fd} {exc}")
+
+        def process_exited(self) -> None:
+            self.told.append("exited")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost.set_result(exc)
+
+    async def main() -> None:
+        command = "read x; echo $x; echo e >&2; exit 4"
+        for transport, protocol in (
+            await loop.subprocess_exec(Tells, "/bin/sh", "-c", command),
+            await loop.subprocess_shell(Tells, command),
+        ):
+            assert isinstance(transport, asyncio.SubprocessTransport)
+            stdin = transport.get_pipe_transport(0)
+            assert isinstance(stdin, asyncio.WriteTransport)
+            assert isinstance(transport.get_pipe_transport(1), asyncio.ReadTransport)
+            stdin.write(b"word\n")
+            assert await protocol.lost is None
+            assert protocol.data == {1: b"word\n", 2: b"e\n"}
+            assert "exited" in protocol.told
+            assert {"pipe 1 None", "pipe 2 None"} <= set(protocol.told)
+            assert transport.get_returncode() == 4
+            with pytest.raises(ProcessLookupError):
+                transport.send_signal(signal.SIGTERM)
+            transport.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), 30))
+
+
+SUB_INTERPRETER = """
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+import asyncio, plait
+
+async def child():
+    process = await asyncio.create_subprocess_exec("cat", stdin=-1, stdout=-1)
+    out, _ = await process.communicate(b"parent")
+    assert (out, process.returncode) == (b"parent", 0)
+
+interpreter = interpreters.create()
+plait.run(child())
+result = interpreters.run_string(interpreter, '''if True:
+    import sys
+    try:
+        import asyncio, plait
+    except ImportError as error:
+        print("refused", error)
+    else:
+        async def child():
+            process = await asyncio.create_subprocess_exec("cat", stdin=-1, stdout=-1)
+            out, _ = await process.communicate(b"inner")
+            return out, process.returncode
+        try:
+            print("ran", plait.run(child()))
+        except RuntimeError as error:
+            print("refused", error)
+''')
+assert result is None, result
+plait.run(child())
+interpreters.destroy(interpreter)
+plait.run(child())
+print("end")
+"""
+
+
+@pytest.mark.isolated
+def test_children_and_sub_interpreters() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SUB_INTERPRETER],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    assert first.startswith(("ran (b'inner', 0)", "refused")), done.stdout
+    assert last == "end"
