@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Any
 
+from until import until
+
 kept: list[Any] = []
 
 
@@ -104,8 +106,7 @@ def return_bad_unpickle() -> BadUnpickle:
 
 def wait_for_file(path: str) -> int:
     """Run until a file is there: how a test holds a worker without guessing times."""
-    while not os.path.exists(path):
-        time.sleep(0.001)
+    until(lambda: os.path.exists(path), 1000)
     return os.getpid()
 
 
@@ -169,9 +170,14 @@ def announce(path: str) -> None:
     os.rename(path + ".new", path)
 
 
+def block() -> None:
+    """Wait in C for very long."""
+    time.sleep(1000)
+
+
 def sleep_long(path: str) -> None:
     announce(path)
-    time.sleep(1000)
+    block()
 
 
 def spin_long(path: str) -> None:
@@ -193,7 +199,7 @@ def ignore_stop(path: str) -> None:
     end = time.monotonic() + 1000
     while time.monotonic() < end:
         try:
-            time.sleep(1000)
+            block()
         except BaseException:
             pass
 
@@ -236,7 +242,7 @@ def with_child(path: str) -> None:
     """Start a child that outlives an ordinary end, and wait."""
     import subprocess
 
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    child = subprocess.Popen(["sleep", "1000"])
     with open(path + ".child", "w", encoding="ascii") as file:
         file.write(str(child.pid))
     sleep_long(path)
@@ -300,7 +306,7 @@ def write_line(path: str, text: str) -> None:
 def import_then_sleep(folder: str, module: str) -> None:
     sys.path.insert(0, folder)
     __import__(module)
-    time.sleep(1000)
+    block()
 
 
 def value_of(module: str) -> Any:

@@ -122,7 +122,7 @@ def test_limiter_bounds_and_counts() -> None:
             with guard:
                 now += 1
                 peak = max(peak, now)
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
             with guard:
                 now -= 1
 
@@ -155,7 +155,7 @@ def test_events_wake_all() -> None:
                 s.start(thread, where="thread")
                 s.start(coroutine)
             while len(event._waiters) < 6:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
             s.start(event.set, where="thread")
 
     plait.run(main())

@@ -62,7 +62,8 @@ def test_leaving_waits_for_all(run: Run) -> None:
         ended = []
 
         async def one(n: int) -> int:
-            await asyncio.sleep(0.001 * n)
+            for _ in range(n):
+                await asyncio.sleep(0)
             ended.append(n)
             return n
 
@@ -583,7 +584,8 @@ def test_shield_keeps_outer_cancellation_out(run: Run) -> None:
                 await forever()
             finally:
                 async with plait.scope(shield=True) as s:
-                    await asyncio.sleep(0.01)
+                    for _ in range(10):
+                        await asyncio.sleep(0)
                     trace.append(await s.start(value, "inner", 3))
                 trace.append("shielded")
                 await asyncio.sleep(0)
@@ -594,7 +596,8 @@ def test_shield_keeps_outer_cancellation_out(run: Run) -> None:
             await value(0)
             s.cancel()
             async with plait.scope(shield=True):
-                await asyncio.sleep(0.01)
+                for _ in range(10):
+                    await asyncio.sleep(0)
                 trace.append("body")
             await forever()
         assert sorted(trace) == ["body", "inner", "shielded"]
@@ -726,7 +729,7 @@ def test_limit_counts_all_strands(run: Run) -> None:
 
         async def on_loop() -> None:
             enter()
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
             leave()
 
         def in_thread() -> None:

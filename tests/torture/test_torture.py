@@ -150,7 +150,7 @@ def test_a_killed_parent_leaves_nothing(stage: str) -> None:
     shm = set(os.listdir("/dev/shm"))
     code = textwrap.dedent(
         f"""
-        import plait, sys, threading, time, torture_tasks
+        import plait, signal, sys, threading, time, torture_tasks
         stage = {stage!r}
         if __name__ == "__main__":
             pool = plait.ProcessPool(2)
@@ -163,7 +163,7 @@ def test_a_killed_parent_leaves_nothing(stage: str) -> None:
             if stage == "stopping":
                 threading.Thread(target=pool.shutdown, daemon=True).start()
             print("ready", flush=True)
-            time.sleep(600)
+            signal.pause()
         """
     )
     parent = subprocess.Popen(
