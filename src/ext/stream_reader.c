@@ -85,9 +85,8 @@ static int append(ReaderState *s, PyObject *bytes)
 
 /* ---- feeding ------------------------------------------------------------ */
 
-/* Keeps a future that is done for plait_reader_future; steals it. A full ring loses its oldest,
- * which somebody may hold for ever. */
-static void keep_spare(LoopObject *loop, PyObject *future)
+/* A full ring loses its oldest, which somebody may hold for ever. */
+void plait_reader_keep(LoopObject *loop, PyObject *future)
 {
 #ifndef Py_GIL_DISABLED /* there, a count of one says nothing about other threads */
     if (loop->core_ready && !loop->state->loop.futures_made_once &&
@@ -120,16 +119,14 @@ PyObject *plait_reader_future(LoopObject *loop)
         !Py_IS_TYPE(loop->spares[loop->spare_head], type) ||
         PyDict_GetItemWithError(state->asyncio_futures, state->str_future) != (PyObject *)type)
         return PyErr_Occurred() ? NULL : plait_loop_future(loop);
-    if (PL_UNLIKELY(loop->future_kwargs == NULL)) {
-        loop->future_kwargs = Py_BuildValue("{s:O}", "loop", (PyObject *)loop);
-        if (loop->future_kwargs == NULL)
-            return NULL;
-    }
+    PyObject *kwargs = plait_loop_kwargs(loop); // borrowed
+    if (PL_UNLIKELY(kwargs == NULL))
+        return NULL;
     PyObject *future = loop->spares[loop->spare_head];
     loop->spares[loop->spare_head] = NULL;
     loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
     loop->spare_len--;
-    if (PL_LIKELY(type->tp_init(future, state->no_args, loop->future_kwargs) == 0))
+    if (PL_LIKELY(type->tp_init(future, state->no_args, kwargs) == 0))
         return future;
     Py_DECREF(future);
     if (!PyErr_ExceptionMatches(PyExc_RuntimeError))
@@ -149,7 +146,7 @@ static int wake_reader(ReaderState *s)
     struct plait_state *state = s->loop->state;
     PyObject *result = PyObject_CallMethodOneArg(waiter, state->str_set_result, Py_None);
     if (PL_LIKELY(result != NULL)) {
-        keep_spare(s->loop, waiter);
+        plait_reader_keep(s->loop, waiter);
         Py_DECREF(result);
         return 0;
     }

@@ -44,6 +44,7 @@ from ._report import ScopeReport as ScopeReport
 from ._scope import Scope as Scope
 from ._scope import current_scope as current_scope
 from ._scope import scope as scope
+from ._start import freeze_support as freeze_support
 from ._threads import ThreadPool as ThreadPool
 from ._threads import stop_requested as stop_requested
 
@@ -82,6 +83,7 @@ __all__ = [
     "channel",
     "current_scope",
     "explain",
+    "freeze_support",
     "from_thread",
     "install",
     "new_event_loop",
