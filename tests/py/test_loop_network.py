@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from loop_support import Pollers, polled
+from loop_support import Poller, polled
 
 import plait
 
@@ -443,7 +443,7 @@ def test_accepting_goes_on_after_a_flood_of_emfile(loop: plait.Loop) -> None:
         loop.set_exception_handler(hear)
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
         address = server.sockets[0].getsockname()
-        pollers = Pollers()
+        poller = Poller(loop)
         for _ in range(2):
             clients = [socket.socket() for _ in range(5)]
             fill = []
@@ -458,7 +458,7 @@ def test_accepting_goes_on_after_a_flood_of_emfile(loop: plait.Loop) -> None:
                 await starved.wait()
                 for _ in range(100):
                     await asyncio.sleep(0)
-                    assert not pollers.report()  # of connections that it cannot accept
+                    assert not poller.reports()  # of connections that it cannot accept
             finally:
                 for fd in fill:
                     os.close(fd)
