@@ -9,6 +9,8 @@ import select
 import socket
 from typing import Any, ClassVar
 
+import pytest
+
 
 async def polled() -> None:
     """Return when the poller has been asked, and what it said before has been handled.
@@ -40,7 +42,7 @@ class Poller:
                 if any(line.split()[:2] == wakes for line in file):
                     self._poll.register(int(name), select.POLLIN)
                     return
-        raise LookupError("the loop has no epoll descriptor")
+        pytest.skip("the loop waits by other means than epoll")
 
     def reports(self) -> bool:
         """Whether the loop would be woken at once if it went to its poller now."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -162,6 +165,50 @@ def test_arguments_of_popen(
     nice = min(niceness + 3, 19)
     assert out.decode().split("\n")[0] == (f"{tmp_path} value True {nice} b'inherited' 0o27 True")
     assert log.read_text() == str(nice)
+
+
+def test_more_arguments_of_popen(any_loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    root = os.geteuid() == 0
+    changed = {"user": 65534, "group": 65534, "extra_groups": [1, 2]} if root else {}
+    user, group = (65534, 65534) if root else (os.geteuid(), os.getegid())
+    with open(os.devnull) as null:
+        os.set_inheritable(null.fileno(), True)
+        script = (
+            f'[ -e /proc/self/fd/{null.fileno()} ] && echo "$0 $(id -u) $(id -g) $(id -G)" && '
+            "[ $(cut -d' ' -f6 /proc/$$/stat) = $$ ] && echo session"
+        )
+
+        async def main() -> tuple[bytes, int | None]:
+            child = await asyncio.create_subprocess_exec(
+                *("another-name", "-c", script),
+                executable="/bin/sh",
+                stdin=PIPE,
+                stdout=PIPE,
+                pipesize=8192,
+                start_new_session=True,
+                close_fds=False,
+                **changed,  # type: ignore[arg-type]
+            )
+            assert child.stdin is not None
+            stdin = child.stdin.transport.get_extra_info("pipe")
+            # A pair of sockets where the interpreter takes one.
+            if not isinstance(stdin, socket.socket) and stat.S_ISFIFO(
+                os.fstat(stdin.fileno()).st_mode
+            ):
+                assert fcntl.fcntl(stdin, fcntl.F_GETPIPE_SZ) == 8192
+            out, _ = await child.communicate()
+            return out, child.returncode
+
+        with asyncio.Runner(loop_factory=any_loop_factory) as runner:
+            out, returned = runner.run(main())
+    assert returned == 0, out
+    line, session = out.decode().splitlines()
+    assert session == "session"
+    name, *ids = line.split()
+    assert name == "another-name"
+    assert ids[:2] == [str(user), str(group)]
+    if root:
+        assert sorted(ids[2:]) == ["1", "2", "65534"]
 
 
 def test_what_asyncio_refuses_of_popen(loop: plait.Loop) -> None:

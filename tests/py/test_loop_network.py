@@ -270,6 +270,47 @@ def test_happy_eyeballs(any_loop_factory: Factory) -> None:
     run_on(any_loop_factory, main())
 
 
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_unix_connections(any_loop_factory: Factory, tmp_path: Any, kind: str) -> None:
+    path = str(tmp_path / "socket") if kind == "path" else f"\0plait {os.getpid()} {id(tmp_path)}"
+    data = os.urandom(3_000_000)
+
+    async def main() -> None:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            credentials = writer.get_extra_info("socket").getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+            )
+            assert struct.unpack("3i", credentials)[0] == os.getpid()
+            while chunk := await reader.read(1 << 20):
+                writer.write(chunk)
+                await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_unix_server(echo, path, backlog=3, limit=1000)
+        for _ in range(3):
+            reader, writer = await asyncio.open_unix_connection(path)
+            assert writer.get_extra_info("socket").family == socket.AF_UNIX
+            writer.write(data)
+            writer.write_eof()
+            assert await reader.read() == data
+            writer.close()
+            await writer.wait_closed()
+        if kind == "path":
+            with pytest.raises(OSError, match="in use"):
+                await asyncio.start_unix_server(echo, tmp_path)
+        server.close()
+        await server.wait_closed()
+        with pytest.raises((FileNotFoundError, ConnectionRefusedError)):
+            await asyncio.open_unix_connection(path)
+        loop = asyncio.get_running_loop()
+        with pytest.raises(ValueError, match=r"no path|path and sock|were specified"):
+            await loop.create_unix_connection(asyncio.Protocol)
+        with pytest.raises(ValueError, match=r"path was not|specified"):
+            await loop.create_unix_server(asyncio.Protocol)
+
+    run_on(any_loop_factory, main())
+
+
 def test_a_reset_with_linger_reaches_both_sides(any_loop_factory: Factory) -> None:
     async def main() -> None:
         made: asyncio.Queue[Any] = asyncio.Queue()
