@@ -263,7 +263,7 @@ out:
 static struct plait_block *find_held(const struct worker *w, const struct held *held,
                                      const Py_buffer *view)
 {
-    if (held->buffers == NULL || view->readonly)
+    if (held->buffers == NULL)
         return NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(held->buffers); i++) {
         struct plait_block *block = (struct plait_block *)PyList_GET_ITEM(held->buffers, i);
@@ -689,7 +689,13 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
             break;
         }
         Py_BEGIN_ALLOW_THREADS error = pl_member_wait(&w.member);
-        Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) break;
+        Py_END_ALLOW_THREADS
+            /* A signal's handler is the user's, and may fork as a task may. It runs here rather
+             * than in the next task. */
+            int handled = PyErr_CheckSignals();
+        leave_if_forked(&w);
+        if (handled < 0)
+            break;
         if (error < 0 && error != -EINTR) {
             (void)plait_raise(w.state, error, "telling the pool of a free worker");
             break;

@@ -194,7 +194,10 @@ def serve(
             limit_memory(data["memory_limit"])
         initializer, initargs = load_setup(data)
         if initializer is not None:
+            me = os.getpid()
             initializer(*initargs)
+            if os.getpid() != me:
+                return 0  # it has forked, and its copy has no part in the pool
     except BaseException:
         import traceback
 
