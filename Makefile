@@ -201,16 +201,16 @@ fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_S
 	done
 
 .PHONY: torture soak
-torture: build ## Crash workers in every way at every stage, under load
+torture: build ## Crash workers in every way at every stage, under load (TORTURE=short: once)
 	@$(PY) -m pytest --timeout=120 tests/torture $(PYTEST_ARGS)
 
 soak: build ## Two million tasks while workers are killed (SOAK_ARGS="--tasks N")
 	@$(PY) tests/torture/soak.py $(SOAK_ARGS)
 
 .PHONY: model-check
-model-check: ## Check the models that stand beside the code with spin
+model-check: ## Check the models that stand beside the code with spin (MODELS=quick: some)
 	@command -v spin >/dev/null || tools/apt-install spin
-	@tests/models/check
+	@tests/models/check $(MODELS)
 
 .PHONY: stress
 stress: build ## Repeat the C tests, and run the Python tests marked stress
