@@ -193,7 +193,7 @@ fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_S
 	    mkdir -p build/fuzz/$$name && \
 	    clang -std=c11 -D_GNU_SOURCE -DPL_VERSION=\"fuzz\" -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined \
 	        -fno-sanitize-recover=undefined -Iinclude -Isrc/core tests/fuzz/fuzz_$$name.c \
-	        src/core/pl_{arena,base,bell,ring,stop,sys,wire}.c -o build/fuzz/fuzz_$$name && \
+	        src/core/pl_{arena,base,bell,ring,spin,stop,sys,wire}.c -o build/fuzz/fuzz_$$name && \
 	    echo "fuzz: $$name for $(FUZZ_SECONDS) s" && \
 	    build/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -max_len=512 -verbosity=0 \
 	        -print_final_stats=1 -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name \
