@@ -152,7 +152,9 @@ def soak(
         lock = threading.Lock()
         share = tasks // THREADS
         threads = [
-            threading.Thread(target=run, args=(pool, k * share, share, start + seconds, report, lock))
+            threading.Thread(
+                target=run, args=(pool, k * share, share, start + seconds, report, lock)
+            )
             for k in range(THREADS)
         ]
         for thread in threads:
