@@ -194,7 +194,7 @@ fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_S
 	    mkdir -p build/fuzz/$$name && \
 	    clang -std=c11 -D_GNU_SOURCE -DPL_VERSION=\"fuzz\" -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined \
 	        -fno-sanitize-recover=undefined -Iinclude -Isrc/core tests/fuzz/fuzz_$$name.c \
-	        src/core/pl_{arena,base,bell,ring,stop,sys,wire}.c -o build/fuzz/fuzz_$$name && \
+	        src/core/pl_{arena,base,bell,ring,spin,stop,sys,wire}.c -o build/fuzz/fuzz_$$name && \
 	    echo "fuzz: $$name for $(FUZZ_SECONDS) s" && \
 	    build/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -max_len=512 -verbosity=0 \
 	        -print_final_stats=1 -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name \
@@ -202,16 +202,16 @@ fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_S
 	done
 
 .PHONY: torture soak
-torture: build ## Crash workers in every way at every stage, under load
+torture: build ## Crash workers in every way at every stage, under load (TORTURE=short: once)
 	@$(PY) -m pytest --timeout=120 tests/torture $(PYTEST_ARGS)
 
 soak: build ## Two million tasks while workers are killed (SOAK_ARGS="--tasks N")
 	@$(PY) tests/torture/soak.py $(SOAK_ARGS)
 
 .PHONY: model-check
-model-check: ## Check the models that stand beside the code with spin
+model-check: ## Check the models that stand beside the code with spin (MODELS=quick: some)
 	@command -v spin >/dev/null || tools/apt-install spin
-	@tests/models/check
+	@tests/models/check $(MODELS)
 
 .PHONY: stress
 stress: build ## Repeat the C tests, and run the Python tests marked stress

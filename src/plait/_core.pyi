@@ -347,7 +347,15 @@ class PoolBase:
         self, loop: asyncio.AbstractEventLoop, fn: Callable[..., _T], /, *args: Any
     ) -> asyncio.Future[_T]: ...
     def _open(
-        self, workers: int, most: int, slots: int, limit: int, by_value: bool, max_pending: int, /
+        self,
+        workers: int,
+        most: int,
+        slots: int,
+        limit: int,
+        by_value: bool,
+        max_pending: int,
+        cpus: int,
+        /,
     ) -> tuple[int, int, int]: ...
     def _submit_order(
         self,

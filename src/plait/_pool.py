@@ -21,7 +21,7 @@ from ._exceptions import PoolFull
 from ._helper import Helper
 from ._mapper import Mapper, Way
 from ._options import Options
-from ._processors import MAX_WORKERS, default_workers
+from ._processors import MAX_WORKERS, default_workers, quota_bound
 from ._room import Room, in_loop
 from ._sending import Sender, find_cloudpickle, main_module
 from ._sending import decode_exception as decode_exception
@@ -163,7 +163,13 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         self._ended = threading.Event()
         by_value = self._main[0] == "none" and find_cloudpickle() is not None
         memfd, eventfd, self._waitfd = self._open(
-            workers, MAX_WORKERS, 0, shared_memory or 0, by_value, self._max_pending
+            workers,
+            MAX_WORKERS,
+            0,
+            shared_memory or 0,
+            by_value,
+            self._max_pending,
+            quota_bound(),
         )
         told = {
             "main": ("own", None) if self._own_main else self._main,
