@@ -119,16 +119,14 @@ PyObject *plait_reader_future(LoopObject *loop)
         !Py_IS_TYPE(loop->spares[loop->spare_head], type) ||
         PyDict_GetItemWithError(state->asyncio_futures, state->str_future) != (PyObject *)type)
         return PyErr_Occurred() ? NULL : plait_loop_future(loop);
-    if (PL_UNLIKELY(loop->future_kwargs == NULL)) {
-        loop->future_kwargs = Py_BuildValue("{s:O}", "loop", (PyObject *)loop);
-        if (loop->future_kwargs == NULL)
-            return NULL;
-    }
+    PyObject *kwargs = plait_loop_kwargs(loop); // borrowed
+    if (PL_UNLIKELY(kwargs == NULL))
+        return NULL;
     PyObject *future = loop->spares[loop->spare_head];
     loop->spares[loop->spare_head] = NULL;
     loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
     loop->spare_len--;
-    if (PL_LIKELY(type->tp_init(future, state->no_args, loop->future_kwargs) == 0))
+    if (PL_LIKELY(type->tp_init(future, state->no_args, kwargs) == 0))
         return future;
     Py_DECREF(future);
     if (!PyErr_ExceptionMatches(PyExc_RuntimeError))

@@ -65,6 +65,7 @@ static int set_protocol(TransportObject *t, PyObject *protocol)
         return -1;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));
     t->buffered = buffered;
+    t->stream.borrows = !buffered;
     t->tls = Py_IS_TYPE(protocol, t->loop->state->tls_type);
     if (t->started)
         plait_reader_link(t->loop, protocol, &t->feed);
@@ -138,6 +139,7 @@ PyObject *plait_transport_new(LoopObject *loop, int fd, PyObject *sock, PyObject
         (void)plait_raise(state, r, r == -EEXIST ? "the descriptor is in use by the loop" : NULL);
         goto fail;
     }
+    t->stream.borrows = !t->buffered;
     r = pl_loop_enqueue(&loop->core, &t->start);
     if (r < 0) {
         pl_stream_forget(&t->stream);

@@ -164,6 +164,7 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         told = {
             "main": ("own", None) if self._own_main else self._main,
             "setup": setup,
+            "by_value": by_value,
             "most": max_tasks_per_worker or 0,
             "memory_limit": memory_limit or 0,
         }
