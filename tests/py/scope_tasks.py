@@ -73,3 +73,10 @@ def unsendable(seconds: float) -> Any:
         pass
     lock = threading.Lock()
     return lambda: (lock, seconds)[1]
+
+
+@plait.task(pure=True, budget=0.005)
+def endless() -> None:
+    """Compute for ever."""
+    while True:
+        pass
