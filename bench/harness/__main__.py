@@ -22,6 +22,11 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def numbers(text: str) -> list[int]:
+    """Split a comma-separated option of numbers."""
+    return [int(name) for name in names(text)]
+
+
 def parse() -> argparse.Namespace:
     """Read and check the command line."""
     parser = argparse.ArgumentParser(prog="harness", description=__doc__)
@@ -29,28 +34,48 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round, for a first look")
     parser.add_argument("--loops", type=names, default=list(LOOPS), metavar="A,B")
     parser.add_argument("--parts", type=names, default=list(PARTS), metavar="A,B")
-    parser.add_argument("--styles", type=names, default=list(STYLES), metavar="A,B")
-    parser.add_argument("--sizes", type=names, default=["1024", "102400"], metavar="BYTES,BYTES")
+    parser.add_argument("--styles", type=names, metavar="A,B")
+    parser.add_argument("--sizes", type=numbers, metavar="BYTES,BYTES")
+    parser.add_argument("--connections", type=numbers, metavar="N,N")
+    parser.add_argument("--idle", type=numbers, metavar="N,N", help="beside the busy ones")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per server and round")
-    parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--idle", type=int, default=0, help="idle connections beside the busy")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per server and round")
+    parser.add_argument(
+        "--minutes", type=float, default=11.0, help="leave out rounds that would end later"
+    )
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), metavar="FILE")
     args = parser.parse_args()
     for option, given, known in (
         ("--loops", args.loops, LOOPS),
         ("--parts", args.parts, PARTS),
-        ("--styles", args.styles, STYLES),
+        ("--styles", args.styles or (), STYLES),
     ):
         for name in given:
             if name not in known:
                 parser.error(f"{option}: {name!r} is none of {', '.join(known)}")
-    for name in args.sizes:
-        if not name.isdecimal() or not 1 <= int(name) <= 1 << 28:
-            parser.error(f"--sizes: {name!r} is not a number of bytes from 1 to {1 << 28}")
-    if args.rounds < 1 or not 0.05 <= args.seconds <= 3600 or args.connections < 1 or args.idle < 0:
-        parser.error("--rounds, --seconds (from 0.05), --connections and --idle must be positive")
+    for option, given, least, most in (
+        ("--sizes", args.sizes, 1, 1 << 28),
+        ("--connections", args.connections, 1, 100_000),
+        ("--idle", args.idle, 0, 100_000),
+    ):
+        for n in given or ():
+            if not least <= n <= most:
+                parser.error(f"{option}: {n} is not from {least} to {most}")
+    if args.rounds < 1 or not 0.05 <= args.seconds <= 3600 or not args.minutes > 0:
+        parser.error("--rounds, --seconds (from 0.05) and --minutes must be positive")
     return args
+
+
+def chosen_cases(args: argparse.Namespace) -> list[measure.Case]:
+    """List the rows of the echo table: all, or those that the options name."""
+    if not any((args.sizes, args.connections, args.idle)):
+        return [case for case in measure.all_cases() if case.style in (args.styles or STYLES)]
+    return measure.cases_of(
+        args.styles or measure.STYLES,
+        args.sizes or (1024, 102400),
+        args.connections or (64,),
+        args.idle or (0,),
+    )
 
 
 def bench_loops(args: argparse.Namespace) -> tuple[list[measure.Series], str]:
@@ -58,14 +83,12 @@ def bench_loops(args: argparse.Namespace) -> tuple[list[measure.Series], str]:
     versions = {name: version(name) for name in args.loops}
     plan = measure.Plan(
         loops=[name for name in args.loops if versions[name] is not None],
+        cases=chosen_cases(args),
         rounds=1 if args.quick else args.rounds,
         seconds=0.4 if args.quick else args.seconds,
-        connections=args.connections,
-        idle=args.idle,
-        sizes=tuple(int(size) for size in args.sizes),
-        styles=tuple(args.styles),
         scale=0.1 if args.quick else 1.0,
         memory_connections=2000 if args.quick else 10_000,
+        until=args.began + args.minutes * 60,
     )
     series: list[measure.Series] = []
     texts = [
@@ -75,57 +98,54 @@ def bench_loops(args: argparse.Namespace) -> tuple[list[measure.Series], str]:
             for name, found in versions.items()
         )
     ]
+    # The short parts come first: the time that is left is the echo servers'.
+    primitives = measure.measure_primitives(plan) if "primitives" in args.parts else []
+    memory = measure.measure_memory(plan) if "memory" in args.parts else []
     if "echo" in args.parts:
         echo = measure.measure_echo(plan)
         series += echo
         texts.append(
-            f"{plan.connections} connections, {plan.idle} idle, {plan.rounds} rounds of "
+            f"64 connections unless a row says otherwise, {plan.ran['echo']} rounds of "
             f"{plan.seconds:g} s"
         )
         texts.append(tables.echo_tables(echo, args.loops))
-    if "primitives" in args.parts:
-        primitives = measure.measure_primitives(plan)
+    if primitives:
         series += primitives
         texts.append(tables.plain_table("Primitives, ns per operation", primitives, args.loops))
-    if "memory" in args.parts:
-        memory = measure.measure_memory(plan)
+    if memory:
         series += memory
         texts.append(tables.plain_table("Resident bytes", memory, args.loops))
+    texts.append(tables.markdown(series, [n for n in args.loops if versions[n] is not None]))
     return series, "\n\n".join(texts)
 
 
 def bench_pools(args: argparse.Namespace) -> tuple[list[measure.Series], str]:
-    """Run the pools' own script, and show its rows.
+    """Run the pools' own program, and take over its figures.
 
     Raises:
-        RuntimeError: the script failed or is not there.
+        RuntimeError: it failed.
     """
-    script = Path(__file__).resolve().parents[1] / "pools.py"
-    if not script.exists():
-        raise RuntimeError(f"{script} is not there")
-    command = [sys.executable, str(script), "--json", *(["--quick"] if args.quick else [])]
+    path = args.json.with_name("bench-pools.json")
+    command = [sys.executable, "-m", "pools", "--json", str(path)]
+    if args.quick:
+        command.append("--quick")
     measure.progress("pools")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{script.name} ended with {done.returncode}")
-    series: dict[tuple[str, str], measure.Series] = {}
-    for item in json.loads(done.stdout):
-        row = f"{item['row']}, {item['unit']}"
-        key = row, item["peer"]
-        found = series.setdefault(key, measure.Series(row, item["peer"], item["unit"]))
-        if isinstance(item["value"], int | float):
-            found.values.append(item["value"])
-        else:
-            found.error = str(item["value"])
-    peers = list(dict.fromkeys(s.peer for s in series.values()))
-    return list(series.values()), tables.plain_table("Pools", list(series.values()), peers)
+        raise RuntimeError(f"the pools ended with {done.returncode}")
+    series = []
+    for item in json.loads(path.read_text())["figures"]:
+        found = measure.Series(f"{item['row']}, {item['unit']}", item["peer"], item["unit"])
+        found.values.extend(item["values"])
+        series.append(found)
+    return series, "Pools\n\n" + done.stdout
 
 
 def main() -> int:
     """Run what the command line asks for; 1 when something failed."""
     args = parse()
     facts = machine.facts()
-    start = time.monotonic()
+    start = args.began = time.monotonic()
     server_core, client_core = machine.cores()
     pinned = "one core: not pinned" if server_core is None else f"{server_core} and {client_core}"
     print(f"{facts['cpu']}, {len(os.sched_getaffinity(0))} cores, Linux {facts['kernel']}, "

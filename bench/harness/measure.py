@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
@@ -48,19 +49,77 @@ class Series:
         }
 
 
+#: What one row of the echo table asks of a server.
+STYLES = ("protocol", "streams", "sock", "generators", "tls")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the echo table: how the server is written, and what it is asked."""
+
+    style: str
+    size: int
+    connections: int = 64
+    idle: int = 0
+
+    @property
+    def row(self) -> str:
+        text = echo_row(self.style, self.size)
+        if self.connections != 64:
+            text += f", {self.connections:,} connection{'s' if self.connections > 1 else ''}"
+        if self.idle:
+            text += f", {self.idle:,} idle"
+        return text
+
+
+def cases_of(
+    styles: Iterable[str], sizes: Iterable[int], connections: Iterable[int], idle: Iterable[int]
+) -> list[Case]:
+    """List the cases: all of these with all of those."""
+    return [
+        Case(style, size, many, beside)
+        for many in connections
+        for beside in idle
+        for size in sizes
+        for style in styles
+    ]
+
+
+def all_cases() -> list[Case]:
+    """List what is measured when nothing is chosen: each style, then the odd numbers."""
+    odd = ("protocol", "streams")
+    return [
+        *cases_of(STYLES, (1024, 102400), (64,), (0,)),
+        *cases_of(odd, (1024,), (1, 1000), (0,)),
+        *cases_of(odd, (1024,), (64,), (5000,)),
+    ]
+
+
 @dataclass
 class Plan:
     """What to measure, and how long."""
 
     loops: list[str]
+    cases: list[Case]
     rounds: int = 3
-    seconds: float = 2.0
-    connections: int = 64
-    idle: int = 0
-    sizes: tuple[int, ...] = (1024, 102400)
-    styles: tuple[str, ...] = ("protocol", "streams", "sock", "generators", "tls")
+    seconds: float = 1.0
     scale: float = 1.0
     memory_connections: int = 10_000
+    #: No round begins that would, by the one before, end later than this (time.monotonic()).
+    until: float = float("inf")
+    #: How many rounds there were time for, by part.
+    ran: dict[str, int] = field(default_factory=dict)
+
+    def each_round(self, part: str) -> Iterable[int]:
+        """Count the rounds that there is time for: one at least."""
+        took = 0.0
+        for number in range(self.rounds):
+            began = time.monotonic()
+            if number and began + took > self.until:
+                return
+            yield number
+            took = time.monotonic() - began
+            self.ran[part] = number + 1
 
 
 def progress(text: str) -> None:
@@ -77,7 +136,7 @@ def echo_command(peer: str, style: str) -> list[str]:
     return machine.python("harness.server", "--loop", peer, "--style", style)
 
 
-def run_echo(peer: str, style: str, size: int, plan: Plan) -> dict[str, float]:
+def run_echo(peer: str, case: Case, seconds: float) -> dict[str, float]:
     """Run one server under load once.
 
     Returns:
@@ -88,9 +147,10 @@ def run_echo(peer: str, style: str, size: int, plan: Plan) -> dict[str, float]:
         RuntimeError: the server or the load failed.
     """
     server_core, client_core = machine.cores()
-    command = [str(machine.limits_dir() / "echo_load"), "--size", str(size)]
-    command += ["--connections", str(plan.connections), "--idle", str(plan.idle)]
-    command += ["--seconds", str(plan.seconds), "--warmup", str(min(0.5, plan.seconds / 4))]
+    style = case.style
+    command = [str(machine.limits_dir() / "echo_load"), "--size", str(case.size)]
+    command += ["--connections", str(case.connections), "--idle", str(case.idle)]
+    command += ["--seconds", str(seconds), "--warmup", str(min(0.5, seconds / 4))]
     if style == "tls" and peer != "C":  # the limit is the plain one
         command += ["--tls", "1"]
     with machine.server(echo_command(peer, style), server_core) as (pid, port):
@@ -105,7 +165,7 @@ def run_echo(peer: str, style: str, size: int, plan: Plan) -> dict[str, float]:
                         times[word] = machine.cpu_seconds(pid)
                     last = line
                 if load.wait() != 0 or len(times) != 2:
-                    raise RuntimeError(f"the load failed on {peer} ({style}, {size} bytes)")
+                    raise RuntimeError(f"the load failed on {peer} ({case.row})")
             finally:
                 load.kill()
     figures: dict[str, float] = json.loads(last)
@@ -131,27 +191,25 @@ def echo_row(style: str, size: int) -> str:
 def measure_echo(plan: Plan) -> list[Series]:
     """Measure the echo servers, the bare C server in every round beside the others."""
     found: dict[tuple[str, str], Series] = {}
-    for round_number in range(plan.rounds):
-        for size in plan.sizes:
-            for style in plan.styles:
-                row = echo_row(style, size)
-                # Each row has its own run of the limit, close in time to what it limits.
-                # Generators as coroutines are plait's alone.
-                peers = [p for p in plan.loops if style != "generators" or p == "plait"]
-                for peer in ("C", *peers):
-                    series = found.setdefault((row, peer), Series(row, peer, "requests/s"))
-                    if series.error:
-                        continue
-                    progress(f"echo round {round_number + 1}/{plan.rounds}: {row}, {peer}")
-                    try:
-                        figures = run_echo(peer, style, size, plan)
-                    except RuntimeError as exc:
-                        series.error = str(exc)
-                        continue
-                    series.values.append(figures.pop("rate"))
-                    for name, value in figures.items():
-                        if name.endswith("_us"):
-                            series.extra.setdefault(name, []).append(value)
+    for number in plan.each_round("echo"):
+        for case in plan.cases:
+            # Each row has its own run of the limit, close in time to what it limits.
+            # Generators as coroutines are plait's alone.
+            peers = [p for p in plan.loops if case.style != "generators" or p == "plait"]
+            for peer in ("C", *peers):
+                series = found.setdefault((case.row, peer), Series(case.row, peer, "requests/s"))
+                if series.error:
+                    continue
+                progress(f"echo round {number + 1}/{plan.rounds}: {case.row}, {peer}")
+                try:
+                    figures = run_echo(peer, case, plan.seconds)
+                except RuntimeError as exc:
+                    series.error = str(exc)
+                    continue
+                series.values.append(figures.pop("rate"))
+                for name, value in figures.items():
+                    if name.endswith("_us"):
+                        series.extra.setdefault(name, []).append(value)
     return list(found.values())
 
 
@@ -159,9 +217,9 @@ def measure_primitives(plan: Plan) -> list[Series]:
     """Measure the table of single operations, one process for each loop and round."""
     found: dict[tuple[str, str], Series] = {}
     core, _ = machine.cores()
-    for round_number in range(plan.rounds):
+    for number in plan.each_round("primitives"):
         for peer in plan.loops:
-            progress(f"primitives round {round_number + 1}/{plan.rounds}: {peer}")
+            progress(f"primitives round {number + 1}/{plan.rounds}: {peer}")
             command = machine.python("harness.primitives", "--loop", peer)
             with machine.popen([*command, "--scale", str(plan.scale)], core) as child:
                 output, _ = child.communicate(timeout=600)

@@ -90,3 +90,37 @@ def echo_tables(series: Sequence[Series], peers: Sequence[str]) -> str:
 def plain_table(title: str, series: Sequence[Series], peers: Sequence[str]) -> str:
     """Write medians under a title."""
     return f"{title}\n" + table(series, peers, lambda s: number(s.median), "not installed")
+
+
+def markdown(series: Sequence[Series], peers: Sequence[str]) -> str:
+    """Write all rows as one table in Markdown, the best of each in bold.
+
+    Echo rows are shares of the limit (more is better), all others say what they count (less is
+    better).
+    """
+    by_key = {(s.row, s.peer): s for s in series}
+    lines = ["| | " + " | ".join(peers) + " |", "|---|" + "---:|" * len(peers)]
+    for row in rows_of(series):
+        of_row = [by_key.get((row, peer)) for peer in peers]
+        unit = next(s.unit for s in series if s.row == row)
+        limit = by_key.get((row, "C"))
+        values: list[float | None] = []
+        for s in of_row:
+            if s is None or s.error:
+                values.append(None)
+            elif limit is not None:
+                ratios = shares(s, limit)
+                values.append(statistics.median(ratios) if ratios else None)
+            else:
+                values.append(s.median)
+        known = [v for v in values if v is not None]
+        best = (max if limit is not None else min)(known) if known else None
+        cells = []
+        for s, v in zip(of_row, values, strict=True):
+            text = "" if s is None else "fails" if v is None else number(v)
+            if v is not None and limit is not None:
+                text = f"{v:.2f}"
+            cells.append(f"**{text}**" if v is not None and v == best and len(known) > 1 else text)
+        label = row if limit is not None else f"{row}, {unit}"
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

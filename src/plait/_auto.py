@@ -119,9 +119,9 @@ class State:
                 pickle.dumps(self.target(fn), 5)
                 self.refused = ""
             except Exception as error:
-                from ._pool import _cloudpickle
+                from ._sending import find_cloudpickle
 
-                self.refused = "" if _cloudpickle() is not None else _say(error)
+                self.refused = "" if find_cloudpickle() is not None else _say(error)
         return not self.refused
 
     def target(self, fn: Callable[..., Any]) -> Any:

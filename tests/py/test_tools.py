@@ -210,6 +210,37 @@ def test_tables_show_shares_failures_and_absences() -> None:
     assert "not installed" in shares
 
 
+def test_markdown_has_all_rows_and_marks_the_best() -> None:
+    case = measure.Case("streams", 1024, connections=1, idle=5000)
+    assert case.row == "streams, 1 KiB, 1 connection, 5,000 idle"
+    series = [
+        measure.Series(case.row, "C", "requests/s", values=[100.0, 90.0]),
+        measure.Series(case.row, "plait", "requests/s", values=[90.0, 90.0]),
+        measure.Series(case.row, "asyncio", "requests/s", values=[45.0, 45.0]),
+        measure.Series("sleep", "plait", "ns", values=[200.0]),
+        measure.Series("sleep", "asyncio", "ns", error="it broke"),
+    ]
+    assert tables.markdown(series, ["asyncio", "plait"]).splitlines()[2:] == [
+        f"| {case.row} | 0.47 | **0.95** |",
+        "| sleep, ns | fails | 200 |",
+    ]
+
+
+def test_all_rows_are_measured_when_none_is_chosen() -> None:
+    rows = [case.row for case in measure.all_cases()]
+    assert len(rows) == len(set(rows))
+    for text in ("TLS, Protocol, 100 KiB", "sock_recv/sock_sendall, 1 KiB",
+                 "Protocol, 1 KiB, 1,000 connections", "streams, 1 KiB, 1 connection",
+                 "streams, 1 KiB, 5,000 idle"):  # fmt: skip
+        assert text in rows
+
+
+def test_rounds_end_when_the_time_is_over() -> None:
+    plan = measure.Plan(loops=[], cases=[], rounds=3, until=0.0)
+    assert list(plan.each_round("echo")) == [0]
+    assert plan.ran == {"echo": 1}
+
+
 @pytest.mark.slow
 def test_harness_measures_from_end_to_end(limits: Path, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
