@@ -17,7 +17,7 @@ _CLOSE = (b"connection", b"close")
 
 # What plait.serve decides itself; its own arguments say so.
 RESERVED = frozenset(
-    "app host port uds fd loop workers reload factory backlog ssl_keyfile ssl_certfile".split()
+    ["app", "host", "port", "uds", "fd", "loop", "workers", "reload", "factory", "backlog", "ssl_keyfile", "ssl_certfile"]
 )
 
 
