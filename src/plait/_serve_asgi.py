@@ -17,7 +17,20 @@ _CLOSE = (b"connection", b"close")
 
 # What plait.serve decides itself; its own arguments say so.
 RESERVED = frozenset(
-    ["app", "host", "port", "uds", "fd", "loop", "workers", "reload", "factory", "backlog", "ssl_keyfile", "ssl_certfile"]
+    [
+        "app",
+        "host",
+        "port",
+        "uds",
+        "fd",
+        "loop",
+        "workers",
+        "reload",
+        "factory",
+        "backlog",
+        "ssl_keyfile",
+        "ssl_certfile",
+    ]
 )
 
 

@@ -217,9 +217,9 @@ def test_what_cannot_be_returned_from_a_process_runs_in_a_thread(fresh: Any) -> 
 def test_a_closure_runs_in_a_thread_when_it_cannot_be_sent(
     fresh: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plait import _pool
+    from plait import _sending
 
-    monkeypatch.setattr(_pool, "_cloudpickle", lambda: None)
+    monkeypatch.setattr(_sending, "find_cloudpickle", lambda: None)
     task = plait.task(pure=True)(lambda n: auto_tasks.fib(n))
     assert asyncio.run(_await(task(28))) == 317811
     told = plait.explain(task)
