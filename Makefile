@@ -293,9 +293,18 @@ bench: bench-build ## Measure loops and pools beside their peers
 bench-loop: bench-build ## Measure the loops: echo servers, primitives, memory
 	@$(bench) -m harness loop $(BENCH_ARGS)
 
+.PHONY: bench-crowd
+bench-crowd: build ## Measure 64 short connections beside 4 long ones, against the limit in C
+	@$(PY) bench/crowd.py $(BENCH_ARGS)
+
 .PHONY: bench-pools
 bench-pools: bench-build ## Measure the pools
 	@$(bench) -m harness pools $(BENCH_ARGS)
+
+.PHONY: bench-http
+bench-http: bench-build ## Measure uvicorn on plait's loop and on its peers
+	@command -v wrk >/dev/null || tools/apt-install wrk
+	@$(VENV_BENCH)/bin/python -m plait bench http $(BENCH_ARGS)
 
 # ---- the rest --------------------------------------------------------------
 

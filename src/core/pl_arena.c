@@ -115,10 +115,12 @@ int pl__share_create(struct pl_pool *pool, const struct pl_pool_config *config)
         .nslots = round_pow2(slots),
         .nseats = seats_for(config->most > config->workers ? config->most : config->workers),
         .nblocks = 1u << 20,
-        .cpus = config->cpus != 0 ? config->cpus : usable_cpus(),
+        .cpus = usable_cpus(),
         .limit = config->limit != 0 ? config->limit : physical_memory() / 2,
-        .spin_ns = 50000,
+        .spin_ns = 100000,
     };
+    if (config->cpus != 0 && config->cpus < layout.cpus)
+        layout.cpus = config->cpus;
     layout.line_size = 2 * layout.nslots;
     if (layout.limit < MIB)
         layout.limit = MIB;

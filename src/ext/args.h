@@ -4,8 +4,34 @@
 
 #include <Python.h>
 
+#include "pl_base.h"
+
 #include <stdbool.h>
 #include <string.h>
+
+typedef PyObject *(*plait_fast_method)(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                       PyObject *kwnames);
+
+/* Calls `fn` again with its positional parameters in their places, of which some came by name:
+ * `names` are these, up to a NULL; there may be eight arguments in all. NULL with TypeError
+ * set when one is missing or there twice; other names are left to `fn`. */
+PyObject *plait_args_by_name(plait_fast_method fn, PyObject *self, const char *method,
+                             const char *const *names, PyObject *const *args, Py_ssize_t nargs,
+                             PyObject *kwnames);
+
+PyObject *plait_args_one_by_name(PyCFunction fn, PyObject *self, const char *method,
+                                 const char *name, PyObject *const *args, Py_ssize_t nargs,
+                                 PyObject *kwnames);
+
+/* Calls `fn`, whose only parameter is called `name`. */
+static inline PyObject *plait_args_one(PyCFunction fn, PyObject *self, const char *method,
+                                       const char *name, PyObject *const *args, Py_ssize_t nargs,
+                                       PyObject *kwnames)
+{
+    if (PL_LIKELY(nargs == 1 && kwnames == NULL))
+        return fn(self, args[0]);
+    return plait_args_one_by_name(fn, self, method, name, args, nargs, kwnames);
+}
 
 /* Whether a str is this ASCII text, without a call: nearly every call with a keyword has the
  * right one. */

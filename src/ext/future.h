@@ -63,7 +63,8 @@ struct plait_future {
     PyObject *pool;                    /* owns until done */
     uint8_t state;
     uint8_t kind;    /* of the undecoded result; 0: decoded */
-    bool watched;    /* counted in pool->watched */
+    bool watched;    /* counted in pool->watched, */
+    bool looped;     /* and in pool->looped */
     bool cancelling; /* SETTLING will end in CANCELLED */
     uint8_t stopped; /* enum plait_stopped */
     PyObject *fn;    /* what it runs: for names in errors */

@@ -16,6 +16,7 @@
 
 #include "args.h"
 #include "generators.h"
+#include "rota.h"
 #include "watch.h"
 
 #include <errno.h>
@@ -361,6 +362,37 @@ static PyObject *loop_close_core(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(use_uring_doc, "_use_uring($self, /)\n--\n\n"
+                            "Make the core of a new loop anew, with io_uring where the kernel has\n"
+                            "it; return 0, or the number of the error that it was refused with.");
+
+static PyObject *loop_use_uring(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    LoopObject *loop = (LoopObject *)self;
+    if (plait_loop_check(loop) < 0)
+        return NULL;
+    for (uint32_t i = 0; i < loop->core.nfds; i++) {
+        struct pl_io *io = loop->core.fds[i].io;
+        if (io != NULL && io != &loop->core.wake_io)
+            return PyErr_Format(PyExc_RuntimeError, "the loop is in use: it watches %u", i);
+    }
+    if (pl_loop_timeout(&loop->core) != -1)
+        return PyErr_Format(PyExc_RuntimeError, "the loop is in use: callbacks are scheduled");
+    struct pl_loop_config config = {.backend = PL_BACKEND_URING};
+    pl_loop_fini(&loop->core);
+    int r = pl_loop_init(&loop->core, &config);
+    if (r < 0) {
+        loop->core_ready = false;
+        return plait_raise(loop->state, r, "cannot make an event loop");
+    }
+    return PyLong_FromLong(-(long)loop->core.refused);
+}
+
+static PyObject *get_backend(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyUnicode_FromString(pl_loop_backend_name(&((LoopObject *)self)->core));
+}
+
 PyDoc_STRVAR(statistics_doc,
              "statistics($self, /)\n--\n\n"
              "Return counters since the loop was made.\n\n"
@@ -495,6 +527,14 @@ static void loop_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+static PyGetSetDef loop_getset[] = {
+    {"backend", get_backend, NULL,
+     "How it waits for descriptors: \"epoll\" or \"uring\"; what the kernel allowed, whatever\n"
+     "was asked for.",
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMemberDef loop_members[] = {
     {"_closed", T_BOOL, offsetof(LoopObject, closed), 0, "Whether it is closed."},
     {"_debug", T_BOOL, offsetof(LoopObject, debug), 0, "Whether debug mode is on."},
@@ -533,30 +573,31 @@ static PyMethodDef loop_methods[] = {
      "_owner_of_fd($self, fd, /)\n--\n\n"
      "Return the transport or listener that uses fd, or None."},
     {"sock_recv", FAST(plait_loop_sock_recv), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recv($self, sock, n, /)\n--\n\n"
+     "sock_recv($self, sock, n)\n--\n\n"
      "Receive up to n bytes; an empty result is the end of the stream."},
     {"sock_recv_into", FAST(plait_loop_sock_recv_into), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recv_into($self, sock, buf, /)\n--\n\n"
+     "sock_recv_into($self, sock, buf)\n--\n\n"
      "Receive into a writable buffer; return how many bytes."},
     {"sock_sendall", FAST(plait_loop_sock_sendall), METH_FASTCALL | METH_KEYWORDS,
-     "sock_sendall($self, sock, data, /)\n--\n\n"
+     "sock_sendall($self, sock, data)\n--\n\n"
      "Send all of data, which must not change meanwhile."},
     {"sock_accept", FAST(plait_loop_sock_accept), METH_FASTCALL | METH_KEYWORDS,
-     "sock_accept($self, sock, /)\n--\n\n"
+     "sock_accept($self, sock)\n--\n\n"
      "Accept a connection; return (non-blocking socket, address)."},
     {"sock_recvfrom", FAST(plait_loop_sock_recvfrom), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recvfrom($self, sock, bufsize, /)\n--\n\n"
+     "sock_recvfrom($self, sock, bufsize)\n--\n\n"
      "Receive a datagram of up to bufsize bytes; return (data, address)."},
     {"sock_recvfrom_into", FAST(plait_loop_sock_recvfrom_into), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recvfrom_into($self, sock, buf, nbytes=0, /)\n--\n\n"
+     "sock_recvfrom_into($self, sock, buf, nbytes=0)\n--\n\n"
      "Receive a datagram into a writable buffer; return (bytes received, address)."},
     {"sock_sendto", FAST(plait_loop_sock_sendto), METH_FASTCALL | METH_KEYWORDS,
-     "sock_sendto($self, sock, data, address, /)\n--\n\n"
+     "sock_sendto($self, sock, data, address)\n--\n\n"
      "Send a datagram; return how many bytes."},
     {"_new_transport", FAST(loop_new_transport), METH_FASTCALL, new_transport_doc},
     {"_after_fork", loop_after_fork, METH_NOARGS, after_fork_doc},
     {"_run", loop_run, METH_NOARGS, run_doc},
     {"_close_core", loop_close_core, METH_NOARGS, close_core_doc},
+    {"_use_uring", loop_use_uring, METH_NOARGS, use_uring_doc},
     {"statistics", loop_statistics, METH_NOARGS, statistics_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -569,6 +610,7 @@ static PyType_Slot loop_slots[] = {
     {Py_tp_clear, loop_clear},
     {Py_tp_setattro, loop_setattr},
     {Py_tp_members, loop_members},
+    {Py_tp_getset, loop_getset},
     {Py_tp_methods, loop_methods},
     {0, NULL},
 };
@@ -701,7 +743,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         return -1;
 
     if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
-        plait_listener_type(module, state) < 0 || plait_sock_type(module, state) < 0)
+        plait_listener_type(module, state) < 0 || plait_rota_type(module, state) < 0 ||
+        plait_sock_type(module, state) < 0)
         return -1;
     state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
     if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)

@@ -27,8 +27,12 @@ static int debug_checks(LoopObject *loop, const char *method, PyObject *callback
     return result == NULL ? -1 : 0;
 }
 
+static const char *const callback_name[] = {"callback", NULL};
+static const char *const call_later_names[] = {"delay", "callback", NULL};
+static const char *const call_at_names[] = {"when", "callback", NULL};
+
 const char plait_loop_call_soon_doc[] =
-    PyDoc_STR("call_soon($self, callback, /, *args, context=None)\n--\n\n"
+    PyDoc_STR("call_soon($self, callback, *args, context=None)\n--\n\n"
               "Call callback(*args) in the next iteration, after what is scheduled already.\n\n"
               "Args:\n"
               "    callback (Callable): what to call.\n"
@@ -43,6 +47,9 @@ const char plait_loop_call_soon_doc[] =
 PyObject *plait_loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                PyObject *kwnames)
 {
+    if (PL_UNLIKELY(nargs < 1 && kwnames != NULL))
+        return plait_args_by_name(plait_loop_call_soon, self, "call_soon", callback_name, args,
+                                  nargs, kwnames);
     LoopObject *loop = (LoopObject *)self;
     PyObject *context;
     if (plait_args_keyword("call_soon", args, nargs, kwnames, 1, "context", &context) < 0 ||
@@ -80,12 +87,15 @@ int plait_loop_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObjec
 }
 
 const char plait_loop_call_soon_threadsafe_doc[] =
-    PyDoc_STR("call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+    PyDoc_STR("call_soon_threadsafe($self, callback, *args, context=None)\n--\n\n"
               "As call_soon, from any thread: wakes the loop when it sleeps.");
 
 PyObject *plait_loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                           PyObject *kwnames)
 {
+    if (PL_UNLIKELY(nargs < 1 && kwnames != NULL))
+        return plait_args_by_name(plait_loop_call_soon_threadsafe, self, "call_soon_threadsafe",
+                                  callback_name, args, nargs, kwnames);
     LoopObject *loop = (LoopObject *)self;
     PyObject *context;
     if (plait_args_keyword("call_soon_threadsafe", args, nargs, kwnames, 1, "context", &context) <
@@ -191,7 +201,7 @@ static PyObject *schedule_at(LoopObject *loop, double now, double delay, PyObjec
 }
 
 const char plait_loop_call_later_doc[] =
-    PyDoc_STR("call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+    PyDoc_STR("call_later($self, delay, callback, *args, context=None)\n--\n\n"
               "Call callback(*args) after delay seconds.\n\n"
               "Args:\n"
               "    delay (float): seconds from now; negative means as soon as possible.\n"
@@ -207,6 +217,9 @@ const char plait_loop_call_later_doc[] =
 PyObject *plait_loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                 PyObject *kwnames)
 {
+    if (PL_UNLIKELY(nargs < 2 && kwnames != NULL))
+        return plait_args_by_name(plait_loop_call_later, self, "call_later", call_later_names, args,
+                                  nargs, kwnames);
     LoopObject *loop = (LoopObject *)self;
     PyObject *context;
     double delay;
@@ -222,13 +235,16 @@ PyObject *plait_loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_
 }
 
 const char plait_loop_call_at_doc[] =
-    PyDoc_STR("call_at($self, when, callback, /, *args, context=None)\n--\n\n"
+    PyDoc_STR("call_at($self, when, callback, *args, context=None)\n--\n\n"
               "Call callback(*args) at `when`, in seconds of loop.time().\n\n"
               "Otherwise as call_later.");
 
 PyObject *plait_loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                              PyObject *kwnames)
 {
+    if (PL_UNLIKELY(nargs < 2 && kwnames != NULL))
+        return plait_args_by_name(plait_loop_call_at, self, "call_at", call_at_names, args, nargs,
+                                  kwnames);
     LoopObject *loop = (LoopObject *)self;
     PyObject *context;
     double when;
@@ -322,7 +338,7 @@ PyObject *plait_loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored))
 }
 
 const char plait_loop_create_task_doc[] =
-    PyDoc_STR("create_task($self, coro, /, **kwargs)\n--\n\n"
+    PyDoc_STR("create_task($self, coro, **kwargs)\n--\n\n"
               "Schedule a coroutine as a task and return the asyncio.Task.\n\n"
               "Args:\n"
               "    coro (Coroutine): what to run.\n"

@@ -73,7 +73,15 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
         r = plait_free_list_visit(&state->loop.name, visit, arg);
     PLAIT_LOOP_FREE_LISTS(X)
 #undef X
-    return r;
+    if (r != 0)
+        return r;
+    for (int i = 0; i < state->scope.free_ops_len; i++)
+        Py_VISIT(Py_TYPE(state->scope.free_ops[i]));
+    for (int i = 0; i < PLAIT_KNOWN; i++) {
+        Py_VISIT(state->budget.known[i].code);
+        Py_VISIT(state->budget.known[i].task);
+    }
+    return 0;
 }
 
 static int module_clear(PyObject *module)
@@ -84,6 +92,8 @@ static int module_clear(PyObject *module)
     plait_thread_clear(state);
     plait_generators_clear(state);
     plait_budget_clear(state);
+    plait_scope_clear(state);
+    plait_task_clear(state);
 #define X(type, name) Py_CLEAR(state->name);
     PLAIT_OBJECTS(X)
 #undef X

@@ -14,6 +14,7 @@
     X(PyTypeObject, threadsafe_handle_type)        \
     X(PyTypeObject, transport_type)                \
     X(PyTypeObject, listener_type)                 \
+    X(PyTypeObject, rota_type)                     \
     X(PyTypeObject, sock_call_type)                \
     X(PyObject, asyncio_future)                    \
     X(PyObject, asyncio_futures)                   \

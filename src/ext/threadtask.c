@@ -23,6 +23,7 @@
  * what futures ask.
  */
 #include "budget.h"
+#include "channel.h"
 #include "thread.h"
 
 #include <errno.h>
@@ -241,6 +242,7 @@ static void request_stop(struct plait_crew *crew, struct plait_task *task, enum 
     task->sent = true;
     plait_budget_step_aside(crew->state, worker->ident, true);
     (void)PyThreadState_SetAsyncExc(worker->ident, crew->state->task_stopped);
+    plait_waiter_kick(crew->state, worker->ident);
 }
 
 /* A task that has been taken out of the line. */

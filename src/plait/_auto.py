@@ -26,9 +26,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
+from . import _core
 from ._core import Call as Call
 from ._core import OverBudget as OverBudget
 from ._core import Task as Task
+from ._core import call as call
 from ._measure import SAMPLE, Measured, measured, size_of
 
 __all__ = ["call", "place", "task", "use_pool"]
@@ -117,9 +119,9 @@ class State:
                 pickle.dumps(self.target(fn), 5)
                 self.refused = ""
             except Exception as error:
-                from ._pool import _cloudpickle
+                from ._sending import find_cloudpickle
 
-                self.refused = "" if _cloudpickle() is not None else _say(error)
+                self.refused = "" if find_cloudpickle() is not None else _say(error)
         return not self.refused
 
     def target(self, fn: Callable[..., Any]) -> Any:
@@ -455,36 +457,21 @@ def figures_of(fn: Callable[..., Any]) -> AnyTask:
         while len(_known) >= _KNOWN_MAX:
             with contextlib.suppress(KeyError, StopIteration):  # another thread may help
                 del _known[next(iter(_known))]
+            _core._call_forget()
         _known[key] = known
     return known
 
 
-def call(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Call[R]:
-    """Call a function where it belongs by what its calls have cost.
+def _task_for(fn: Callable[..., Any]) -> AnyTask:
+    """What `call` asks of a callable that it has not met, or met long ago."""
+    if isinstance(fn, Task):
+        return fn
+    if inspect.iscoroutinefunction(fn):
+        raise TypeError(f"{fn!r} is asynchronous: await it")
+    return figures_of(fn)
 
-    Figures are kept for any callable; a function that is called often is better made a
-    `task`. See there for where calls run.
 
-    Args:
-        fn: An ordinary function or other callable.
-        *args: Passed on.
-        **kwargs: Passed on.
-
-    Returns:
-        Call: to await, or to ask for its ``result()``.
-
-    Raises:
-        TypeError: `fn` is not callable, or asynchronous.
-    """
-    try:
-        known = _known[fn.__code__]
-    except (AttributeError, KeyError):
-        if isinstance(fn, Task):
-            return fn(*args, **kwargs)
-        if inspect.iscoroutinefunction(fn):
-            raise TypeError(f"{fn!r} is asynchronous: await it") from None
-        known = figures_of(fn)
-    return known._call(fn, *args, **kwargs)
+_core._call_by(_task_for)
 
 
 def place(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from types import BuiltinMethodType
 from typing import Any, NamedTuple
 
 from . import _auto
-from ._core import Task
+from ._core import ChannelBase, Task
 from ._measure import measured
 
 __all__ = ["Placement", "call_inline", "choose", "drive", "is_coroutine_function"]
@@ -76,6 +77,11 @@ def call_inline(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 def is_coroutine_function(fn: Callable[..., Any]) -> bool:
     """Whether calling fn gives a coroutine; sees through partial and ``__call__``."""
+    inner = fn
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if isinstance(inner, BuiltinMethodType) and isinstance(inner.__self__, ChannelBase):
+        return inner.__name__ in ("send", "receive")
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
         getattr(type(fn), "__call__", None)  # noqa: B004
     )

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from . import _core
 from ._core import stop_requested as stop_requested
 from ._exceptions import PoolBroken
-from ._map import map_tasks
+from ._mapper import Mapper, Way
 
 T = TypeVar("T")
 
@@ -252,7 +252,7 @@ def _count(name: str, value: Any, least: int, most: int) -> int:
     return value
 
 
-class ThreadOptions:
+class ThreadOptions(Mapper):
     """A thread pool with options for what is submitted: made by ThreadPool.options."""
 
     __slots__ = ("__weakref__", "_pool", "_spec")
@@ -265,30 +265,11 @@ class ThreadOptions:
         """As ThreadPool.submit, with these options."""
         return self._pool._submit_with(self._spec, fn, *args, **kwargs)
 
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        unordered: bool = False,
-        progress: bool = False,
-    ) -> Iterator[T]:
-        """As ThreadPool.map, with these options for each call."""
-        _count("chunksize", chunksize, 1, sys.maxsize)
-        return map_tasks(
-            self.submit,
-            fn,
-            iterables,
-            timeout=timeout,
-            buffersize=buffersize,
-            unordered=unordered,
-            progress=progress,
-        )
+    def _how_to_map(self, fn: Callable[..., Any], chunksize: int) -> Way:
+        return self.submit, 1, None  # threads have no use for chunks
 
 
-class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
+class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
     """A pool of threads: an Executor whose futures can be awaited.
 
     Threads are started when tasks need them. Idle ones are used last in, first out, and end
@@ -426,48 +407,8 @@ class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
             raise TypeError(f"name must be a str or None, not {name!r}")
         return ThreadOptions(self, (ns, priority, retries, name))
 
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        unordered: bool = False,
-        progress: bool = False,
-    ) -> Iterator[T]:
-        """Call fn on the items of the iterables, in threads.
-
-        Args:
-            fn: the function.
-            iterables: as many as fn takes arguments; the shortest ends it.
-            timeout: seconds from this call within which each result must come.
-            chunksize: taken as concurrent.futures takes it: it has no meaning for threads.
-            buffersize: calls that are submitted ahead of the results that were taken. None
-                submits all at once when the iterables know their length, and otherwise a
-                window that keeps the threads busy: a generator without an end is welcome.
-            unordered: results come as they are ready, not in the order of the items.
-            progress: show how far it is, by rich or tqdm if one is installed, else on stderr.
-
-        Returns:
-            Iterator: of results. A call's error is raised in its place, and ends the
-            iteration; what has not begun by then is cancelled, as it is when the iterator is
-            closed.
-
-        Raises:
-            TypeError: fn, chunksize or buffersize is of the wrong type.
-            ValueError: chunksize or buffersize is less than 1.
-        """
-        _count("chunksize", chunksize, 1, sys.maxsize)
-        return map_tasks(
-            self.submit,
-            fn,
-            iterables,
-            timeout=timeout,
-            buffersize=buffersize,
-            unordered=unordered,
-            progress=progress,
-        )
+    def _how_to_map(self, fn: Callable[..., Any], chunksize: int) -> Way:
+        return self.submit, 1, None
 
     def resize(self, workers: int) -> None:
         """Change how many threads there may be; those in excess end after their task.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from asyncio import Future, events
+
+from . import _core
 
 __all__ = ["LoopWaiter", "ThreadWaiter", "Waiter", "check_may_block"]
 
@@ -41,31 +44,24 @@ class LoopWaiter:
             self.future.set_result(None)
 
 
-class ThreadWaiter:
-    """A thread that waits."""
+class ThreadWaiter(_core.ThreadWaiterBase):
+    """A thread that waits.
 
-    __slots__ = ("gone", "lock", "woken")
+    `wake` may be called by any thread, more than once.
+    """
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.lock.acquire()
-        self.woken = False
-        self.gone = False
-
-    def wake(self) -> bool:
-        """Let the thread go on; False when it has gone away or was woken already."""
-        if self.gone:
-            return False
-        try:
-            self.lock.release()
-        except RuntimeError:
-            return False
-        self.woken = True
-        return True
+    __slots__ = ()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait to be woken; False when the time is over."""
-        return self.lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        if timeout is None:
+            while (told := self._park(None)) is None:
+                pass
+            return told
+        end = time.monotonic() + timeout
+        while (told := self._park(max(0.0, end - time.monotonic()))) is None:
+            pass
+        return told
 
 
 Waiter = LoopWaiter | ThreadWaiter

@@ -79,6 +79,11 @@ def load_function(data: bytes) -> Any:
     return _pickle.loads(data)
 
 
+def run_each(fn: Any, items: Any) -> list[Any]:
+    """Call fn on each item of a chunk."""
+    return [fn(item) for item in items]
+
+
 def dump_exception(error: BaseException) -> bytes:
     """A task's exception for the parent: a pickle of (pickle or None, type, text, traceback)."""
     import traceback
@@ -154,7 +159,9 @@ def serve(
     from ._zygote import HEAD, TEXT_MAX, load_setup, send
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if data["main"] is not None:
+    if data["main"][0] == "own":
+        sys.modules["__mp_main__"] = sys.modules["__main__"]
+    else:
         main = MainModule(data["main"])
         sys.modules["__main__"] = sys.modules["__mp_main__"] = main
     stackfd = out_of_the_way(stackfd)

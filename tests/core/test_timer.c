@@ -59,7 +59,7 @@ static void equal_deadlines_run_in_start_order(void)
     struct pl_sys sys = fake_sys();
     struct pl_loop loop;
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     for (int i = 0; i < MANY; i++)
         CHECK_OK(pl_timer_start(&loop, &items[(i * 7) % MANY].timer, 2000));
     clock_now = 1999;
@@ -78,7 +78,7 @@ static void a_moved_timer_starts_anew(void)
     struct pl_sys sys = fake_sys();
     struct pl_loop loop;
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     CHECK_OK(pl_timer_start(&loop, &items[0].timer, 2000));
     CHECK_OK(pl_timer_start(&loop, &items[1].timer, 2000));
     CHECK_OK(pl_timer_start(&loop, &items[0].timer, 2000)); /* now behind the other */
@@ -103,7 +103,7 @@ static void agrees_with_a_model(void)
     uint64_t seed = 42;
     uint64_t order = 0;
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     for (int step = 0; step < 20000; step++) {
         struct item *item = &items[pl_test_random(&seed) % MANY];
         switch (pl_test_random(&seed) % 8) {
@@ -182,7 +182,7 @@ static void extremes_do_not_overflow(void)
     struct pl_sys sys = fake_sys();
     struct pl_loop loop;
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     CHECK_EQ(pl_loop_timeout(&loop), -1);
     CHECK_OK(pl_timer_start(&loop, &items[0].timer, INT64_MAX));
     CHECK_CMP(pl_loop_timeout(&loop), >, 0);
@@ -221,7 +221,7 @@ static void callbacks_may_start_and_stop(void)
     struct pl_timer stopper = {.op.run = stop_other};
     struct pl_timer self = {.op.run = restart_self};
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     to_stop = &items[0].timer;
     /* Both are due in one collect: the second is in the ready queue by then. */
     CHECK_OK(pl_timer_start(&loop, &stopper, 1000));
@@ -248,7 +248,7 @@ static void a_real_wait_is_never_early(void)
 {
     struct pl_loop loop;
     reset();
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     for (int i = 0; i < 20; i++) {
         int64_t deadline = pl_loop_now(&loop) + 300000 * i;
         nfired = 0;

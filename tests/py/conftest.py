@@ -7,12 +7,14 @@ import gc
 import os
 import pathlib
 import signal
+import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 from pool_gate import Gate
+from tls_support import LIMIT, PAIRS, Side, make_certificates
 
 import plait
 
@@ -98,3 +100,45 @@ def gate(tmp_path: pathlib.Path) -> Iterator[Gate]:
     gate = Gate(tmp_path)
     yield gate
     gate.open()
+
+
+# ---- TLS ----
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Make an authority, and certificates of a server and a client by it."""
+    where = tmp_path_factory.mktemp("certs")
+    make_certificates(where)
+    return where
+
+
+@pytest.fixture
+def server_context(certs: pathlib.Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certs / "server.pem", certs / "server.key")
+    return context
+
+
+@pytest.fixture
+def client_context(certs: pathlib.Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certs / "ca.pem"))
+
+
+@pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0]}-serves-{pair[1]}")
+def sides(request: pytest.FixtureRequest) -> Iterator[tuple[Side, Side]]:
+    """Give (server's, client's) loops, one of them plait's at least."""
+    made = [Side(kind) for kind in request.param]
+    yield made[0], made[1]
+    for side in made:
+        side.close()
+
+
+@pytest.fixture
+def mine(loop: Any) -> Callable[[Awaitable[Any]], Any]:
+    """Run a coroutine on a plait loop in this thread."""
+
+    def run(coroutine: Awaitable[Any]) -> Any:
+        return loop.run_until_complete(asyncio.wait_for(coroutine, LIMIT))
+
+    return run

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 kept: list[Any] = []
@@ -305,3 +306,23 @@ def import_then_sleep(folder: str, module: str) -> None:
 
 def value_of(module: str) -> Any:
     return sys.modules[module].VALUE  # type: ignore[attr-defined]
+
+
+def noop_of() -> Callable[[], None]:
+    """What a callable is turned into on its way."""
+    return noop
+
+
+def zeros(n: int) -> bytes:
+    """A result of some size."""
+    return bytes(n)
+
+
+def end_once_ready() -> None:
+    """An initializer after which the worker ends as soon as it is ready."""
+    from plait import _core
+
+    def end(*_: Any) -> None:
+        os._exit(9)
+
+    _core.worker_run = end

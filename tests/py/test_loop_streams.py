@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from loop_support import polled
 
 import plait
 
@@ -174,7 +175,7 @@ def test_reading_is_paused_and_goes_on(run: Any) -> None:
     async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         first = await reader.read(10)
         while not reader._paused:  # type: ignore[attr-defined]
-            await asyncio.sleep(0.001)
+            await polled()
         assert not writer.transport.is_reading()
         # More than the limit: waiting for data lets the transport go on.
         middle = await reader.readexactly(3_000_000)

@@ -172,7 +172,7 @@ def test_scripts_that_are_no_file(how: str) -> None:
         timeout=TIMEOUT,
         check=False,
     )
-    if plait._pool._cloudpickle() is None:
+    if plait._sending.find_cloudpickle() is None:
         assert "when cloudpickle is installed" in done.stderr
     else:
         assert (done.stdout, done.stderr) == ("[0, 2, 4]\n", "")
