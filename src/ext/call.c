@@ -5,6 +5,8 @@
  */
 #include "call.h"
 
+#include "stop.h"
+
 struct call {
     PyObject_HEAD
     PyObject *value;           /* owns; NULL before the end, and when there is an error */
@@ -75,7 +77,7 @@ static PyObject *call_next(PyObject *self)
     }
     if (call->value == Py_None)
         return NULL; /* the end, with None */
-    plait_stop_iteration(call->state, call->value);
+    plait_stop_raise(call->state, call->value);
     return NULL;
 }
 

@@ -3,7 +3,6 @@
 #define PLAIT_CALL_H
 
 #include "state.h"
-#include "stop.h"
 
 /* Takes over the exception that is set: a new reference. */
 PyObject *plait_take_error(void);

@@ -164,12 +164,8 @@ static int wait_at_once(LoopObject *loop)
     return PyErr_CheckSignals();
 }
 
-PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\n"
-                      "Run iterations until _stopping is set; the core of run_forever.");
-
-static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+static PyObject *run_until_stopped(LoopObject *loop)
 {
-    LoopObject *loop = (LoopObject *)self;
     struct pl_loop *core = &loop->core;
     if (plait_loop_check(loop) < 0)
         return NULL;
@@ -222,6 +218,22 @@ static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
             return PyErr_Format(PyExc_RuntimeError, "Event loop is closed");
     }
     Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\n"
+                      "Run iterations until _stopping is set; the core of run_forever.");
+
+static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    LoopObject *loop = (LoopObject *)self;
+    PyObject *result = run_until_stopped(loop);
+    /* The next run may be another thread's. */
+    if (loop->core_ready) {
+        Py_BEGIN_ALLOW_THREADS;
+        pl_loop_park(&loop->core, -1);
+        Py_END_ALLOW_THREADS;
+    }
+    return result;
 }
 
 /* ---- what a closed loop drops ------------------------------------------- */

@@ -355,7 +355,7 @@ static PyObject *call_next(PyObject *self)
     if (r != PYGEN_RETURN)
         return out;
     if (out != Py_None) /* NULL without an exception means just that */
-        plait_stop_iteration(((CallObject *)self)->loop->state, out);
+        plait_stop_raise(((CallObject *)self)->loop->state, out);
     Py_DECREF(out);
     return NULL;
 }

@@ -40,7 +40,7 @@ static PyObject *stop_with(struct plait_state *state, PyObject *value)
     return stop;
 }
 
-void plait_stop_iteration(struct plait_state *state, PyObject *value)
+void plait_stop_raise(struct plait_state *state, PyObject *value)
 {
     PyObject *stop = stop_with(state, value);
     if (stop == NULL)

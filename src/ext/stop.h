@@ -6,7 +6,7 @@
 
 /* Raises StopIteration(value), for a tp_iternext. Whoever awaits takes the value from it and
  * drops it at once, so one instance serves again and again. */
-void plait_stop_iteration(struct plait_state *state, PyObject *value);
+void plait_stop_raise(struct plait_state *state, PyObject *value);
 
 /* Lets go of the value of the last one, which may be large. */
 void plait_stop_forget(struct plait_state *state);

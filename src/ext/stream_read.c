@@ -405,7 +405,7 @@ static PyObject *op_iternext(PyObject *self)
     PyObject *result;
     PySendResult r = step((ReadOpObject *)self, &result);
     if (r == PYGEN_RETURN) {
-        plait_stop_iteration(((ReadOpObject *)self)->s->loop->state, result);
+        plait_stop_raise(((ReadOpObject *)self)->s->loop->state, result);
         Py_CLEAR(result);
     }
     return result;
