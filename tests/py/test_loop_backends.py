@@ -12,7 +12,6 @@ import socket
 import struct
 import subprocess
 import sys
-import textwrap
 import threading
 from typing import Any
 
