@@ -518,6 +518,8 @@ static int loop_clear(PyObject *self)
             loop->spares[(loop->spare_head + --loop->spare_len) % PLAIT_SPARE_FUTURES];
         Py_DECREF(spare);
     }
+    for (unsigned i = 0; i < PLAIT_SPARE_BYTES; i++)
+        Py_CLEAR(loop->spare_bytes[i]);
     Py_CLEAR(loop->future_kwargs);
     Py_CLEAR(loop->window_args);
     Py_CLEAR(loop->window);
@@ -762,18 +764,9 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
     return 0;
 }
 
-static void free_parked(struct plait_free_handles *list)
-{
-    while (list->len > 0) {
-        PyObject *h = list->handles[--list->len];
-        PyTypeObject *type = Py_TYPE(h);
-        PyObject_GC_Del(h);
-        Py_DECREF(type);
-    }
-}
-
 void plait_loop_clear(struct plait_state *state)
 {
-    free_parked(&state->loop.free_handles);
-    free_parked(&state->loop.free_timer_handles);
+#define X(name) plait_free_list_clear(&state->loop.name);
+    PLAIT_LOOP_FREE_LISTS(X)
+#undef X
 }

@@ -56,9 +56,7 @@ def resolve(target: Any, kind: str | None, factory: bool) -> Target:
             try:
                 found = getattr(found, part)
             except AttributeError:
-                raise AttributeError(
-                    f"module {module!r} has no attribute {attribute!r}"
-                ) from None
+                raise AttributeError(f"module {module!r} has no attribute {attribute!r}") from None
     else:
         found = target
     if factory:

@@ -204,4 +204,3 @@ def test_socket_of_a_parent() -> None:
         finally:
             child.terminate()
             assert child.wait(60) == 0
-

@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import pytest
+from until import until
 
 import plait
 from plait import _threads
@@ -26,14 +27,6 @@ from plait import _threads
 ISOLATED = pathlib.Path(__file__).parent.parent / "isolated"
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
-    """Look again and again, where nothing tells of the change."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.001)
 
 
 def busy(pool: plait.ThreadPool) -> set[int]:
@@ -306,8 +299,7 @@ def test_threads_start_when_needed_and_the_last_idle_one_is_used() -> None:
             before = busy(pool)
             gate.go.set()
             future.result()
-            while busy(pool) == before:
-                time.sleep(0.001)
+            until(lambda before=before: busy(pool) != before)
             (last,) = before - busy(pool)
         # The last one to get there may still be on its way.
         until(lambda: pool.submit(threading.get_ident).result() == last)
@@ -563,6 +555,33 @@ def test_a_loop_is_not_blocked_by_the_bound(loop: Any) -> None:
         assert loop.run_until_complete(main(pool)) == [1, 2, 4, 8, 16]
 
 
+@pytest.mark.parametrize("when_full", ["block", "raise", "await"])
+def test_submit_in_a_loop_does_not_block(when_full: str) -> None:
+    gate = Gate()
+
+    async def main(pool: plait.ThreadPool) -> None:
+        first = await pool.submit_soon(gate)
+        await asyncio.to_thread(gate.begun.wait)
+        second = pool.submit(pow, 2, 1)
+        with pytest.raises(plait.PoolFull):
+            pool.submit(pow, 2, 2)
+        soon = [asyncio.ensure_future(pool.submit_soon(pow, 2, n)) for n in range(20)]
+        soon[7].cancel()
+        await asyncio.sleep(0)
+        assert not any(job.done() for job in soon if job is not soon[7])
+        gate.go.set()
+        del soon[7]
+        futures = await asyncio.gather(*soon)
+        assert [await asyncio.wrap_future(f) for f in futures] == [
+            2**n for n in range(20) if n != 7
+        ]
+        assert await asyncio.wrap_future(second) == 2
+        await asyncio.wrap_future(first)
+
+    with plait.ThreadPool(1, max_pending=1, when_full=when_full) as pool:
+        asyncio.run(asyncio.wait_for(main(pool), 30))
+
+
 def test_cancelling_the_coroutine_stops_the_task(any_loop_factory: Any) -> None:
     begun = threading.Event()
     ended: list[str] = []
@@ -571,7 +590,6 @@ def test_cancelling_the_coroutine_stops_the_task(any_loop_factory: Any) -> None:
         try:
             while True:
                 begun.set()
-                time.sleep(0.001)
         except plait.TaskStopped:
             ended.append("stopped")
             raise

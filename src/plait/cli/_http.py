@@ -155,7 +155,9 @@ def _load(
     """
     # wrk counts whole seconds; the end comes by the signal that it takes for Ctrl+C.
     command = [wrk, "-t1", f"-c{connections}", "-d3600s", f"http://127.0.0.1:{port}/"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as p:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as p:
         if core is not None:
             os.sched_setaffinity(p.pid, {core})
         with contextlib.suppress(subprocess.TimeoutExpired):
