@@ -100,7 +100,16 @@ test: test-core test-py ## Run all tests: the core's in C, then pytest
 
 .PHONY: test-py
 test-py: build ## Run the Python tests
+	@$(if $(PYTEST_ARGS),,PLAIT_BACKEND=uring $(PY) -m pytest --timeout=120 $(both_backends))
 	@$(PY) -m pytest --timeout=120 $(PYTEST_ARGS)
+
+# What is worth the time on both backends; `make test-uring` runs all of it.
+both_backends = $(addprefix tests/py/test_loop_,transports.py sock_calls.py fds.py)
+
+.PHONY: test-uring
+test-uring: build ## Run the Python tests of the loop and of files with io_uring
+	@PLAIT_BACKEND=uring $(PY) -m pytest --timeout=120 tests/py/test_files.py \
+	    $(wildcard tests/py/test_loop_*.py tests/py/test_generators*.py)
 
 .PHONY: conformance
 conformance: build ## Run the interpreter's own asyncio tests on the loop
