@@ -293,9 +293,13 @@ bench: bench-build ## Measure loops and pools beside their peers
 bench-loop: bench-build ## Measure the loops: echo servers, primitives, memory
 	@$(bench) -m harness loop $(BENCH_ARGS)
 
+.PHONY: bench-crowd
+bench-crowd: build ## Measure 64 short connections beside 4 long ones, against the limit in C
+	@$(PY) bench/crowd.py $(BENCH_ARGS)
+
 .PHONY: bench-pools
-bench-pools: bench-build ## Measure the pools
-	@$(bench) -m harness pools $(BENCH_ARGS)
+bench-pools: bench-build ## Measure the pools beside their peers; leaves a table in Markdown
+	@$(bench) -m pools $(BENCH_ARGS)
 
 # How connections are shared out: one at a time, many, with work to do, held open, and beside a
 # worker that stalls.

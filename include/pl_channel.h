@@ -29,7 +29,7 @@ enum pl_channel_side {
 
 /* One side's waiting room. */
 struct pl_channel_bell {
-    _Alignas(PL_CACHE_LINE) _Atomic uint32_t word; /* futex: changes with every ring */
+    _Alignas(PL_CACHE_LINE) _Atomic uint32_t word; /* futex; odd: somebody is to be woken */
     _Atomic uint32_t parked;                       /* threads that wait, about */
     _Atomic uint32_t armed;                        /* loops that want a byte in the pipe */
 };
@@ -62,7 +62,8 @@ struct pl_channel {
     uint64_t size; /* private copies: the shared ones could change */
     uint64_t total;
     uint64_t capacity;
-    bool patient; /* wait for a lock that is taken instead of saying -EBUSY */
+    _Atomic int32_t credit; /* what spinning has been worth lately */
+    bool patient;           /* wait for a lock that is taken instead of saying -EBUSY */
 };
 
 struct pl_message {
@@ -106,7 +107,8 @@ void pl_message_fini(struct pl_channel *channel, struct pl_message *message);
 /* Nothing more is sent; what is there can be received. Wakes everyone. */
 void pl_channel_close(struct pl_channel *channel);
 
-/* Parks the thread until the side may have something, for at most timeout_ns. 0, or -EINTR. */
+/* Waits until the side may have something, for at most timeout_ns: spins for a moment where that
+ * has been worth it, then parks the thread. 0, or -EINTR. */
 int pl_channel_wait(struct pl_channel *channel, enum pl_channel_side side,
                     int64_t timeout_ns) PL_MUST_CHECK;
 

@@ -47,7 +47,7 @@ struct pl_post {
 struct pl_timer {
     struct pl_op op;
     int64_t deadline;
-    uint32_t index; /* place in the heap + 1; 0 while not started */
+    uint32_t index; /* its place, see pl_timer.c; 0 while not started */
 };
 
 struct pl_timer_slot {
@@ -56,11 +56,16 @@ struct pl_timer_slot {
     struct pl_timer *timer;
 };
 
-/* A 4-ary min-heap whose slots carry the keys, so sifting touches one array. */
+/* A sorted run for deadlines that come in order, and a 4-ary min-heap for the others. */
 struct pl_timers {
-    struct pl_timer_slot *slots;
+    struct pl_timer_slot *slots; /* owns: the heap */
     uint32_t len;
     uint32_t cap;
+    struct pl_timer_slot *run; /* owns; slots without a timer are holes */
+    uint32_t run_head;
+    uint32_t run_tail;
+    uint32_t run_len; /* timers in the run */
+    uint32_t run_cap;
     uint64_t next_order;
 };
 
@@ -78,6 +83,10 @@ enum pl_io_mode {
     /* As PL_IO_LEVEL, for reading only, of a descriptor that several processes wait for: one of
      * those that sleep is woken, the one that has not asked for the longest time. */
     PL_IO_SHARED,
+    /* As PL_IO_LEVEL, of sockets that the loop has for itself: nobody else closes them or
+     * receives from them. The backend may do that work. */
+    PL_IO_STREAM,
+    PL_IO_LISTEN,
 };
 
 /* A registered descriptor. Borrows fd. op.run gets it with `ready` set; the
@@ -105,9 +114,9 @@ struct pl_poller;
 struct pl_stream;
 
 enum pl_backend {
-    PL_BACKEND_AUTO,
+    PL_BACKEND_AUTO, /* the one that is faster for sockets */
     PL_BACKEND_EPOLL,
-    PL_BACKEND_URING,
+    PL_BACKEND_URING, /* epoll where the kernel refuses; loop->refused then tells why */
 };
 
 struct pl_loop_config {
@@ -134,6 +143,7 @@ struct pl_loop {
     const struct pl_sys *sys;
     const struct pl_backend_ops *backend;
     struct pl_poller *poller; /* owns */
+    int refused;              /* what io_uring was refused with; 0: unasked, or used */
     struct pl_queue ready;
     struct pl_timers timers;
     struct pl_fd_slot *fds; /* owns; indexed by descriptor */
@@ -157,7 +167,7 @@ struct pl_loop {
 };
 
 /* Makes a loop in *loop (borrowed memory, which stays where it is). config may be NULL.
- * Fails with -ENOMEM, -EMFILE, or -ENOSYS for a backend that is not there. */
+ * Fails with -ENOMEM, -EMFILE, or -EINVAL for a backend that there is not. */
 int pl_loop_init(struct pl_loop *loop, const struct pl_loop_config *config) PL_MUST_CHECK;
 
 /* Releases everything that the loop owns. The caller has closed its streams and
@@ -222,7 +232,7 @@ int pl_loop_run(struct pl_loop *loop, const volatile int *stop);
 /* One iteration: wait, collect, run. -EINTR or -ENOMEM as above. */
 int pl_loop_once(struct pl_loop *loop) PL_MUST_CHECK;
 
-/* "epoll" or "io_uring". */
+/* "epoll" or "uring". */
 const char *pl_loop_backend_name(const struct pl_loop *loop);
 
 /* ---- queue functions ---------------------------------------------------- */
@@ -235,12 +245,29 @@ static inline uint32_t pl_queue_len(const struct pl_queue *q)
 /* ---- timer functions ---------------------------------------------------- */
 
 /* Starts a timer; equal deadlines run in start order. A started timer is moved to
- * the new deadline. O(log n). -ENOMEM. op.run is set by the caller before. */
+ * the new deadline. O(1) when it is the latest, amortised; else O(log n). -ENOMEM. op.run is set
+ * by the caller before. */
 int pl_timer_start(struct pl_loop *loop, struct pl_timer *timer, int64_t deadline) PL_MUST_CHECK;
 
 /* Stops a timer; false when it was not started (or has been moved to the ready
- * queue). Its memory is the caller's again. O(log n), O(1) for the latest deadline. */
+ * queue). Its memory is the caller's again. O(1), or O(log n) for one in the heap. */
 bool pl_timer_stop(struct pl_loop *loop, struct pl_timer *timer);
+
+/* The timer that is due next, borrowed; NULL without any. */
+struct pl_timer *pl_timers_first(const struct pl_timers *timers);
+
+/* How many are started. */
+static inline uint32_t pl_timers_len(const struct pl_timers *timers)
+{
+    return timers->len + timers->run_len;
+}
+
+/* To visit all: places go from 0 to this; some have no timer (NULL). In no order. */
+static inline uint32_t pl_timers_places(const struct pl_timers *timers)
+{
+    return timers->len + timers->run_tail;
+}
+struct pl_timer *pl_timers_at(const struct pl_timers *timers, uint32_t place);
 
 static inline bool pl_timer_active(const struct pl_timer *timer)
 {
@@ -298,8 +325,8 @@ struct pl_stream_ops {
      * good size (what arrived last). NULL stops reading (the user has dealt with the
      * reason). */
     void *(*room)(struct pl_stream *stream, size_t hint, size_t *len);
-    /* n > 0 bytes were put into the buffer that room gave. n == 0: end of stream.
-     * Also called with n < 0, a -errno, when the read failed: the stream stops reading
+    /* n > 0 bytes were put into the buffer that room gave (or another, see `borrows`). n == 0: end
+     * of stream. Also called with n < 0, a -errno, when the read failed: the stream stops reading
      * and the user closes it. After each room comes exactly one of read or again. */
     void (*read)(struct pl_stream *stream, void *buf, ssize_t n);
     /* The buffer given by room is not needed: nothing was there. */
@@ -331,6 +358,8 @@ struct pl_stream {
     size_t queued; /* bytes in the chunks */
     struct pl_stream *cork_next;
     bool is_socket; /* send and recv, else write and read */
+    bool borrows;   /* the user's: read may be given bytes in memory that room did not give,
+                     * without a call of room; they are there until it returns */
     bool reading;
     bool corked;       /* in loop->corked */
     bool sent;         /* a write has sent what was corked: `drained` is due */
@@ -400,6 +429,8 @@ struct pl_listener {
     struct pl_rota *rota; /* borrows; NULL unless other processes accept as well */
     int64_t stepped_back; /* when it last came back from stepping aside; 0: never */
     bool accepting;
+    /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. addr is the peer's
+     * address, or NULL where the backend did not ask for it. */
     bool backing_off; /* out of descriptors, or stepped aside: waiting for `retry` */
     /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. */
     void (*accepted)(struct pl_listener *l, int fd, const struct sockaddr *addr, socklen_t len);

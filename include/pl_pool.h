@@ -83,8 +83,13 @@ struct pl_seat {
     _Atomic uint32_t running;  /* slot number + 1 of the claimed task, 0 when idle: a hint */
     _Atomic int64_t started;   /* when it was claimed: a hint */
     _Atomic uint32_t returned; /* the parent's blocks that this worker gives back: id + 1 */
+    _Atomic uint32_t present;  /* nonzero once the worker has sat down */
+    _Atomic uint32_t wake_ns;  /* hints: what a wake-up costs it, */
+    _Atomic uint32_t spins;    /* how often it spun, */
+    _Atomic uint32_t hits;     /* and found work so */
     /* Both write. */
     _Alignas(PL_CACHE_LINE) _Atomic uint32_t bell; /* the worker parks on it */
+    _Atomic int64_t rung;                          /* when it was last rung: the parent's */
     /* The parent writes. */
     _Alignas(PL_CACHE_LINE) _Atomic uint32_t handed_back; /* the worker's blocks: id + 1 */
     _Atomic uint32_t retire; /* nonzero: this worker ends once it is idle */
@@ -111,7 +116,7 @@ struct pl_layout {
     uint64_t slices_at; /* nseats + 1 slices; the parent's is the last */
     uint64_t slice_size;
     uint64_t limit;  /* bytes that one slice may have in use */
-    int64_t spin_ns; /* how long a dry worker spins */
+    int64_t spin_ns; /* how long one who runs dry spins at most; 0: never */
 };
 
 /* The first bytes of the mapping. */
@@ -125,7 +130,8 @@ struct pl_share {
     _Alignas(PL_CACHE_LINE) _Atomic uint32_t armed; /* enum pl_arm */
     _Atomic uint32_t hungry;  /* nonzero: the parent has more than the board takes */
     _Atomic uint32_t closing; /* nonzero: workers end */
-    _Atomic uint32_t alive;   /* workers that have a seat */
+    _Atomic uint32_t alive;   /* workers that have a seat: a hint for these */
+    _Atomic int64_t knocked;  /* when a worker last wrote to the eventfd: a hint */
     _Alignas(PL_CACHE_LINE) _Atomic uint64_t parked[PL_SEAT_WORDS];
     _Alignas(PL_CACHE_LINE) _Atomic uint64_t spinning[PL_SEAT_WORDS];
 };
@@ -200,7 +206,9 @@ struct pl_view; /* a worker's block in the parent's hands */
 
 struct pl_parent_seat {
     bool taken;
-    bool suspect; /* broke the protocol: nothing more is read from it */
+    bool suspect;       /* broke the protocol: nothing more is read from it */
+    bool told;          /* pl_pool_next has said so */
+    int64_t deaf_since; /* when it was first called for a task that waits and did not come; 0 */
     uint32_t done_head;
     uint64_t low_mark; /* the next worker allocates above this */
     struct pl_view *views;
@@ -221,7 +229,18 @@ struct pl_pool_config {
                                  so much; 0, or less than workers: no more than those */
     uint32_t slots;           /* tasks on the board; 0: 1024; rounded up to a power of two */
     uint64_t limit;           /* bytes per slice; 0: half of the machine's memory */
-    uint32_t cpus;            /* 0: what sched_getaffinity says */
+    uint32_t cpus;            /* a bound of the processors it may use; 0: only the affinity's */
+};
+
+/* What one side knows about its waits (pl_spin.c). */
+struct pl_spin {
+    int64_t most;     /* bound of a spin */
+    int64_t wake_ns;  /* moving average of what a wake-up costs */
+    int64_t wait_ns;  /* moving average of how long work took to come */
+    int64_t since;    /* when it last ran dry */
+    uint64_t spins;   /* figures: how often it spun, */
+    uint64_t hits;    /* found something so, */
+    uint64_t crowded; /* and saw that the core was wanted */
 };
 
 struct pl_pool {
@@ -247,9 +266,12 @@ struct pl_pool {
     struct pl_cell *cells;        /* owns */
     struct pl_parent_seat *seats; /* owns */
     struct pl_heap heap;
-    int64_t mean_ns; /* moving average of run_ns; -1 while unknown */
-    bool closing;    /* pl_pool_close was called */
-    bool payer;      /* someone sees to it that debts are paid (pl_pool_post) */
+    int64_t mean_ns;     /* moving average of run_ns; -1 while unknown */
+    uint32_t alive;      /* seats that are taken */
+    int64_t wake_ns;     /* what a wake-up costs, by the word of the worker that was heard last */
+    struct pl_spin spin; /* of the one that waits for results */
+    bool closing;        /* pl_pool_close was called */
+    bool payer;          /* someone sees to it that debts are paid (pl_pool_post) */
     /* A post left a parked worker asleep although work waits: 0, or the number of the debt.
      * Written by whoever holds the pool, looked at by the payer without holding it. */
     _Atomic uint32_t owed_wake;
@@ -274,6 +296,9 @@ static inline bool pl_pool_forked(const struct pl_pool *pool)
 {
     return pool->canary == NULL || *pool->canary == 0;
 }
+
+/* The shared words of a seat that is taken, or NULL. */
+const struct pl_seat *pl_pool_place(const struct pl_pool *pool, uint32_t seat);
 
 /* How many workers there may be at once. */
 uint32_t pl_pool_room(const struct pl_pool *pool);
@@ -311,7 +336,9 @@ bool pl_pool_holder(const struct pl_pool *pool, uint32_t cell, uint32_t *seat, i
 bool pl_pool_stop(struct pl_pool *pool, uint32_t cell, uint32_t *seat);
 
 /* Looks for what a worker may have written where it had no business, without having died of
- * it, and puts it right. For somebody who has waited for long. */
+ * it, and puts it right; has workers without a task look for one if tasks wait, and suspects
+ * those that do not after having been called again and again. For somebody who has waited for
+ * long. */
 void pl_pool_check(struct pl_pool *pool);
 
 /* The next finished task: 1 with *cell set, 0 when there is none, or PL_EPROTO with *seat
@@ -345,9 +372,12 @@ void pl_pool_unwatch(struct pl_pool *pool, int fd);
  * no lock. */
 int pl_pool_wait(struct pl_pool *pool, int64_t timeout_ns, uint32_t *tags) PL_MUST_CHECK;
 
-/* Spins until pl_pool_ready or for about as long as a wake-up costs, if a core seems to be
- * idle. True when there is something. Needs no lock. */
-bool pl_pool_spin(const struct pl_pool *pool);
+/* Spins until pl_pool_ready, if a core seems to be idle and it is likely to pay (pl_spin.c).
+ * True when there is something. For one thread at a time; needs no lock. */
+bool pl_pool_spin(struct pl_pool *pool);
+
+/* The same thread, after a pl_pool_wait from `slept` on that brought results. */
+void pl_pool_woke(struct pl_pool *pool, int64_t slept);
 
 /* Takes a seat for a new worker: its number and the mark that pl_member_init wants.
  * -EAGAIN when all are taken. */
@@ -412,8 +442,8 @@ struct pl_member {
     struct pl_heap heap;
     uint32_t nslots;
     uint32_t line_size;
-    uint64_t parks; /* figures */
-    uint64_t spins;
+    uint64_t parks; /* a figure */
+    struct pl_spin spin;
 };
 
 /* Maps the memory of a pool and checks its header: PL_EPROTO when it is not one. */
@@ -434,6 +464,10 @@ uint64_t pl_member_ticket(const struct pl_member *member, uint32_t cell);
 /* Whether the parent asks for the end of that task. Async-signal-safe. */
 bool pl_member_asked(const struct pl_member *member, uint64_t ticket);
 
+/* Takes no more tasks: it will end, in its own time. pl_member_take does so by itself when it
+ * returns PL_ECLOSED. */
+void pl_member_leave(struct pl_member *member);
+
 /* Publishes the result that was written into the slot, and rings if the parent asked. A
  * negative code (-EBADF, when the task has closed what is not its own) says that the parent
  * could not be told: the process must end, which tells it as well. */
@@ -442,6 +476,9 @@ int pl_member_done(struct pl_member *member, uint32_t cell);
 /* Returns when there may be a task or the pool ends: spins, then parks. Needs no lock.
  * -EINTR after a signal; else as pl_member_done. */
 int pl_member_wait(struct pl_member *member) PL_MUST_CHECK;
+
+/* Has the parent look at what is finished, though it has not asked. As pl_member_done. */
+int pl_member_knock(struct pl_member *member);
 
 /* Memory of this worker's slice for a result. -ENOMEM beyond the limit. */
 int pl_member_alloc(struct pl_member *member, uint64_t size, struct pl_block *block,

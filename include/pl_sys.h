@@ -68,6 +68,7 @@ struct pl_sys {
 
     /* Time. */
     int64_t (*now)(void);
+    void (*yield)(void); /* lets others have this core first */
 
     /* Processes. */
     pid_t (*fork)(void);

@@ -25,13 +25,17 @@
  *
  * pl_bell.pml beside this file is the protocol as a model, checked by `make model-check`.
  *
- * Spinning. A dry worker looks on for about the time of a wake-up, if the pool itself
- * leaves a core idle; else its spinning would take the time from those who work.
+ * The word `parked` can be spoilt by a worker that runs wild, and then the parent rings the
+ * wrong one, or nobody. So whoever waits for long without news while tasks wait rings all that
+ * have none, whatever the word says (pl_pool_check).
+ *
+ * Spinning: pl_spin.c.
  */
 #include "pl_pool_internal.h"
 
 #include <errno.h>
 
+#define DEAF_NS (5 * PL_NSEC_PER_SEC) /* a worker without a task may leave calls unheard */
 #define WORD(bit) ((bit) / 64)
 #define MASK(bit) (UINT64_C(1) << ((bit) % 64))
 
@@ -61,6 +65,8 @@ static void bits_set(_Atomic uint64_t *words, uint32_t bit)
 static void ring_seat(struct pl_pool *pool, uint32_t seat)
 {
     struct pl_seat *place = pl__seat(pool->base, &pool->layout, seat);
+    /* Relaxed: the worker reads it after the bell. */
+    atomic_store_explicit(&place->rung, pool->sys->now(), memory_order_relaxed);
     /* Release: pairs with the acquire in pl_member_wait; the futex call orders the rest. */
     (void)atomic_fetch_add_explicit(&place->bell, 1, memory_order_release);
     (void)pool->sys->futex_wake((uint32_t *)&place->bell, 1); /* 0 or 1 woken: both are fine */
@@ -103,10 +109,10 @@ void pl__bell_posted(struct pl_pool *pool)
     uint32_t waiting = pl_pool_waiting(pool);
     if (waiting <= pl__bits_count(share->spinning))
         return;
-    uint32_t alive = atomic_load_explicit(&share->alive, memory_order_relaxed);
+    uint32_t alive = pool->alive;
     uint32_t parked = pl__bits_count(share->parked);
     if (parked < alive && pool->mean_ns >= 0 &&
-        (int64_t)waiting * pool->mean_ns < pool->layout.spin_ns * (int64_t)(alive - parked)) {
+        (int64_t)waiting * pool->mean_ns < pool->wake_ns * (int64_t)(alive - parked)) {
         pool->unrung++;
         if (pool->payer) {
             /* Relaxed: the payer only asks whether one and the same debt gets old. */
@@ -137,6 +143,39 @@ void pl__bell_ring_all(struct pl_pool *pool)
             continue;
         pl__bits_clear(pool->share->parked, i);
         ring_seat(pool, i);
+    }
+}
+
+void pl__bell_ring_idle(struct pl_pool *pool)
+{
+    bool busy[PL_SEATS_MAX] = {false};
+    int64_t now = pool->sys->now();
+    for (uint32_t i = 0; i < pool->nslots; i++) {
+        uint32_t seat;
+        int64_t unused;
+        if (pl_pool_holder(pool, i, &seat, &unused))
+            busy[seat] = true;
+    }
+    /* Relaxed: those who do spin look at the line, not at this. */
+    for (uint32_t i = 0; i < PL_SEAT_WORDS; i++)
+        atomic_store_explicit(&pool->share->spinning[i], 0, memory_order_relaxed);
+    for (uint32_t i = 0; i < pool->seats_high; i++) {
+        struct pl_parent_seat *mine = &pool->seats[i];
+        if (!mine->taken || busy[i]) {
+            mine->deaf_since = 0;
+            continue;
+        }
+        pl__bits_clear(pool->share->parked, i);
+        ring_seat(pool, i);
+        /* Relaxed: a worker that has not sat down is still being started. One that has and
+         * does not come is lost, and a task with it if it was given one; it has none. */
+        if (atomic_load_explicit(&pl__seat(pool->base, &pool->layout, i)->present,
+                                 memory_order_relaxed) == 0)
+            continue;
+        if (mine->deaf_since == 0)
+            mine->deaf_since = now;
+        else if (now - mine->deaf_since > DEAF_NS)
+            mine->suspect = true;
     }
 }
 
@@ -201,29 +240,35 @@ int pl_pool_wait(struct pl_pool *pool, int64_t timeout_ns, uint32_t *tags)
 }
 
 /* Whether the pool itself leaves a core for one who only looks. The parent counts as awake:
- * it has just posted, or is about to read. */
+ * it has just posted, or is about to read. A pool that is larger than the machine is one that
+ * means to use all of it. */
 static bool core_is_idle(const struct pl_share *share, uint32_t cpus)
 {
     uint32_t alive = atomic_load_explicit(&share->alive, memory_order_relaxed);
     uint32_t parked = pl__bits_count(share->parked);
-    return alive + 1 <= cpus + parked;
+    return alive <= cpus && alive + 1 <= cpus + parked;
 }
 
-bool pl_pool_spin(const struct pl_pool *pool)
+static bool is_ready(const void *arg)
+{
+    return pl_pool_ready(arg);
+}
+
+bool pl_pool_spin(struct pl_pool *pool)
 {
     if (pl_pool_ready(pool))
         return true;
-    if (!core_is_idle(pool->share, pool->layout.cpus))
-        return false;
-    int64_t end = pool->sys->now() + pool->layout.spin_ns;
-    do {
-        for (int i = 0; i < 16; i++) {
-            pl__relax();
-            if (pl_pool_ready(pool))
-                return true;
-        }
-    } while (pool->sys->now() < end);
-    return false;
+    pool->spin.since = pool->sys->now();
+    return pl__spin_pays(&pool->spin) && core_is_idle(pool->share, pool->layout.cpus) &&
+           pl__spin(&pool->spin, pool->sys, is_ready, pool);
+}
+
+void pl_pool_woke(struct pl_pool *pool, int64_t slept)
+{
+    /* Relaxed: a hint, which the eventfd orders. */
+    pl__spin_woke(&pool->spin, slept,
+                  atomic_load_explicit(&pool->share->knocked, memory_order_relaxed),
+                  pool->sys->now());
 }
 
 /* ---- a worker ---- */
@@ -239,37 +284,48 @@ static bool has_work(const struct pl_member *member)
            atomic_load_explicit(&member->mine->retire, memory_order_seq_cst) != 0;
 }
 
-int pl__knock(struct pl_member *member)
+int pl_member_knock(struct pl_member *member)
 {
     uint64_t one = 1;
+    /* Relaxed: a hint, which the eventfd orders. */
+    atomic_store_explicit(&member->share->knocked, member->sys->now(), memory_order_relaxed);
     ssize_t n = member->sys->write(member->eventfd, &one, sizeof(one));
     /* A full counter means that the parent has enough to wake up for. */
     return n >= 0 || n == -EAGAIN || n == -EINTR ? 0 : (int)n;
 }
 
+static bool found_work(const void *arg)
+{
+    return has_work(arg);
+}
+
 static bool spin(struct pl_member *member)
 {
     struct pl_share *share = member->share;
-    if (member->layout.spin_ns <= 0 || !core_is_idle(share, member->layout.cpus))
+    if (!pl__spin_pays(&member->spin) || !core_is_idle(share, member->layout.cpus))
         return false;
-    member->spins++;
     bits_set(share->spinning, member->seat);
-    bool found = false;
-    int64_t end = member->sys->now() + member->layout.spin_ns;
-    do {
-        for (int i = 0; i < 16 && !found; i++) {
-            pl__relax();
-            found = has_work(member);
-        }
-    } while (!found && member->sys->now() < end);
+    bool found = pl__spin(&member->spin, member->sys, found_work, member);
     pl__bits_clear(share->spinning, member->seat);
     return found;
+}
+
+/* Leaves what was learnt where the parent looks. Relaxed: hints. */
+static void tell(const struct pl_member *member)
+{
+    atomic_store_explicit(&member->mine->wake_ns, (uint32_t)member->spin.wake_ns,
+                          memory_order_relaxed);
+    atomic_store_explicit(&member->mine->spins, (uint32_t)member->spin.spins, memory_order_relaxed);
+    atomic_store_explicit(&member->mine->hits, (uint32_t)member->spin.hits, memory_order_relaxed);
 }
 
 int pl_member_wait(struct pl_member *member)
 {
     struct pl_share *share = member->share;
-    if (has_work(member) || spin(member))
+    if (has_work(member))
+        return 0;
+    member->spin.since = member->sys->now();
+    if (spin(member))
         return 0;
     /* Acquire: pairs with ring_seat's add. */
     uint32_t bell = atomic_load_explicit(&member->mine->bell, memory_order_acquire);
@@ -282,14 +338,21 @@ int pl_member_wait(struct pl_member *member)
      * after `parked` was set; partner: pl_pool_hungry and then the parent's look at the line. */
     if (atomic_load_explicit(&share->hungry, memory_order_seq_cst) != 0 &&
         atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) != PL_ARM_NONE) {
-        int error = pl__knock(member);
+        int error = pl_member_knock(member);
         if (error < 0) {
             pl__bits_clear(share->parked, member->seat);
             return error;
         }
     }
     member->parks++;
+    tell(member);
+    int64_t slept = member->sys->now();
     int error = member->sys->futex_wait((uint32_t *)&member->mine->bell, bell, -1);
     pl__bits_clear(share->parked, member->seat);
+    if (error >= 0)
+        /* Relaxed: a hint. */
+        pl__spin_woke(&member->spin, slept,
+                      atomic_load_explicit(&member->mine->rung, memory_order_relaxed),
+                      member->sys->now());
     return error == -EINTR ? -EINTR : 0;
 }

@@ -7,9 +7,10 @@
  * low 40 bits, the number of messages in the high 24. Both run freely; only differences of two
  * indices mean anything, and these are smaller than half of what the bits hold.
  *
- * No wake-up is lost: who waits counts itself (parked or armed) before its last look, and who
- * changes something stores the index before it looks at these counts; both sequentially
- * consistent, so one of the two sees the other. Two things remain: a thread that is woken and
+ * No wake-up is lost: who waits says so (by an odd word, or armed) before its last look, and who
+ * changes something stores the index before it looks at these; both sequentially consistent, so
+ * one of the two sees the other. Who rings makes the word even and wakes one; until that one has
+ * got up, nobody calls the kernel again. Two things remain: a thread that is woken and
  * dies before it takes anything, and a loop's byte that goes to someone who has gone away.
  * Against the first, a waiting thread looks again every second; against the second, who leaves
  * takes back either its count or a byte.
@@ -23,6 +24,9 @@
 
 #define LOOK_AGAIN_NS PL_NSEC_PER_SEC
 #define SPINS 200
+#define SPIN_NS 20000 /* about what it costs to be woken */
+#define CREDIT_MAX 8
+#define CREDIT_MIN (-32)
 
 #define PLACE_BITS 40
 #define PLACE_MASK ((UINT64_C(1) << PLACE_BITS) - 1)
@@ -192,9 +196,13 @@ static void ring_bell(struct pl_channel *channel, enum pl_channel_side side, int
 {
     struct pl_channel_bell *bell = &channel->share->bells[side];
     /* seq_cst, both: the Dekker with pl_channel_wait and pl_channel_arm. */
-    if (atomic_load_explicit(&bell->parked, memory_order_seq_cst) != 0) {
-        atomic_fetch_add_explicit(&bell->word, 1, memory_order_seq_cst);
-        (void)channel->sys->futex_wake((uint32_t *)&bell->word, n);
+    uint32_t word = atomic_load_explicit(&bell->word, memory_order_seq_cst);
+    while ((word & 1) != 0) {
+        if (atomic_compare_exchange_weak_explicit(&bell->word, &word, word + 1,
+                                                  memory_order_seq_cst, memory_order_seq_cst)) {
+            (void)channel->sys->futex_wake((uint32_t *)&bell->word, n);
+            break;
+        }
     }
     uint32_t armed = atomic_load_explicit(&bell->armed, memory_order_seq_cst);
     while (armed != 0 && n-- > 0) {
@@ -226,19 +234,50 @@ static bool has(struct pl_channel *channel, enum pl_channel_side side)
            bytes_between(head, tail) <= channel->size / 2;
 }
 
+/* Looks for a while. Where that has been in vain too often it is tried seldom: there is no core
+ * to spare, or the others are slow. */
+static bool spin(struct pl_channel *channel, enum pl_channel_side side)
+{
+    /* Relaxed, all: a figure that threads may well disturb. */
+    int32_t credit = atomic_load_explicit(&channel->credit, memory_order_relaxed);
+    if (credit < 0) {
+        atomic_store_explicit(&channel->credit, credit == CREDIT_MIN ? 0 : credit - 1,
+                              memory_order_relaxed);
+        return false;
+    }
+    int64_t end = channel->sys->now() + SPIN_NS;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (has(channel, side)) {
+                atomic_store_explicit(&channel->credit, credit < CREDIT_MAX ? credit + 1 : credit,
+                                      memory_order_relaxed);
+                return true;
+            }
+            pl__relax();
+        }
+    } while (channel->sys->now() < end);
+    atomic_store_explicit(&channel->credit, credit - 1, memory_order_relaxed);
+    return false;
+}
+
 int pl_channel_wait(struct pl_channel *channel, enum pl_channel_side side, int64_t timeout_ns)
 {
     struct pl_channel_bell *bell = &channel->share->bells[side];
     int error = 0;
+    if (timeout_ns > SPIN_NS && spin(channel, side))
+        return 0;
+    /* seq_cst, both: the Dekker with ring_bell. */
     atomic_fetch_add_explicit(&bell->parked, 1, memory_order_seq_cst);
-    uint32_t word = atomic_load_explicit(&bell->word, memory_order_seq_cst);
+    uint32_t word = atomic_fetch_or_explicit(&bell->word, 1, memory_order_seq_cst) | 1;
     if (!has(channel, side)) {
         if (timeout_ns > LOOK_AGAIN_NS)
             timeout_ns = LOOK_AGAIN_NS;
         error = channel->sys->futex_wait((uint32_t *)&bell->word, word, timeout_ns);
     }
-    /* Relaxed: it only spares calls to the kernel. */
-    atomic_fetch_sub_explicit(&bell->parked, 1, memory_order_relaxed);
+    /* Who rang has made the word even, and woken one. If there are more, that is for the next who
+     * rings: often this thread itself, when it takes something and sees that there is more. */
+    if (atomic_fetch_sub_explicit(&bell->parked, 1, memory_order_seq_cst) > 1)
+        atomic_fetch_or_explicit(&bell->word, 1, memory_order_seq_cst);
     return error == -EINTR ? -EINTR : 0;
 }
 
@@ -383,9 +422,10 @@ void pl_channel_close(struct pl_channel *channel)
     /* seq_cst: the Dekker with those who wait. */
     atomic_store_explicit(&channel->share->closed, 1, memory_order_seq_cst);
     for (int side = 0; side < 2; side++) {
-        atomic_fetch_add_explicit(&channel->share->bells[side].parked, 1, memory_order_seq_cst);
+        /* Odd for once, whoever sleeps: one may have been woken and not have said yet that there
+         * are more. */
+        atomic_fetch_or_explicit(&channel->share->bells[side].word, 1, memory_order_seq_cst);
         ring_bell(channel, (enum pl_channel_side)side, INT32_MAX);
-        atomic_fetch_sub_explicit(&channel->share->bells[side].parked, 1, memory_order_relaxed);
     }
 }
 

@@ -36,7 +36,7 @@ int pl__file_ring_new(const struct pl_sys *sys, int event_fd, struct pl_file_rin
         return -ENOMEM;
     *ring = (struct pl_file_ring){.event_fd = event_fd};
     ring->done_tail = &ring->done;
-    int r = pl__uring_init(&ring->uring, sys, ENTRIES, IORING_SETUP_CLAMP);
+    int r = pl__uring_init(&ring->uring, sys, ENTRIES, 0, IORING_SETUP_CLAMP);
     if (r < 0) {
         sys->free(ring);
         return r;

@@ -36,21 +36,93 @@ static inline uint64_t pl__io_key(int fd, uint32_t generation)
 /* pl_stream.c: writes what the last callback corked. */
 void pl__stream_flush_corked(struct pl_loop *loop);
 
+enum pl_input_kind {
+    PL_INPUT_YOURS, /* the stream is to receive by itself */
+    PL_INPUT_NONE,  /* it was told in vain */
+    PL_INPUT_DATA,
+    PL_INPUT_END, /* of the stream, in order or by an error */
+};
+
+struct pl_input {
+    const char *data; /* borrows; until take, or any other call to the backend */
+    size_t len;
+    int error; /* of PL_INPUT_END: 0 or -errno */
+};
+
+/* Received bytes that outlive their place in the queue: one of the two. */
+struct pl_lent {
+    int buffer; /* of the backend's; -1: none */
+    void *heap; /* owns; NULL: none */
+};
+
 /* A way to wait for descriptors. The functions get the poller that create made. */
 struct pl_backend_ops {
     const char *name;
+    /* Fails when the kernel has or gives no such thing; nothing is left behind then. */
     int (*create)(struct pl_loop *loop);
     void (*destroy)(struct pl_loop *loop);
     /* Makes the kernel's set for fd be `want`; `known` as in pl_fd_slot, updated. */
     int (*watch)(struct pl_loop *loop, int fd, uint64_t key, unsigned want, enum pl_io_mode mode,
                  bool *known);
-    /* Forgets fd; it may be closed already. */
+    /* Forgets fd; it may be closed already. The kernel holds its file no more afterwards. */
     void (*forget)(struct pl_loop *loop, int fd);
     int (*wait)(struct pl_loop *loop, int64_t timeout_ns);
     /* Passes what wait got to pl__io_report. On -ENOMEM the rest stays for next time. */
     int (*report)(struct pl_loop *loop);
+
+    /* The rest is there, all of it or nothing, when the backend receives for the descriptors of
+     * mode PL_IO_STREAM, and accepts for those of PL_IO_LISTEN, by itself. */
+
+    /* What there is for a stream that has been reported; hint is how much the last reads
+     * brought, UINT32_MAX when the stream has memory of its own to receive into. */
+    enum pl_input_kind (*input)(struct pl_loop *loop, int fd, uint32_t hint, struct pl_input *in);
+    /* Takes n bytes of what input told. With `lent`, all of them at once, and they stay where
+     * they are until give_back. */
+    void (*take)(struct pl_loop *loop, int fd, size_t n, struct pl_lent *lent);
+    void (*give_back)(struct pl_loop *loop, struct pl_lent *lent);
+    /* A connection, or -errno as of accept4(2). */
+    int (*accept)(struct pl_loop *loop, int fd);
+    /* Whether a stream or listener has more than it took, which is not reported again. */
+    bool (*has_more)(struct pl_loop *loop, int fd);
+    /* The place of fd is given up: what it had received is dropped. After forget. */
+    void (*drop)(struct pl_loop *loop, int fd);
 };
 
 extern const struct pl_backend_ops pl__backend_epoll;
+extern const struct pl_backend_ops pl__backend_uring;
+
+/* backend_epoll.c: an epoll set with the batch of events that it told last. */
+#define PL__EPOLL_EVENTS 256
+
+struct pl_epoll_set {
+    const struct pl_sys *sys; /* borrows */
+    int fd;                   /* owns; -1 when closed */
+    int count;                /* events in the batch */
+    int next;                 /* the first that has not been reported */
+    struct epoll_event events[PL__EPOLL_EVENTS];
+};
+
+int pl__epoll_open(struct pl_epoll_set *set, const struct pl_sys *sys) PL_MUST_CHECK;
+void pl__epoll_close(struct pl_epoll_set *set);
+/* As the functions of a backend. */
+int pl__epoll_watch(struct pl_epoll_set *set, int fd, uint64_t key, unsigned want,
+                    enum pl_io_mode mode, bool *known) PL_MUST_CHECK;
+void pl__epoll_forget(struct pl_epoll_set *set, int fd);
+int pl__epoll_fetch(struct pl_epoll_set *set, int64_t timeout_ns) PL_MUST_CHECK;
+int pl__epoll_report(struct pl_epoll_set *set, struct pl_loop *loop) PL_MUST_CHECK;
+
+/* What poll(2) and epoll(7) say, which have the same bits, in our words. */
+static inline unsigned pl__io_events(unsigned said)
+{
+    unsigned events = 0;
+    if (said & EPOLLIN)
+        events |= PL_READABLE;
+    if (said & EPOLLOUT)
+        events |= PL_WRITABLE;
+    /* Either direction learns the reason by trying. */
+    if (said & (EPOLLERR | EPOLLHUP))
+        events |= PL_READABLE | PL_WRITABLE | PL_HANGUP;
+    return events;
+}
 
 #endif /* PL_INTERNAL_H */

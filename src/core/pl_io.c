@@ -90,6 +90,8 @@ void pl_io_close(struct pl_loop *loop, struct pl_io *io)
         return;
     if (slot->known)
         loop->backend->forget(loop, io->fd);
+    if (loop->backend->drop != NULL)
+        loop->backend->drop(loop, io->fd);
     *slot = (struct pl_fd_slot){.generation = slot->generation + 1};
     loop->open--;
     io->want = 0;

@@ -24,8 +24,8 @@ int pl_listener_open(struct pl_loop *loop, struct pl_listener *l, int fd)
     l->backing_off = false;
     l->stepped_back = 0;
     l->retry = (struct pl_timer){.op.run = retry_run};
-    int r =
-        pl_io_open(loop, &l->io, fd, l->rota == NULL ? PL_IO_LEVEL : PL_IO_SHARED, listener_run);
+    enum pl_io_mode mode = l->rota == NULL ? PL_IO_LISTEN : PL_IO_SHARED;
+    int r = pl_io_open(loop, &l->io, fd, mode, listener_run);
     if (r < 0)
         return r;
     r = pl_io_watch(loop, &l->io, PL_READABLE);
@@ -113,18 +113,29 @@ static void retry_run(struct pl_loop *loop, struct pl_op *op)
         back_off(l, r);
 }
 
+/* A connection with its address; *len 0 when that is not known. -errno. */
+static int next_connection(struct pl_listener *l, struct sockaddr_storage *addr, socklen_t *len)
+{
+    struct pl_loop *loop = l->loop;
+    *len = 0;
+    if (loop->backend->accept != NULL)
+        return loop->backend->accept(loop, l->io.fd);
+    *len = sizeof(*addr);
+    return loop->sys->accept4(l->io.fd, (struct sockaddr *)addr, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+}
+
 static void listener_run(struct pl_loop *loop, struct pl_op *op)
 {
     struct pl_listener *l = PL_CONTAINER_OF(op, struct pl_listener, io.op);
     l->io.queued = false;
     l->io.ready = 0;
-    for (uint32_t i = 0; i < l->batch && l->accepting && !l->backing_off; i++) {
+    uint32_t i;
+    for (i = 0; i < l->batch && l->accepting && !l->backing_off; i++) {
         struct sockaddr_storage addr;
-        socklen_t len = sizeof(addr);
-        int fd = loop->sys->accept4(l->io.fd, (struct sockaddr *)&addr, &len,
-                                    SOCK_NONBLOCK | SOCK_CLOEXEC);
+        socklen_t len;
+        int fd = next_connection(l, &addr, &len);
         if (fd >= 0) {
-            l->accepted(l, fd, (struct sockaddr *)&addr, len);
+            l->accepted(l, fd, len > 0 ? (struct sockaddr *)&addr : NULL, len);
             if (l->rota != NULL)
                 make_way(l);
             continue;
@@ -141,6 +152,11 @@ static void listener_run(struct pl_loop *loop, struct pl_op *op)
         if (l->failed != NULL)
             l->failed(l, fd);
         break;
+    }
+    if (i == l->batch && l->accepting && loop->backend->has_more != NULL &&
+        loop->backend->has_more(loop, l->io.fd)) {
+        l->io.ready = PL_READABLE;
+        pl__io_enqueue(loop, &l->io);
     }
     /* The retry op may sit in the ready queue; `closed` then waits for it (retry_run). */
     if (!l->accepting && !l->io.queued && !l->backing_off)

@@ -82,13 +82,25 @@ void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat);
  * where it had no business. */
 bool pl__pool_repair(struct pl_pool *pool);
 
+/* ---- pl_spin.c ---- */
+
+/* `most` bounds the time of a spin in nanoseconds; 0: never. */
+void pl__spin_init(struct pl_spin *spin, int64_t most);
+/* Whether spinning is worth it, by the waits so far. */
+bool pl__spin_pays(const struct pl_spin *spin);
+/* Looks for what is waited for since spin->since; false: park. */
+bool pl__spin(struct pl_spin *spin, const struct pl_sys *sys, bool (*found)(const void *arg),
+              const void *arg);
+/* The end of a sleep that began at `slept`; `rung` is the ringer's word for when it rang. */
+void pl__spin_woke(struct pl_spin *spin, int64_t slept, int64_t rung, int64_t now);
+
 /* ---- pl_bell.c ---- */
 
 /* After a post (Dekker's other half is in pl_member_wait). */
 void pl__bell_posted(struct pl_pool *pool);
-/* A worker's: wakes the parent through the eventfd. */
-int pl__knock(struct pl_member *member);
 void pl__bell_ring_all(struct pl_pool *pool);
+/* Has every worker without a task look for one, whatever the shared words say of it. */
+void pl__bell_ring_idle(struct pl_pool *pool);
 uint32_t pl__bits_count(const _Atomic uint64_t *words);
 void pl__bits_clear(_Atomic uint64_t *words, uint32_t bit);
 

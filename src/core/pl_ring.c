@@ -41,6 +41,8 @@ int pl_pool_init(struct pl_pool *pool, const struct pl_pool_config *config)
     if (error < 0)
         goto fail;
     const struct pl_layout *layout = &pool->layout;
+    pl__spin_init(&pool->spin, layout->spin_ns);
+    pool->wake_ns = pool->spin.wake_ns;
     pool->nslots = layout->nslots;
     pool->nseats = layout->nseats;
     pool->line_size = layout->line_size;
@@ -200,9 +202,11 @@ bool pl_pool_ready(const struct pl_pool *pool)
     for (uint32_t i = 0; i < pool->seats_high; i++) {
         const struct pl_parent_seat *seat = &pool->seats[i];
         /* seq_cst: the other half of the Dekker in pl_member_done, after pl_pool_arm. */
-        if (seat->taken && !seat->suspect &&
-            atomic_load_explicit(&pl__seat(pool->base, &pool->layout, i)->done_tail,
-                                 memory_order_seq_cst) != seat->done_head)
+        if (!seat->taken)
+            continue;
+        if (seat->suspect ? !seat->told
+                          : atomic_load_explicit(&pl__seat(pool->base, &pool->layout, i)->done_tail,
+                                                 memory_order_seq_cst) != seat->done_head)
             return true;
     }
     return false;
@@ -213,6 +217,7 @@ static void settle(struct pl_pool *pool, uint32_t cell, uint32_t seat)
 {
     pool->cells[cell].state = PL_CELL_DONE;
     pool->finished++;
+    pool->seats[seat].deaf_since = 0;
     if (pool->cells[cell].blocks != 0)
         pl__blocks_settle(pool, cell, seat);
     int64_t ran = pool->slots[cell].run_ns; /* a hint; a lie costs speed only */
@@ -222,6 +227,11 @@ static void settle(struct pl_pool *pool, uint32_t cell, uint32_t seat)
         pool->mean_ns = ran;
     else
         pool->mean_ns += (ran - pool->mean_ns) / 8;
+    /* Relaxed: a hint, and bounded as a worker's own knowledge is. */
+    uint32_t wake = atomic_load_explicit(&pl__seat(pool->base, &pool->layout, seat)->wake_ns,
+                                         memory_order_relaxed);
+    if (wake != 0 && wake <= pool->layout.spin_ns)
+        pool->wake_ns = wake;
 }
 
 int pl_pool_next(struct pl_pool *pool, uint32_t *cell, uint32_t *seat)
@@ -232,8 +242,15 @@ int pl_pool_next(struct pl_pool *pool, uint32_t *cell, uint32_t *seat)
         if (turn >= pool->seats_high)
             turn -= pool->seats_high;
         struct pl_parent_seat *mine = &pool->seats[turn];
-        if (!mine->taken || mine->suspect)
+        if (!mine->taken)
             continue;
+        if (mine->suspect) {
+            /* Found out elsewhere, and not told yet. */
+            if (mine->told)
+                continue;
+            *seat = turn;
+            goto broken;
+        }
         /* Acquire: pairs with the worker's store of done_tail; the result was written
          * before it. */
         uint32_t tail = atomic_load_explicit(&pl__seat(pool->base, &pool->layout, turn)->done_tail,
@@ -257,7 +274,7 @@ int pl_pool_next(struct pl_pool *pool, uint32_t *cell, uint32_t *seat)
         return 1;
 
     broken:
-        mine->suspect = true;
+        mine->suspect = mine->told = true;
         return PL_EPROTO;
     }
     /* Relaxed: nobody but the parent has any business to write it. */
@@ -275,6 +292,13 @@ void pl_pool_release(struct pl_pool *pool, uint32_t cell)
 }
 
 /* ---- seats ---- */
+
+const struct pl_seat *pl_pool_place(const struct pl_pool *pool, uint32_t seat)
+{
+    if (seat >= pool->seats_high || !pool->seats[seat].taken)
+        return NULL;
+    return pl__seat(pool->base, &pool->layout, seat);
+}
 
 int pl_pool_seat(struct pl_pool *pool, uint32_t *seat, uint64_t *low_mark)
 {
@@ -303,13 +327,18 @@ int pl_pool_seat(struct pl_pool *pool, uint32_t *seat, uint64_t *low_mark)
     atomic_store_explicit(&place->returned, 0, memory_order_relaxed);
     atomic_store_explicit(&place->handed_back, 0, memory_order_relaxed);
     atomic_store_explicit(&place->retire, 0, memory_order_relaxed);
+    atomic_store_explicit(&place->present, 0, memory_order_relaxed);
+    atomic_store_explicit(&place->wake_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&place->spins, 0, memory_order_relaxed);
+    atomic_store_explicit(&place->hits, 0, memory_order_relaxed);
     mine->done_head = 0;
     mine->taken = true;
-    mine->suspect = false;
+    mine->suspect = mine->told = false;
+    mine->deaf_since = 0;
     if (best >= pool->seats_high)
         pool->seats_high = best + 1;
     /* Relaxed: a figure by which workers guess whether a core is idle. */
-    atomic_fetch_add_explicit(&share->alive, 1, memory_order_relaxed);
+    atomic_store_explicit(&share->alive, ++pool->alive, memory_order_relaxed);
     *seat = best;
     *low_mark = mine->low_mark;
     return 0;
@@ -342,8 +371,8 @@ enum pl_burial pl_pool_bury(struct pl_pool *pool, uint32_t seat, uint32_t *cell)
     pl__bits_clear(pool->share->parked, seat);
     pl__bits_clear(pool->share->spinning, seat);
     mine->taken = false;
+    pool->alive--;
     (void)pl__pool_repair(pool); /* the flush below rings */
-    atomic_fetch_sub_explicit(&pool->share->alive, 1, memory_order_relaxed);
     /* The dead may have been rung for a task that is still there. */
     pl_pool_flush(pool);
     return PL_BURIED;
@@ -380,6 +409,8 @@ int pl_member_init(struct pl_member *member, const struct pl_sys *sys, void *bas
     };
     pl__heap_init(&member->heap, sys, start + pl__slice_at(&layout, seat), layout.slice_size,
                   low_mark, layout.limit, layout.nblocks);
+    pl__spin_init(&member->spin, layout.spin_ns);
+    atomic_store_explicit(&member->mine->present, 1, memory_order_relaxed); /* a hint */
     return 0;
 }
 
@@ -388,13 +419,20 @@ void pl_member_fini(struct pl_member *member)
     pl__heap_fini(&member->heap);
 }
 
+void pl_member_leave(struct pl_member *member)
+{
+    atomic_store_explicit(&member->mine->present, 0, memory_order_relaxed); /* a hint */
+}
+
 int pl_member_take(struct pl_member *member, uint32_t *cell)
 {
     struct pl_share *share = member->share;
     bool mended = false;
     for (;;) {
-        if (atomic_load_explicit(&member->mine->retire, memory_order_relaxed) != 0)
+        if (atomic_load_explicit(&member->mine->retire, memory_order_relaxed) != 0) {
+            pl_member_leave(member);
             return PL_ECLOSED;
+        }
         /* The head before the tail: read the other way round, the head could be ahead.
          * Acquire on the tail pairs with pl_pool_post; on the head it keeps the order. */
         uint64_t head = atomic_load_explicit(&share->head, memory_order_acquire);
@@ -402,11 +440,13 @@ int pl_member_take(struct pl_member *member, uint32_t *cell)
         if (head == tail) {
             /* Acquire: pl_pool_close comes after the last post. */
             if (atomic_load_explicit(&share->closing, memory_order_acquire) != 0 &&
-                atomic_load_explicit(&share->tail, memory_order_acquire) == tail)
+                atomic_load_explicit(&share->tail, memory_order_acquire) == tail) {
+                pl_member_leave(member);
                 return PL_ECLOSED;
+            }
             /* What is posted was not found below this tail: it may be the tail that is wrong,
              * and only the parent knows the right one. */
-            return mended ? pl__knock(member) : 0;
+            return mended ? pl_member_knock(member) : 0;
         }
         if (tail - head > member->line_size) {
             /* Others have moved the head on since it was read, or someone has written nonsense
@@ -461,7 +501,7 @@ int pl_member_done(struct pl_member *member, uint32_t cell)
     if (armed == PL_ARM_ANY || armed == PL_ARM_SLOT + cell) {
         if (atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) !=
             PL_ARM_NONE) {
-            return pl__knock(member);
+            return pl_member_knock(member);
         }
     }
     return 0;

@@ -68,6 +68,8 @@ bool pl__pool_repair(struct pl_pool *pool)
         atomic_store_explicit(&share->closing, 0, memory_order_seq_cst);
         wrong = true;
     }
+    /* Relaxed: a hint, which is put right without a word. */
+    atomic_store_explicit(&share->alive, pool->alive, memory_order_relaxed);
     uint64_t first = pool->tail;
     for (uint32_t i = 0; i < pool->nslots; i++) {
         uint64_t pos = pool->cells[i].pos;
@@ -92,4 +94,6 @@ void pl_pool_check(struct pl_pool *pool)
 {
     if (pl__pool_repair(pool))
         pl__bell_ring_all(pool);
+    if (pl_pool_waiting(pool) > 0)
+        pl__bell_ring_idle(pool);
 }

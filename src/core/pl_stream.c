@@ -32,7 +32,7 @@ int pl_stream_open(struct pl_loop *loop, struct pl_stream *stream, int fd, bool 
                    const struct pl_stream_ops *ops)
 {
     struct pl_io io;
-    int r = pl_io_open(loop, &stream->io, fd, PL_IO_LEVEL, stream_run);
+    int r = pl_io_open(loop, &stream->io, fd, is_socket ? PL_IO_STREAM : PL_IO_LEVEL, stream_run);
     if (r < 0)
         return r;
     io = stream->io;
@@ -63,6 +63,16 @@ static void rewatch(struct pl_stream *s, unsigned want)
     }
 }
 
+/* What the backend has received and the stream has not taken is not reported by itself. */
+static void report_more(struct pl_stream *s)
+{
+    const struct pl_backend_ops *backend = s->loop->backend;
+    if (backend->has_more == NULL || !backend->has_more(s->loop, s->io.fd))
+        return;
+    s->io.ready |= PL_READABLE;
+    pl__io_enqueue(s->loop, &s->io);
+}
+
 int pl_stream_read_start(struct pl_stream *s)
 {
     if (s->dead || s->closing)
@@ -75,6 +85,8 @@ int pl_stream_read_start(struct pl_stream *s)
             return r;
     }
     s->reading = true;
+    if (s->io.mode == PL_IO_STREAM)
+        report_more(s);
     return 0;
 }
 
@@ -209,6 +221,18 @@ static void after_flush(struct pl_stream *s)
         pl__io_enqueue(s->loop, &s->io);
 }
 
+/* Why a write failed: the socket tells its error once, and the backend's receive may have had
+ * it, so that the write learns no more than that the pipe is broken. */
+static int reason_of(struct pl_stream *s, int error)
+{
+    const struct pl_backend_ops *backend = s->loop->backend;
+    struct pl_input in;
+    if (error == -EPIPE && backend->input != NULL && s->io.mode == PL_IO_STREAM &&
+        backend->input(s->loop, s->io.fd, s->hint, &in) == PL_INPUT_END && in.error < 0)
+        return in.error;
+    return error;
+}
+
 void pl_stream_flush(struct pl_stream *s)
 {
     if (s->dead || s->blocked || s->error != 0 || s->flushing)
@@ -220,7 +244,7 @@ void pl_stream_flush(struct pl_stream *s)
         if (n == -EINTR)
             continue;
         if (n < 0 && n != -EAGAIN) {
-            s->error = (int)n;
+            s->error = reason_of(s, (int)n);
             drop_queue(s);
             /* `failed` comes from the ready queue: the user may be in the middle of a
              * call to us. */
@@ -360,8 +384,82 @@ struct pl_stream *pl_stream_of_op(struct pl_op *op)
 
 /* ---- events ------------------------------------------------------------- */
 
+/* The next message is likely to be as large as this one. A filled buffer says that more was
+ * there; shrinking is slower than growing. */
+static void remember_size(struct pl_stream *s, size_t n, size_t len)
+{
+    size_t seen = n < len ? n : n * 2;
+    uint32_t hint = seen > MAX_HINT ? MAX_HINT : (uint32_t)seen;
+    s->hint = hint >= s->hint ? hint : s->hint - (s->hint - hint) / 8;
+}
+
+/* Nothing comes any more: n is 0 or -errno. */
+static void read_end(struct pl_stream *s, void *buf, ssize_t n)
+{
+    s->reading = false;
+    s->eof = true;
+    rewatch(s, s->io.want & ~(unsigned)PL_READABLE);
+    s->ops->read(s, buf, n);
+}
+
+/* Hands on bytes that the backend has received. */
+static void read_received(struct pl_stream *s, const struct pl_input *in)
+{
+    struct pl_loop *loop = s->loop;
+    int fd = s->io.fd;
+    if (s->borrows) {
+        struct pl_lent lent;
+        loop->backend->take(loop, fd, in->len, &lent);
+        report_more(s); /* before the call, which may be the stream's last */
+        remember_size(s, in->len, in->len + 1);
+        s->ops->read(s, (void *)(uintptr_t)in->data, (ssize_t)in->len);
+        loop->backend->give_back(loop, &lent);
+        return;
+    }
+    size_t len = 0;
+    void *buf = s->ops->room(s, in->len, &len);
+    if (buf == NULL) {
+        s->reading = false;
+        return;
+    }
+    struct pl_input now; /* the call may have ended the stream */
+    if (loop->backend->input(loop, fd, UINT32_MAX, &now) != PL_INPUT_DATA) {
+        s->ops->again(s, buf);
+        return;
+    }
+    size_t n = len < now.len ? len : now.len;
+    memcpy(buf, now.data, n);
+    loop->backend->take(loop, fd, n, NULL);
+    report_more(s);
+    s->ops->read(s, buf, (ssize_t)n);
+}
+
+/* Whether the backend has dealt with the event. */
+static bool read_by_backend(struct pl_stream *s)
+{
+    const struct pl_backend_ops *backend = s->loop->backend;
+    if (backend->input == NULL || s->io.mode != PL_IO_STREAM)
+        return false;
+    struct pl_input in;
+    switch (backend->input(s->loop, s->io.fd, s->borrows ? s->hint : UINT32_MAX, &in)) {
+    case PL_INPUT_YOURS:
+        return false;
+    case PL_INPUT_NONE:
+        break;
+    case PL_INPUT_DATA:
+        read_received(s, &in);
+        break;
+    case PL_INPUT_END:
+        read_end(s, NULL, in.error);
+        break;
+    }
+    return true;
+}
+
 static void read_some(struct pl_stream *s)
 {
+    if (read_by_backend(s))
+        return;
     size_t len = 0;
     void *buf = s->ops->room(s, s->hint, &len);
     if (buf == NULL) {
@@ -378,17 +476,11 @@ static void read_some(struct pl_stream *s)
         s->ops->again(s, buf);
         return;
     }
-    if (n > 0) {
-        /* The next message is likely to be as large as this one. A filled buffer says that
-         * more was there; shrinking is slower than growing. */
-        size_t seen = (size_t)n < len ? (size_t)n : (size_t)n * 2;
-        uint32_t hint = seen > MAX_HINT ? MAX_HINT : (uint32_t)seen;
-        s->hint = hint >= s->hint ? hint : s->hint - (s->hint - hint) / 8;
-    } else {
-        s->reading = false;
-        s->eof = true;
-        rewatch(s, s->io.want & ~(unsigned)PL_READABLE);
+    if (n <= 0) {
+        read_end(s, buf, n);
+        return;
     }
+    remember_size(s, (size_t)n, len);
     s->ops->read(s, buf, n);
 }
 

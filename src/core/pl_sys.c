@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -228,6 +229,11 @@ static int sys_uring_register(int fd, uint32_t op, void *arg, uint32_t n)
 #endif
 }
 
+static void sys_yield(void)
+{
+    (void)sched_yield(); /* always succeeds on Linux */
+}
+
 static int64_t sys_now(void)
 {
     struct timespec ts;
@@ -363,6 +369,7 @@ static const struct pl_sys kernel = {
     .uring_register = sys_uring_register,
     .mmap_ring = sys_mmap_ring,
     .now = sys_now,
+    .yield = sys_yield,
     .fork = sys_fork,
     .pidfd_open = sys_pidfd_open,
     .pidfd_send_signal = sys_pidfd_send_signal,

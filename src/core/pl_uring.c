@@ -35,15 +35,18 @@ static int probe(struct pl_uring *ring)
 }
 
 int pl__uring_init(struct pl_uring *ring, const struct pl_sys *sys, uint32_t entries,
-                   uint32_t flags)
+                   uint32_t completions, uint32_t flags)
 {
-    struct io_uring_params params = {.flags = flags};
+    struct io_uring_params params = {.flags = flags, .cq_entries = completions};
+    if (completions > 0)
+        params.flags |= IORING_SETUP_CQSIZE;
     *ring = (struct pl_uring){.sys = sys, .fd = -1};
     int r = sys->uring_setup(entries, &params);
     if (r < 0)
         return r;
     ring->fd = r;
     ring->features = params.features;
+    ring->setup = params.flags;
     if ((params.features & NEEDED) != NEEDED) {
         r = -EOPNOTSUPP;
         goto fail;
@@ -98,6 +101,11 @@ void pl__uring_fini(struct pl_uring *ring)
     ring->fd = -1;
 }
 
+int pl__uring_enable(struct pl_uring *ring)
+{
+    return ring->sys->uring_register(ring->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+}
+
 struct io_uring_sqe *pl__uring_sqe(struct pl_uring *ring)
 {
     /* acquire: pairs with the kernel's release when it has read an entry. */
@@ -130,7 +138,8 @@ int pl__uring_enter(struct pl_uring *ring, uint32_t least, int64_t timeout_ns)
         .ts = timeout_ns < 0 ? 0 : (uint64_t)(uintptr_t)&limit,
     };
     unsigned flags = IORING_ENTER_EXT_ARG;
-    if (least > 0 || pl__uring_overflown(ring))
+    /* Deferred work is done in calls that ask for events, and nowhere else. */
+    if (least > 0 || (ring->setup & PL__URING_DEFERRED) != 0 || pl__uring_overflown(ring))
         flags |= IORING_ENTER_GETEVENTS;
     return ring->sys->uring_enter(ring->fd, submit, least, flags, &arg, sizeof(arg));
 }

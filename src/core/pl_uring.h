@@ -17,6 +17,7 @@ struct pl_uring {
     const struct pl_sys *sys;
     int fd;
     uint32_t features; /* IORING_FEAT_* */
+    uint32_t setup;    /* IORING_SETUP_* */
     uint32_t queued;   /* entries filled in and not submitted */
     uint32_t sq_entries;
     uint32_t sq_mask;
@@ -35,10 +36,22 @@ struct pl_uring {
     uint8_t supported[32]; /* bit per operation code */
 };
 
-/* -ENOSYS, -EPERM, -EACCES, -ENOMEM, -EMFILE: io_uring is not to be had; -EOPNOTSUPP: the
- * kernel is older than 5.10's features. */
+/* Flags of Linux 6.1 (a build may have older headers): the ring has one thread that submits, and
+ * the kernel completes requests only while that thread waits for it. */
+#define PL__URING_DEFERRED (1u << 13)
+#define PL__URING_SINGLE (1u << 12)
+/* The kernel says in the ring when it has such work. */
+#define PL__URING_TASKRUN_FLAG (1u << 9)
+#define PL__URING_SQ_TASKRUN (1u << 2)
+
+/* -ENOSYS, -EPERM, -EACCES, -ENOMEM, -EMFILE: io_uring is not to be had; -EINVAL: the kernel
+ * does not know the flags; -EOPNOTSUPP: it lacks features of 5.11. completions 0: twice the
+ * entries. */
 int pl__uring_init(struct pl_uring *ring, const struct pl_sys *sys, uint32_t entries,
-                   uint32_t flags) PL_MUST_CHECK;
+                   uint32_t completions, uint32_t flags) PL_MUST_CHECK;
+
+/* Starts a ring that was made with IORING_SETUP_R_DISABLED; the calling thread is its own. */
+int pl__uring_enable(struct pl_uring *ring) PL_MUST_CHECK;
 
 /* Closes the ring, which must have nothing in flight unless its memory outlives it. Safe in a
  * child after a fork: the parent's ring is not touched. */
@@ -81,6 +94,24 @@ static inline bool pl__uring_overflown(struct pl_uring *ring)
     /* relaxed: a hint; enter synchronises. */
     return (atomic_load_explicit(ring->sq_flags, memory_order_relaxed) & IORING_SQ_CQ_OVERFLOW) !=
            0;
+}
+
+/* How many completions have not been seen. */
+static inline uint32_t pl__uring_ready(struct pl_uring *ring)
+{
+    /* acquire: as in pl__uring_peek; relaxed: only this side writes it. */
+    return atomic_load_explicit(ring->cq_tail, memory_order_acquire) -
+           atomic_load_explicit(ring->cq_head, memory_order_relaxed);
+}
+
+/* Whether the kernel has completions to make, or to fetch, which only a call to enter does. A
+ * ring without PL__URING_TASKRUN_FLAG does not know. */
+static inline bool pl__uring_has_work(struct pl_uring *ring)
+{
+    /* relaxed: a hint; enter synchronises. */
+    return (ring->setup & PL__URING_TASKRUN_FLAG) == 0 ||
+           (atomic_load_explicit(ring->sq_flags, memory_order_relaxed) &
+            (IORING_SQ_CQ_OVERFLOW | PL__URING_SQ_TASKRUN)) != 0;
 }
 
 /* Whether entries wait that the kernel has not taken. */

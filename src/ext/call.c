@@ -93,6 +93,33 @@ static PyObject *stop_with(struct plait_state *state, PyObject *value)
     return stop;
 }
 
+void plait_stop_iteration(struct plait_state *state, PyObject *value)
+{
+    PyObject *stop = stop_with(state, value);
+    if (stop == NULL)
+        return;
+#if PY_VERSION_HEX >= 0x030c0000
+    PyErr_SetRaisedException(stop);
+#else
+    PyErr_Restore(Py_NewRef(PyExc_StopIteration), stop, NULL);
+#endif
+}
+
+void plait_stop_forget(struct plait_state *state)
+{
+#ifndef Py_GIL_DISABLED
+    PyObject *kept = state->stop;
+    if (kept == NULL || Py_REFCNT(kept) != 1)
+        return;
+    if (is_clean(kept))
+        Py_CLEAR(((PyStopIterationObject *)kept)->value);
+    else
+        Py_CLEAR(state->stop);
+#else
+    (void)state;
+#endif
+}
+
 /* A call that runs elsewhere is awaited through what runs there; only who takes the Call for an
  * iterator gets here. */
 static PyObject *not_ended(void)
@@ -112,14 +139,7 @@ static PyObject *call_next(PyObject *self)
     }
     if (call->value == Py_None)
         return NULL; /* the end, with None */
-    PyObject *stop = stop_with(call->state, call->value);
-    if (stop == NULL)
-        return NULL;
-#if PY_VERSION_HEX >= 0x030c0000
-    PyErr_SetRaisedException(stop);
-#else
-    PyErr_Restore(Py_NewRef(PyExc_StopIteration), stop, NULL);
-#endif
+    plait_stop_iteration(call->state, call->value);
     return NULL;
 }
 
@@ -235,17 +255,7 @@ static void call_dealloc(PyObject *self)
     if (CALL(self)->error != NULL && PyObject_CallFinalizerFromDealloc(self) < 0)
         return;
     PyObject_GC_UnTrack(self);
-#ifndef Py_GIL_DISABLED
-    /* The instance that is kept must not keep the value. */
-    PyObject *kept = CALL(self)->state->stop;
-    if (kept != NULL && Py_REFCNT(kept) == 1) {
-        if (!is_clean(kept))
-            Py_CLEAR(CALL(self)->state->stop);
-        else if (CALL(self)->value != NULL &&
-                 ((PyStopIterationObject *)kept)->value == CALL(self)->value)
-            Py_CLEAR(((PyStopIterationObject *)kept)->value);
-    }
-#endif
+    plait_stop_forget(CALL(self)->state);
     (void)call_clear(self);
     type->tp_free(self);
     Py_DECREF(type);

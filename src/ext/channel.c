@@ -1,47 +1,102 @@
-/* channel.c - the two rings behind plait.channel.
+/* channel.c - a bounded ring of references, and the lists of those who wait: plait.Channel.
  *
- * ChannelBase: a ring of references, for the strands of one process. Whether there is room,
- * the store, and the look for someone who waits are one call each, and no such call gives the
- * interpreter's lock away: that lock is all that guards the ring. (Only references are moved
- * under it; what is dropped is dropped at the end.) Who waits is in two lists of waiter
- * objects of Python's, which know how to wake a thread or a loop.
+ * Whether there is room, the store, and the look for someone who waits are one call each, and
+ * no such call gives the interpreter's lock away: that lock is all that guards the ring. (Only
+ * references are moved under it; what is dropped is dropped at the end.)
  *
- * SharedRing: pl_channel.c's ring, for processes. Values travel in the codec of the pools.
+ * An item is in the ring or with its sender, never on its way: who is woken looks again, and may
+ * find that somebody was faster; then it waits in front of all others. So cancelling who waits
+ * loses nothing. One who was woken and goes away without looking wakes the next; if it was to
+ * receive, there may then be an item more than the capacity.
  */
-#include "args.h"
-#include "pool.h"
-#include "state.h"
+#include "channel.h"
 
 #include <stddef.h>
 #include <structmember.h>
 
 #define AT(type, field) offsetof(struct type, field)
-
-/* ---- references ---- */
-
-struct channel {
-    PyObject_HEAD
-    PyObject **ring;     /* owns, and the references in it */
-    Py_ssize_t capacity; /* as the user wants it */
-    Py_ssize_t size;     /* of ring: grows up to capacity */
-    Py_ssize_t head;
-    Py_ssize_t len;
-    unsigned long long sent;
-    unsigned long long received;
-    PyObject *receivers; /* lists of waiters */
-    PyObject *senders;
-    PyObject *dict;
-    PyObject *weakrefs;
-    char closed;
-};
-
 #define CHANNEL(o) ((struct channel *)(o))
 
-static int channel_grow(struct channel *c)
+/* ---- those who wait ---- */
+
+void plait_waits_add(struct plait_waits *list, struct plait_wait *wait, bool in_front)
 {
+    wait->list = list;
+    wait->prev = in_front ? NULL : list->last;
+    wait->next = in_front ? list->first : NULL;
+    if (wait->prev != NULL)
+        wait->prev->next = wait;
+    else
+        list->first = wait;
+    if (wait->next != NULL)
+        wait->next->prev = wait;
+    else
+        list->last = wait;
+    list->len++;
+}
+
+void plait_waits_remove(struct plait_wait *wait)
+{
+    struct plait_waits *list = wait->list;
+    if (list == NULL)
+        return;
+    if (wait->prev != NULL)
+        wait->prev->next = wait->next;
+    else
+        list->first = wait->next;
+    if (wait->next != NULL)
+        wait->next->prev = wait->prev;
+    else
+        list->last = wait->prev;
+    wait->prev = wait->next = NULL;
+    wait->list = NULL;
+    list->len--;
+}
+
+bool plait_waits_wake(struct plait_waits *list)
+{
+    while (list->first != NULL) {
+        struct plait_wait *wait = list->first;
+        plait_waits_remove(wait);
+        wait->woken = list;
+        list->woken++;
+        if (wait->thread ? plait_waiter_wake(wait) : plait_op_wake(wait))
+            return true;
+        (void)plait_waits_settle(wait);
+    }
+    return false;
+}
+
+bool plait_waits_settle(struct plait_wait *wait)
+{
+    if (wait->woken == NULL)
+        return false;
+    wait->woken->woken--;
+    wait->woken = NULL;
+    return true;
+}
+
+static void wake_all(struct plait_waits *list)
+{
+    while (plait_waits_wake(list))
+        ;
+}
+
+/* ---- the ring ---- */
+
+/* How many items there may be. What receivers have been woken for does not count: it is as good
+ * as gone, and a sender need not wait until they have their turn. */
+static Py_ssize_t room_of(const struct channel *c)
+{
+    return c->capacity + c->receivers.woken;
+}
+
+static int grow(struct channel *c)
+{
+    Py_ssize_t most = room_of(c);
     Py_ssize_t size = c->size == 0 ? 16 : c->size * 2;
-    if (size > c->capacity)
-        size = c->capacity;
+    if (size > most)
+        size = most;
     PyObject **ring = PyMem_New(PyObject *, (size_t)size);
     if (ring == NULL) {
         PyErr_NoMemory();
@@ -56,23 +111,79 @@ static int channel_grow(struct channel *c)
     return 0;
 }
 
-/* Wakes the first of a list of waiters, by Python's `_wake`. 0, or -1 with an exception. */
-static int channel_wake(PyObject *self, PyObject *waiters)
+PyObject *plait_channel_raise_closed(const char *text)
 {
-    if (PyList_GET_SIZE(waiters) == 0)
-        return 0;
-    struct plait_state *state = plait_state_of_type(Py_TYPE(self));
-    if (state == NULL)
+    PyObject *module = PyImport_ImportModule("plait._exceptions");
+    PyObject *type = module == NULL ? NULL : PyObject_GetAttrString(module, "ChannelClosed");
+    if (type != NULL)
+        PyErr_SetString(type, text);
+    Py_XDECREF(type);
+    Py_XDECREF(module);
+    return NULL;
+}
+
+int plait_channel_push(struct channel *c, PyObject *item)
+{
+    if (c->closed) {
+        (void)plait_channel_raise_closed("the channel is closed: nothing can be sent");
         return -1;
-    Py_INCREF(waiters);
-    PyObject *told = PyObject_CallMethodOneArg(self, state->str_wake, waiters);
-    Py_DECREF(waiters);
-    Py_XDECREF(told);
-    return told == NULL ? -1 : 0;
+    }
+    if (c->len >= room_of(c))
+        return 0;
+    if (c->len == c->size && grow(c) < 0)
+        return -1;
+    Py_ssize_t at = c->head + c->len;
+    if (at >= c->size)
+        at -= c->size;
+    c->ring[at] = Py_NewRef(item);
+    c->len++;
+    c->sent++;
+    if (c->receivers.first != NULL)
+        (void)plait_waits_wake(&c->receivers);
+    return 1;
+}
+
+int plait_channel_pop(struct channel *c, PyObject **item)
+{
+    if (c->len == 0)
+        return c->closed ? -1 : 0;
+    *item = c->ring[c->head];
+    if (++c->head == c->size)
+        c->head = 0;
+    c->len--;
+    c->received++;
+    if (c->senders.first != NULL)
+        (void)plait_waits_wake(&c->senders);
+    return 1;
+}
+
+/* ---- for threads, and for who does not wait ---- */
+
+/* What to do for a thread that tries. A waiter that is not None is its place in a
+ * list; *wait is NULL without one. 0, or -1 with an exception set. */
+static int thread_of(struct channel *c, PyObject *waiter, struct plait_wait **wait, bool *woken)
+{
+    *wait = NULL;
+    *woken = false;
+    if (waiter == Py_None)
+        return 0;
+    *wait = plait_waiter_of(c->state, waiter, (PyObject *)c);
+    if (*wait == NULL)
+        return -1;
+    *woken = plait_waits_settle(*wait);
+    return 0;
+}
+
+static void let_wait(struct plait_waits *list, struct plait_wait *wait, bool woken)
+{
+    if (wait == NULL)
+        return;
+    plait_waiter_renew(wait);
+    plait_waits_add(list, wait, woken);
 }
 
 /* _push(item, waiter): whether there was room; if not, a waiter that is not None is on the
- * list. None when closed. */
+ * list, in front when it comes back. ChannelClosed. */
 static PyObject *channel_push(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     struct channel *c = CHANNEL(self);
@@ -80,28 +191,18 @@ static PyObject *channel_push(PyObject *self, PyObject *const *args, Py_ssize_t 
         PyErr_SetString(PyExc_TypeError, "_push() takes an item and a waiter");
         return NULL;
     }
-    if (c->closed)
-        Py_RETURN_NONE;
-    if (c->len >= c->capacity) {
-        if (args[1] != Py_None && PyList_Append(c->senders, args[1]) < 0)
-            return NULL;
-        Py_RETURN_FALSE;
-    }
-    if (c->len == c->size && channel_grow(c) < 0)
+    struct plait_wait *wait;
+    bool woken;
+    if (thread_of(c, args[1], &wait, &woken) < 0)
         return NULL;
-    Py_ssize_t at = c->head + c->len;
-    if (at >= c->size)
-        at -= c->size;
-    c->ring[at] = Py_NewRef(args[0]);
-    c->len++;
-    c->sent++;
-    if (channel_wake(self, c->receivers) < 0)
-        return NULL;
-    Py_RETURN_TRUE;
+    int told = plait_channel_push(c, args[0]);
+    if (told == 0)
+        let_wait(&c->senders, wait, woken);
+    return told < 0 ? NULL : PyBool_FromLong(told);
 }
 
-/* _pop(waiter, nothing): the next item, or `nothing` (a waiter that is not None is then on
- * the list, unless the channel is closed). */
+/* _pop(waiter, nothing): the next item, or `nothing`: a waiter that is not None is then on the
+ * list, in front when it comes back. ChannelClosed. */
 static PyObject *channel_pop(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     struct channel *c = CHANNEL(self);
@@ -109,28 +210,54 @@ static PyObject *channel_pop(PyObject *self, PyObject *const *args, Py_ssize_t n
         PyErr_SetString(PyExc_TypeError, "_pop() takes a waiter and what stands for nothing");
         return NULL;
     }
-    if (c->len == 0) {
-        if (args[0] != Py_None && !c->closed && PyList_Append(c->receivers, args[0]) < 0)
-            return NULL;
-        return Py_NewRef(args[1]);
-    }
-    PyObject *item = c->ring[c->head];
-    if (++c->head == c->size)
-        c->head = 0;
-    c->len--;
-    c->received++;
-    if (channel_wake(self, c->senders) < 0) {
-        Py_DECREF(item);
+    struct plait_wait *wait;
+    bool woken;
+    if (thread_of(c, args[0], &wait, &woken) < 0)
         return NULL;
-    }
-    return item;
+    PyObject *item;
+    int told = plait_channel_pop(c, &item);
+    if (told == 1)
+        return item;
+    if (told < 0)
+        return plait_channel_raise_closed("the channel is closed and empty");
+    let_wait(&c->receivers, wait, woken);
+    return Py_NewRef(args[1]);
 }
 
-static PyObject *channel_shut(PyObject *self, PyObject *Py_UNUSED(ignored))
+/* _leave(waiter, sends): a thread goes away; if it has been woken, the next one is in its
+ * place. */
+static PyObject *channel_leave(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    CHANNEL(self)->closed = 1;
+    struct channel *c = CHANNEL(self);
+    if (nargs != 2) {
+        PyErr_SetString(PyExc_TypeError, "_leave() takes a waiter and whether it sends");
+        return NULL;
+    }
+    struct plait_wait *wait;
+    bool woken;
+    if (thread_of(c, args[0], &wait, &woken) < 0)
+        return NULL;
+    if (woken)
+        (void)plait_waits_wake(args[1] == Py_True ? &c->senders : &c->receivers);
     Py_RETURN_NONE;
 }
+
+PyDoc_STRVAR(close_doc,
+             "close($self, /)\n--\n\n"
+             "Take no more items.\n\n"
+             "What is in the channel can still be received; then receivers get ChannelClosed,\n"
+             "and iterations end. Closing again does nothing.");
+
+static PyObject *channel_close(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    struct channel *c = CHANNEL(self);
+    c->closed = true;
+    wake_all(&c->receivers);
+    wake_all(&c->senders);
+    Py_RETURN_NONE;
+}
+
+/* ---- the type ---- */
 
 static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -142,14 +269,12 @@ static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         PyErr_Format(PyExc_ValueError, "capacity must be at least 1, not %zd", capacity);
         return NULL;
     }
-    struct channel *c = CHANNEL(type->tp_alloc(type, 0));
+    struct plait_state *state = plait_state_of_type(type);
+    struct channel *c = state == NULL ? NULL : CHANNEL(type->tp_alloc(type, 0));
     if (c == NULL)
         return NULL;
+    c->state = state;
     c->capacity = capacity;
-    c->receivers = PyList_New(0);
-    c->senders = PyList_New(0);
-    if (c->receivers == NULL || c->senders == NULL)
-        Py_CLEAR(c);
     return (PyObject *)c;
 }
 
@@ -159,8 +284,6 @@ static int channel_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     for (Py_ssize_t i = 0; i < c->len; i++)
         Py_VISIT(c->ring[(c->head + i) % c->size]);
-    Py_VISIT(c->receivers);
-    Py_VISIT(c->senders);
     Py_VISIT(c->dict);
     return 0;
 }
@@ -174,12 +297,11 @@ static int channel_clear(PyObject *self)
         c->len--;
         Py_DECREF(item);
     }
-    Py_CLEAR(c->receivers);
-    Py_CLEAR(c->senders);
     Py_CLEAR(c->dict);
     return 0;
 }
 
+/* Nobody waits in it: each who does keeps it. */
 static void channel_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
@@ -197,20 +319,54 @@ static Py_ssize_t channel_len(PyObject *self)
     return CHANNEL(self)->len;
 }
 
+PyDoc_STRVAR(send_doc,
+             "send($self, item, /)\n--\n\n"
+             "Put an item in, waiting as a coroutine until there is room.\n\n"
+             "Cancelling it means that the item is not sent. Once in 64 calls in a row that did\n"
+             "not have to wait, others on the loop have a turn first.\n\n"
+             "Raises:\n"
+             "    ChannelClosed: the channel is closed, or was while this waited.");
+
+PyDoc_STRVAR(receive_doc,
+             "receive($self, /)\n--\n\n"
+             "Take the next item, waiting as a coroutine until there is one.\n\n"
+             "Cancelling it means that nothing is taken. Once in 64 calls in a row that did not\n"
+             "have to wait, others on the loop have a turn first.\n\n"
+             "Raises:\n"
+             "    ChannelClosed: there is none, and never will be.");
+
+static PyObject *channel_send(PyObject *self, PyObject *item)
+{
+    return plait_op_new(CHANNEL(self)->state, self, PLAIT_OP_SEND, item);
+}
+
+static PyObject *channel_receive(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return plait_op_new(CHANNEL(self)->state, self, PLAIT_OP_RECEIVE, NULL);
+}
+
+static PyObject *channel_next(PyObject *self)
+{
+    return plait_op_new(CHANNEL(self)->state, self, PLAIT_OP_NEXT, NULL);
+}
+
 static PyMethodDef channel_methods[] = {
+    {"send", channel_send, METH_O, send_doc},
+    {"receive", channel_receive, METH_NOARGS, receive_doc},
+    {"close", channel_close, METH_NOARGS, close_doc},
     {"_push", (PyCFunction)(void (*)(void))channel_push, METH_FASTCALL, NULL},
     {"_pop", (PyCFunction)(void (*)(void))channel_pop, METH_FASTCALL, NULL},
-    {"_shut", channel_shut, METH_NOARGS, NULL},
+    {"_leave", (PyCFunction)(void (*)(void))channel_leave, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef channel_members[] = {
     {"capacity", T_PYSSIZET, AT(channel, capacity), READONLY, "How many items it holds."},
-    {"_closed", T_BOOL, AT(channel, closed), READONLY, NULL},
+    {"closed", T_BOOL, AT(channel, closed), READONLY, "Whether nothing more can be sent."},
     {"_sent", T_ULONGLONG, AT(channel, sent), READONLY, NULL},
     {"_received", T_ULONGLONG, AT(channel, received), READONLY, NULL},
-    {"_receivers", T_OBJECT, AT(channel, receivers), READONLY, NULL},
-    {"_senders", T_OBJECT, AT(channel, senders), READONLY, NULL},
+    {"_waiting_receivers", T_PYSSIZET, AT(channel, receivers.len), READONLY, NULL},
+    {"_waiting_senders", T_PYSSIZET, AT(channel, senders.len), READONLY, NULL},
     {"__dictoffset__", T_PYSSIZET, AT(channel, dict), READONLY, NULL},
     {"__weaklistoffset__", T_PYSSIZET, AT(channel, weakrefs), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -224,6 +380,8 @@ static PyType_Slot channel_slots[] = {
     {Py_tp_methods, channel_methods},
     {Py_tp_members, channel_members},
     {Py_sq_length, channel_len},
+    {Py_am_aiter, PyObject_SelfIter},
+    {Py_am_anext, channel_next},
     {Py_tp_doc, "A bounded ring of references. Base of plait.Channel."},
     {0, NULL},
 };
@@ -235,321 +393,14 @@ static PyType_Spec channel_spec = {
     .slots = channel_slots,
 };
 
-/* ---- shared memory ---- */
-
-struct ring {
-    PyObject_HEAD
-    struct plait_state *state; /* borrows */
-    struct pl_channel core;
-    bool open;
-};
-
-#define RING(o) ((struct ring *)(o))
-
-static int ring_check(struct ring *r)
-{
-    if (r->open)
-        return 0;
-    PyErr_SetString(PyExc_ValueError, "this end of the channel has been released");
-    return -1;
-}
-
-/* SharedRing(memfd, data_fd, room_fd): takes the descriptors over. */
-static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    int memfd;
-    int data;
-    int room;
-    static char *names[] = {"memfd", "data", "room", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iii", names, &memfd, &data, &room))
-        return NULL;
-    struct plait_state *state = plait_state_of_type(type);
-    if (state == NULL)
-        return NULL;
-    struct ring *r = RING(type->tp_alloc(type, 0));
-    if (r == NULL)
-        return NULL;
-    r->state = state;
-    int error = pl_channel_open(&r->core, NULL, memfd, data, room);
-    if (error < 0) {
-        Py_DECREF(r);
-        return plait_raise(state, error, "opening a channel");
-    }
-    r->open = true;
-    return (PyObject *)r;
-}
-
-static PyObject *ring_release(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    if (RING(self)->open) {
-        RING(self)->open = false;
-        pl_channel_fini(&RING(self)->core);
-    }
-    Py_RETURN_NONE;
-}
-
-static void ring_dealloc(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    if (RING(self)->open)
-        pl_channel_fini(&RING(self)->core);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-/* encode(value): what send() takes. */
-static PyObject *ring_encode(PyObject *self, PyObject *value)
-{
-    struct plait_state *state = RING(self)->state;
-    struct plait_bytes out = {0};
-    char kind = PLAIT_ATOMS;
-    if (plait_bytes_add(&out, &kind, 1) < 0)
-        return NULL;
-    int atoms = plait_atoms_encode(&out, &value, 1);
-    PyObject *message = NULL;
-    if (atoms > 0) {
-        message = PyBytes_FromStringAndSize(out.data, (Py_ssize_t)out.len);
-    } else if (atoms == 0) {
-        PyObject *args[] = {value, state->protocol_5};
-        PyObject *body = PyObject_Vectorcall(state->pickle_dumps, args, 2, NULL);
-        if (body != NULL) {
-            message = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(body) + 1);
-            if (message != NULL) {
-                PyBytes_AS_STRING(message)[0] = PLAIT_PICKLE;
-                memcpy(PyBytes_AS_STRING(message) + 1, PyBytes_AS_STRING(body),
-                       (size_t)PyBytes_GET_SIZE(body));
-            }
-            Py_DECREF(body);
-        }
-    }
-    plait_bytes_free(&out);
-    return message;
-}
-
-static PyObject *ring_decode(struct plait_state *state, const char *data, size_t len)
-{
-    PyObject *value = NULL;
-    if (len >= 1 && data[0] == PLAIT_ATOMS) {
-        if (plait_atoms_decode(data + 1, len - 1, &value, 1) != 1) {
-            if (!PyErr_Occurred())
-                PyErr_SetString(PyExc_RuntimeError, "a message between processes is damaged");
-            return NULL;
-        }
-        return value;
-    }
-    if (len >= 1 && data[0] == PLAIT_PICKLE)
-        return plait_loads(state, data + 1, len - 1, NULL);
-    PyErr_SetString(PyExc_RuntimeError, "a message between processes is damaged");
-    return NULL;
-}
-
-static PyObject *raise_closed(const char *text)
-{
-    PyObject *module = PyImport_ImportModule("plait._exceptions");
-    PyObject *type = module == NULL ? NULL : PyObject_GetAttrString(module, "ChannelClosed");
-    if (type != NULL)
-        PyErr_SetString(type, text);
-    Py_XDECREF(type);
-    Py_XDECREF(module);
-    return NULL;
-}
-
-/* Tries with the interpreter's lock, and waits for the ring's without it. */
-static int with_lock(struct ring *r, int (*call)(struct pl_channel *, void *), void *arg)
-{
-    r->core.patient = false;
-    int error = call(&r->core, arg);
-    if (error != -EBUSY)
-        return error;
-    r->core.patient = true;
-    Py_BEGIN_ALLOW_THREADS error = call(&r->core, arg);
-    Py_END_ALLOW_THREADS return error;
-}
-
-struct outgoing {
-    const void *data;
-    size_t len;
-};
-
-static int call_send(struct pl_channel *channel, void *arg)
-{
-    struct outgoing *out = arg;
-    return pl_channel_send(channel, out->data, out->len);
-}
-
-static int call_receive(struct pl_channel *channel, void *arg)
-{
-    return pl_channel_receive(channel, arg);
-}
-
-/* send(message): whether there was room. */
-static PyObject *ring_send(PyObject *self, PyObject *message)
-{
-    struct ring *r = RING(self);
-    if (ring_check(r) < 0)
-        return NULL;
-    if (!PyBytes_CheckExact(message)) {
-        PyErr_SetString(PyExc_TypeError, "send() takes what encode() made");
-        return NULL;
-    }
-    struct outgoing out = {PyBytes_AS_STRING(message), (size_t)PyBytes_GET_SIZE(message)};
-    int error = with_lock(r, call_send, &out);
-    if (error == -EAGAIN)
-        Py_RETURN_FALSE;
-    if (error == -EMSGSIZE) {
-        PyErr_Format(PyExc_ValueError,
-                     "the item takes %zd bytes, and this channel takes at most %llu: make it "
-                     "with a larger size=",
-                     PyBytes_GET_SIZE(message), (unsigned long long)r->core.size / 2 - 9);
-        return NULL;
-    }
-    if (error == PL_ECLOSED)
-        return raise_closed("the channel is closed: nothing can be sent");
-    if (error < 0)
-        return plait_raise(r->state, error, "sending to a channel");
-    Py_RETURN_TRUE;
-}
-
-/* receive(nothing): the next item, `nothing` when there is none. ChannelClosed. */
-static PyObject *ring_receive(PyObject *self, PyObject *nothing)
-{
-    struct ring *r = RING(self);
-    if (ring_check(r) < 0)
-        return NULL;
-    struct pl_message message = {0};
-    int error = with_lock(r, call_receive, &message);
-    if (error == -EAGAIN)
-        return Py_NewRef(nothing);
-    if (error == PL_ECLOSED)
-        return raise_closed("the channel is closed and empty");
-    if (error < 0)
-        return plait_raise(r->state, error, "receiving from a channel");
-    PyObject *value = ring_decode(r->state, message.data, message.len);
-    pl_message_fini(&r->core, &message);
-    return value;
-}
-
-/* wait(for_room, seconds): parks this thread until it may be worth looking again. */
-static PyObject *ring_wait(PyObject *self, PyObject *args)
-{
-    struct ring *r = RING(self);
-    int for_room;
-    double seconds;
-    if (!PyArg_ParseTuple(args, "pd", &for_room, &seconds) || ring_check(r) < 0)
-        return NULL;
-    int64_t ns = seconds < 0 || seconds > 3600 ? 3600 * PL_NSEC_PER_SEC : (int64_t)(seconds * 1e9);
-    enum pl_channel_side side = for_room ? PL_CHANNEL_ROOM : PL_CHANNEL_DATA;
-    int error;
-    /* The mapping must outlive the wait whatever other threads do to this object. */
-    Py_INCREF(self);
-    Py_BEGIN_ALLOW_THREADS error = pl_channel_wait(&r->core, side, ns);
-    Py_END_ALLOW_THREADS Py_DECREF(self);
-    if (error == -EINTR && PyErr_CheckSignals() < 0)
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-/* arm(for_room): the side's descriptor will be readable; False when that is not needed,
- * because there is something already. */
-static PyObject *ring_arm(PyObject *self, PyObject *arg)
-{
-    if (ring_check(RING(self)) < 0)
-        return NULL;
-    int for_room = PyObject_IsTrue(arg);
-    return for_room < 0 ? NULL
-                        : PyBool_FromLong(pl_channel_arm(
-                              &RING(self)->core, for_room ? PL_CHANNEL_ROOM : PL_CHANNEL_DATA));
-}
-
-static PyObject *ring_disarm(PyObject *self, PyObject *arg)
-{
-    if (!RING(self)->open)
-        Py_RETURN_NONE;
-    int for_room = PyObject_IsTrue(arg);
-    if (for_room < 0)
-        return NULL;
-    pl_channel_disarm(&RING(self)->core, for_room ? PL_CHANNEL_ROOM : PL_CHANNEL_DATA);
-    Py_RETURN_NONE;
-}
-
-static PyObject *ring_close(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    if (ring_check(RING(self)) < 0)
-        return NULL;
-    pl_channel_close(&RING(self)->core);
-    Py_RETURN_NONE;
-}
-
-static PyObject *ring_figures(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct ring *r = RING(self);
-    if (ring_check(r) < 0)
-        return NULL;
-    struct pl_channel_figures f;
-    pl_channel_figures(&r->core, &f);
-    return Py_BuildValue("(KKKKO)", (unsigned long long)f.capacity, (unsigned long long)f.size,
-                         (unsigned long long)f.sent, (unsigned long long)f.received,
-                         f.closed ? Py_True : Py_False);
-}
-
-static PyMethodDef ring_methods[] = {
-    {"encode", ring_encode, METH_O, NULL},
-    {"send", ring_send, METH_O, NULL},
-    {"receive", ring_receive, METH_O, NULL},
-    {"wait", ring_wait, METH_VARARGS, NULL},
-    {"arm", ring_arm, METH_O, NULL},
-    {"disarm", ring_disarm, METH_O, NULL},
-    {"close", ring_close, METH_NOARGS, NULL},
-    {"release", ring_release, METH_NOARGS, NULL},
-    {"figures", ring_figures, METH_NOARGS, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyType_Slot ring_slots[] = {
-    {Py_tp_new, ring_new},
-    {Py_tp_dealloc, ring_dealloc},
-    {Py_tp_methods, ring_methods},
-    {Py_tp_doc, "A bounded ring of messages in shared memory."},
-    {0, NULL},
-};
-
-static PyType_Spec ring_spec = {
-    .name = "plait._core.SharedRing",
-    .basicsize = sizeof(struct ring),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
-    .slots = ring_slots,
-};
-
-static PyObject *create_ring(PyObject *module, PyObject *args)
-{
-    unsigned long long capacity;
-    unsigned long long size;
-    if (!PyArg_ParseTuple(args, "KK:create_ring", &capacity, &size))
-        return NULL;
-    int memfd;
-    int error = pl_channel_create(NULL, capacity, size, &memfd);
-    if (error < 0)
-        return plait_raise(plait_state_of_module(module), error, "making a channel");
-    return PyLong_FromLong(memfd);
-}
-
-static PyMethodDef functions[] = {
-    {"create_ring", create_ring, METH_VARARGS,
-     "create_ring($module, capacity, size, /)\n--\n\n"
-     "Make the shared memory of a ring; its descriptor is the caller's."},
-    {NULL, NULL, 0, NULL},
-};
-
 int plait_channel_exec(PyObject *module, struct plait_state *state)
 {
     state->channel_base_type =
         (PyTypeObject *)PyType_FromModuleAndSpec(module, &channel_spec, NULL);
-    if ((state->str_wake = PyUnicode_InternFromString("_wake")) == NULL)
-        return -1;
     if (state->channel_base_type == NULL || PyModule_AddType(module, state->channel_base_type) < 0)
         return -1;
-    state->shared_ring_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ring_spec, NULL);
-    if (state->shared_ring_type == NULL || PyModule_AddType(module, state->shared_ring_type) < 0)
+    if (plait_waiter_exec(module, state) < 0 || plait_op_exec(module, state) < 0 ||
+        plait_locks_exec(module, state) < 0)
         return -1;
-    return PyModule_AddFunctions(module, functions);
+    return plait_channel_ring_exec(module, state);
 }

@@ -211,7 +211,7 @@ static PyObject *task_add_done_callback(PyObject *self, PyObject *const *args, P
         return NULL;
     if (t->state == GEN_DONE) {
         if (plait_loop_check(t->loop) < 0 ||
-            plait_loop_call_soon(t->loop, args[0], self, context) < 0)
+            plait_loop_soon(t->loop, args[0], self, context) < 0)
             return NULL;
         Py_RETURN_NONE;
     }
@@ -262,7 +262,7 @@ void plait_gen_call_back(TaskObject *t)
     for (Py_ssize_t i = 0; callbacks != NULL && i < PyList_GET_SIZE(callbacks); i++) {
         PyObject *pair = PyList_GET_ITEM(callbacks, i); // borrowed
         if (!t->loop->core_ready ||
-            plait_loop_call_soon(t->loop, PyTuple_GET_ITEM(pair, 0), (PyObject *)t,
+            plait_loop_soon(t->loop, PyTuple_GET_ITEM(pair, 0), (PyObject *)t,
                                  PyTuple_GET_ITEM(pair, 1)) < 0)
             PyErr_WriteUnraisable((PyObject *)t);
     }

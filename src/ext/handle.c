@@ -37,9 +37,9 @@ static int handle_fill(HandleObject *h, LoopObject *loop, PyObject *callback, Py
     /* As in asyncio, None stands for "not given". */
     h->context =
         context != NULL && context != Py_None ? Py_NewRef(context) : PyContext_CopyCurrent();
-    if (h->context == NULL)
+    if (PL_UNLIKELY(h->context == NULL))
         return -1;
-    if (nargs <= PLAIT_HANDLE_INLINE) {
+    if (PL_LIKELY(nargs <= PLAIT_HANDLE_INLINE)) {
         for (Py_ssize_t i = 0; i < nargs; i++)
             h->inlined[i + 1] = Py_NewRef(args[i]);
     } else {
@@ -59,31 +59,52 @@ static int handle_fill(HandleObject *h, LoopObject *loop, PyObject *callback, Py
     return 0;
 }
 
-static HandleObject *handle_new(LoopObject *loop, PyTypeObject *type, PyObject *callback,
-                                PyObject *const *args, Py_ssize_t nargs, PyObject *context)
+/* A handle of this type from its list, or new memory. Nothing but the header is filled in. */
+static PyObject *handle_alloc(struct plait_free_handles *list, PyTypeObject *type)
 {
-    HandleObject *h;
 #ifndef Py_GIL_DISABLED
-    struct plait_loop_state *parked = &loop->state->loop;
-    if (parked->free_handles_len > 0) {
-        h = (HandleObject *)parked->free_handles[--parked->free_handles_len];
+    if (PL_LIKELY(list->len > 0)) {
+        PyObject *h = list->handles[--list->len];
+        if (PL_LIKELY(Py_IS_TYPE(h, type))) {
+            _Py_NewReference(h); /* it has kept its type */
+            return h;
+        }
         PyTypeObject *kept = Py_TYPE(h); /* of the same size */
-        (void)PyObject_Init((PyObject *)h, type);
+        (void)PyObject_Init(h, type);
         Py_DECREF(kept);
-    } else
+        return h;
+    }
 #endif
-    {
-        h = PyObject_GC_New(HandleObject, type);
-        if (h == NULL)
-            return NULL;
+    (void)list;
+    return _PyObject_GC_New(type);
+}
+
+/* Keeps the memory of a handle whose fields are cleared, with the reference to its type. False
+ * when the list is full. */
+static inline bool handle_park(struct plait_free_handles *list, PyObject *h)
+{
+#ifndef Py_GIL_DISABLED
+    if (PL_LIKELY(list->len < PLAIT_FREE_HANDLES)) {
+        list->handles[list->len++] = h;
+        return true;
     }
-    h->post = (struct pl_post){.op.run = handle_run};
-    if (handle_fill(h, loop, callback, args, nargs, context) < 0) {
-        PyObject_GC_Track(h);
-        Py_DECREF(h);
+#endif
+    (void)list;
+    (void)h;
+    return false;
+}
+
+static inline HandleObject *handle_new(LoopObject *loop, PyTypeObject *type, PyObject *callback,
+                                       PyObject *const *args, Py_ssize_t nargs, PyObject *context)
+{
+    HandleObject *h = (HandleObject *)handle_alloc(&loop->state->loop.free_handles, type);
+    if (PL_UNLIKELY(h == NULL))
         return NULL;
-    }
+    h->post = (struct pl_post){.op.run = handle_run};
+    int r = handle_fill(h, loop, callback, args, nargs, context);
     PyObject_GC_Track(h);
+    if (PL_UNLIKELY(r < 0))
+        Py_CLEAR(h);
     return h;
 }
 
@@ -109,7 +130,8 @@ TimerHandleObject *plait_timer_handle_new(LoopObject *loop, double when, PyObjec
                                           PyObject *const *args, Py_ssize_t nargs,
                                           PyObject *context)
 {
-    TimerHandleObject *t = PyObject_GC_New(TimerHandleObject, loop->state->timer_handle_type);
+    TimerHandleObject *t = (TimerHandleObject *)handle_alloc(&loop->state->loop.free_timer_handles,
+                                                             loop->state->timer_handle_type);
     if (t == NULL)
         return NULL;
     t->handle.post = (struct pl_post){.op.run = handle_run};
@@ -117,10 +139,8 @@ TimerHandleObject *plait_timer_handle_new(LoopObject *loop, double when, PyObjec
     t->when = when;
     int r = handle_fill(&t->handle, loop, callback, args, nargs, context);
     PyObject_GC_Track(t);
-    if (r < 0) {
-        Py_DECREF(t);
-        return NULL;
-    }
+    if (r < 0)
+        Py_CLEAR(t);
     return t;
 }
 
@@ -274,14 +294,23 @@ static int handle_traverse(PyObject *self, visitproc visit, void *arg)
     return 0;
 }
 
+/* All but the loop. */
+static inline void drop_fields(HandleObject *h)
+{
+    if (h->nargs > 0)
+        drop_args(h);
+    Py_CLEAR(h->callback);
+    Py_CLEAR(h->context);
+    if (PL_UNLIKELY(h->stack != NULL || h->repr != NULL)) {
+        Py_CLEAR(h->stack);
+        Py_CLEAR(h->repr);
+    }
+}
+
 static int handle_clear(PyObject *self)
 {
     HandleObject *h = (HandleObject *)self;
-    drop_args(h);
-    Py_CLEAR(h->callback);
-    Py_CLEAR(h->context);
-    Py_CLEAR(h->stack);
-    Py_CLEAR(h->repr);
+    drop_fields(h);
     Py_CLEAR(h->loop);
     return 0;
 }
@@ -294,27 +323,20 @@ static void handle_dealloc(PyObject *self)
     /* The list's place depends on the version; the offset may be negative. */
     if (PL_UNLIKELY(*(PyObject **)(void *)((char *)self + type->tp_weaklistoffset) != NULL))
         PyObject_ClearWeakRefs(self);
-    /* clear drops the loop, and with the last reference to it perhaps the module. */
-    PyObject *module = NULL;
-#ifndef Py_GIL_DISABLED
-    struct plait_state *state = h->loop != NULL ? h->loop->state : NULL;
-    if (state != NULL && type != state->timer_handle_type &&
-        state->loop.free_handles_len < PLAIT_FREE_HANDLES) {
-        module = Py_XNewRef(PyType_GetModule(type));
-        (void)handle_clear(self);
-        if (module != NULL && state->loop.free_handles_len < PLAIT_FREE_HANDLES) {
-            state->loop.free_handles[state->loop.free_handles_len++] = self;
-            Py_DECREF(module);
+    drop_fields(h);
+    /* The loop goes last: with it perhaps the module goes, and its lists. */
+    LoopObject *loop = h->loop;
+    h->loop = NULL;
+    if (PL_LIKELY(loop != NULL)) {
+        struct plait_loop_state *lists = &loop->state->loop;
+        bool timer = type == loop->state->timer_handle_type;
+        bool kept = handle_park(timer ? &lists->free_timer_handles : &lists->free_handles, self);
+        Py_DECREF(loop);
+        if (PL_LIKELY(kept))
             return;
-        }
-        if (module == NULL)
-            PyErr_Clear();
     }
-#endif
-    (void)handle_clear(self);
     PyObject_GC_Del(self);
     Py_DECREF(type);
-    Py_XDECREF(module);
 }
 
 PyDoc_STRVAR(cancel_doc, "cancel($self, /)\n--\n\n"

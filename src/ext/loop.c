@@ -1,7 +1,7 @@
 /* loop.c - plait._core.Loop: the hot methods of the event loop, and its run.
  *
- * Sections: checks and errors; scheduling; transports and forks; the run; what a closed loop
- * drops; the type.
+ * Sections: checks and errors; transports and forks; the run; what a closed loop drops; the
+ * type. Scheduling is in loop_schedule.c.
  *
  * The type is the C half of plait.Loop, which adds the rest of asyncio's interface by
  * inheriting, after this type, from the interpreter's own selector loop. The members
@@ -20,13 +20,14 @@
 #include "watch.h"
 
 #include <errno.h>
-#include <math.h>
 #include <structmember.h>
 
 /* Polls left out in a row while callbacks are ready, and for how long at most: asking the
  * kernel costs more than a short callback does. */
 #define MAX_SKIPPED_POLLS 16
 #define MAX_SKIPPED_NS 50000
+/* While iterations between two looks at the clock take less than this, three go without one. */
+#define QUICK_NS 8000
 
 /* ---- checks and errors -------------------------------------------------- */
 
@@ -104,334 +105,6 @@ void plait_loop_report_slow(LoopObject *loop, PyObject *what, int64_t t0)
     PyErr_Restore(type, exc, tb);
 }
 
-static int debug_checks(LoopObject *loop, const char *method, PyObject *callback, bool thread)
-{
-    PyObject *result;
-    if (thread) {
-        result = PyObject_CallMethodNoArgs((PyObject *)loop, loop->state->str_check_thread);
-        if (result == NULL)
-            return -1;
-        Py_DECREF(result);
-    }
-    PyObject *name = PyUnicode_FromString(method);
-    if (name == NULL)
-        return -1;
-    result = PyObject_CallMethodObjArgs((PyObject *)loop, loop->state->str_check_callback, callback,
-                                        name, NULL);
-    Py_DECREF(name);
-    Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
-}
-
-/* ---- scheduling --------------------------------------------------------- */
-
-PyDoc_STRVAR(call_soon_doc,
-             "call_soon($self, callback, /, *args, context=None)\n--\n\n"
-             "Call callback(*args) in the next iteration, after what is scheduled already.\n\n"
-             "Args:\n"
-             "    callback (Callable): what to call.\n"
-             "    context (contextvars.Context | None): where to call it; a copy of the\n"
-             "        current context when None.\n\n"
-             "Returns:\n"
-             "    Handle: to cancel it.\n\n"
-             "Raises:\n"
-             "    RuntimeError: the loop is closed.\n\n"
-             "Only from the loop's thread; see call_soon_threadsafe.");
-
-static PyObject *loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                PyObject *kwnames)
-{
-    LoopObject *loop = (LoopObject *)self;
-    PyObject *context;
-    if (plait_args_keyword("call_soon", args, nargs, kwnames, 1, "context", &context) < 0 ||
-        plait_loop_check(loop) < 0)
-        return NULL;
-    if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_soon", args[0], true) < 0)
-        return NULL;
-    /* asyncio has one queue: what call_soon_threadsafe was given before runs before. */
-    if (PL_UNLIKELY(pl_loop_has_posts(&loop->core)) && pl_loop_take_posts(&loop->core) < 0)
-        return PyErr_NoMemory();
-    HandleObject *h = plait_handle_new(loop, args[0], args + 1, nargs - 1, context);
-    if (h == NULL)
-        return NULL;
-    int r = pl_loop_enqueue(&loop->core, &h->post.op);
-    if (PL_UNLIKELY(r < 0)) {
-        Py_DECREF(h);
-        return PyErr_NoMemory();
-    }
-    return Py_NewRef(h); /* one reference for the queue, one for the caller */
-}
-
-int plait_loop_call_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObject *context)
-{
-    if (plait_loop_check(loop) < 0)
-        return -1;
-    HandleObject *h = plait_handle_new(loop, callback, &arg, arg != NULL, context);
-    if (h == NULL)
-        return -1;
-    if (pl_loop_enqueue(&loop->core, &h->post.op) < 0) {
-        Py_DECREF(h);
-        PyErr_NoMemory();
-        return -1;
-    }
-    return 0;
-}
-
-PyDoc_STRVAR(call_soon_threadsafe_doc,
-             "call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
-             "As call_soon, from any thread: wakes the loop when it sleeps.");
-
-static PyObject *loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                           PyObject *kwnames)
-{
-    LoopObject *loop = (LoopObject *)self;
-    PyObject *context;
-    if (plait_args_keyword("call_soon_threadsafe", args, nargs, kwnames, 1, "context", &context) <
-            0 ||
-        plait_loop_check(loop) < 0)
-        return NULL;
-    if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_soon_threadsafe", args[0], false) < 0)
-        return NULL;
-    HandleObject *h = plait_handle_new_threadsafe(loop, args[0], args + 1, nargs - 1, context);
-    if (h == NULL)
-        return NULL;
-    Py_INCREF(h); /* the list's */
-    /* Always a post, even from the loop's own thread: a signal handler runs there too, at a
-     * moment when the loop may be about to sleep. */
-    pl_loop_post(&loop->core, &h->post);
-    return (PyObject *)h;
-}
-
-/* The core's deadline for a time of loop.time(). Rounds up, so that a timer is never early,
- * and clamps. */
-static int64_t deadline_of(double when)
-{
-    double ns = ceil(when * 1e9);
-    if (ns >= 9.2e18)
-        return INT64_MAX;
-    return ns <= 0 ? 0 : (int64_t)ns;
-}
-
-static int parse_time(const char *method, const char *name, PyObject *number, double *out)
-{
-    if (number == Py_None) {
-        PyErr_Format(PyExc_TypeError, "%s must not be None", name);
-        return -1;
-    }
-    *out = PyFloat_AsDouble(number);
-    if (*out == -1.0 && PyErr_Occurred()) {
-        /* An integer too large for a float means a very long time. */
-        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
-            return -1;
-        PyErr_Clear();
-        PyObject *zero = PyLong_FromLong(0);
-        int negative = zero == NULL ? -1 : PyObject_RichCompareBool(number, zero, Py_LT);
-        Py_XDECREF(zero);
-        if (negative < 0)
-            return -1;
-        *out = negative ? -INFINITY : INFINITY;
-    }
-    if (isnan(*out)) {
-        PyErr_Format(PyExc_ValueError, "%s(): %s must be a number of seconds, not nan", method,
-                     name);
-        return -1;
-    }
-    return 0;
-}
-
-static double time_now(LoopObject *loop)
-{
-    return (double)loop->core.sys->now() * 1e-9;
-}
-
-/* What loop.time() answers: the clock, unless a subclass or a test has put a method of its
- * own in the place of ours. 0, or -1 with an exception set. */
-static int time_of(LoopObject *loop, double *out)
-{
-    if (PL_LIKELY(!loop->own_time)) {
-        *out = time_now(loop);
-        return 0;
-    }
-    PyObject *number = PyObject_CallMethodNoArgs((PyObject *)loop, loop->state->str_time);
-    if (number == NULL)
-        return -1;
-    *out = PyFloat_AsDouble(number);
-    Py_DECREF(number);
-    return *out == -1.0 && PyErr_Occurred() ? -1 : 0;
-}
-
-/* Starts a timer for `delay` after `now`, in seconds of loop.time(). Where that is a method of
- * the program's own, the delay counts from this moment on the core's clock. */
-static PyObject *schedule_at(LoopObject *loop, double now, double delay, PyObject *callback,
-                             PyObject *const *args, Py_ssize_t nargs, PyObject *context)
-{
-    double when = now + delay;
-    TimerHandleObject *t = plait_timer_handle_new(loop, when, callback, args, nargs, context);
-    if (t == NULL)
-        return NULL;
-    double deadline = PL_LIKELY(!loop->own_time) ? when : time_now(loop) + delay;
-    if (pl_timer_start(&loop->core, &t->timer, deadline_of(deadline)) < 0) {
-        Py_DECREF(t);
-        return PyErr_NoMemory();
-    }
-    return Py_NewRef(t); /* one reference for the heap, one for the caller */
-}
-
-PyDoc_STRVAR(call_later_doc,
-             "call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
-             "Call callback(*args) after delay seconds.\n\n"
-             "Args:\n"
-             "    delay (float): seconds from now; negative means as soon as possible.\n"
-             "    callback (Callable): what to call.\n"
-             "    context (contextvars.Context | None): as in call_soon.\n\n"
-             "Returns:\n"
-             "    TimerHandle: to cancel it. Equal times run in the order of these calls.\n\n"
-             "Raises:\n"
-             "    TypeError: delay is None or no number.\n"
-             "    ValueError: delay is nan.\n"
-             "    RuntimeError: the loop is closed.");
-
-static PyObject *loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                 PyObject *kwnames)
-{
-    LoopObject *loop = (LoopObject *)self;
-    PyObject *context;
-    double delay;
-    if (plait_args_keyword("call_later", args, nargs, kwnames, 2, "context", &context) < 0 ||
-        parse_time("call_later", "delay", args[0], &delay) < 0 || plait_loop_check(loop) < 0)
-        return NULL;
-    if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_later", args[1], true) < 0)
-        return NULL;
-    double now;
-    if (time_of(loop, &now) < 0)
-        return NULL;
-    return schedule_at(loop, now, delay, args[1], args + 2, nargs - 2, context);
-}
-
-PyDoc_STRVAR(call_at_doc, "call_at($self, when, callback, /, *args, context=None)\n--\n\n"
-                          "Call callback(*args) at `when`, in seconds of loop.time().\n\n"
-                          "Otherwise as call_later.");
-
-static PyObject *loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                              PyObject *kwnames)
-{
-    LoopObject *loop = (LoopObject *)self;
-    PyObject *context;
-    double when;
-    if (plait_args_keyword("call_at", args, nargs, kwnames, 2, "context", &context) < 0 ||
-        parse_time("call_at", "when", args[0], &when) < 0 || plait_loop_check(loop) < 0)
-        return NULL;
-    if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_at", args[1], true) < 0)
-        return NULL;
-    double now = 0;
-    if (PL_UNLIKELY(loop->own_time) && time_of(loop, &now) < 0)
-        return NULL;
-    return schedule_at(loop, now, when - now, args[1], args + 2, nargs - 2, context);
-}
-
-PyDoc_STRVAR(time_doc, "time($self, /)\n--\n\n"
-                       "Return the loop's clock: seconds of CLOCK_MONOTONIC, as a float.");
-
-static PyObject *loop_time(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    return PyFloat_FromDouble(time_now((LoopObject *)self));
-}
-
-PyDoc_STRVAR(get_debug_doc, "get_debug($self, /)\n--\n\nTell whether debug mode is on.");
-
-/* In C because every new future asks. */
-static PyObject *loop_get_debug(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    return PyBool_FromLong(((LoopObject *)self)->debug);
-}
-
-/* What a module of asyncio holds under a name at this moment: programs put their own Task or
- * Future there. `names` is the module's dict. */
-static PyObject *class_of_asyncio(PyObject *names, PyObject *name)
-{
-    PyObject *type = PyDict_GetItemWithError(names, name); // borrowed
-    if (type != NULL)
-        return Py_NewRef(type);
-    if (!PyErr_Occurred())
-        PyErr_Format(PyExc_AttributeError, "asyncio has no %U any more", name);
-    return NULL;
-}
-
-PyObject *plait_loop_future(LoopObject *loop)
-{
-    struct plait_state *state = loop->state;
-    PyObject *args[2] = {NULL, (PyObject *)loop};
-    PyObject *type = class_of_asyncio(state->asyncio_futures, state->str_future);
-    if (type == NULL)
-        return NULL;
-    PyObject *future = PyObject_Vectorcall(type, args + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                           state->kwnames_loop);
-    Py_DECREF(type);
-    return future;
-}
-
-PyDoc_STRVAR(create_future_doc, "create_future($self, /)\n--\n\n"
-                                "Return a new asyncio.Future of this loop.");
-
-static PyObject *loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    return plait_loop_future((LoopObject *)self);
-}
-
-PyDoc_STRVAR(create_task_doc,
-             "create_task($self, coro, /, **kwargs)\n--\n\n"
-             "Schedule a coroutine as a task and return the asyncio.Task.\n\n"
-             "Args:\n"
-             "    coro (Coroutine): what to run.\n"
-             "    **kwargs: name, context, and what else this Python's asyncio.Task takes.\n\n"
-             "Raises:\n"
-             "    RuntimeError: the loop is closed.");
-
-/* The ordinary case: no factory. Task(coro, loop=self, **kwargs) without a dict. */
-static PyObject *loop_create_task(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                  PyObject *kwnames)
-{
-    LoopObject *loop = (LoopObject *)self;
-    struct plait_state *state = loop->state;
-    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
-    if (loop->task_factory != Py_None || loop->debug || nargs != 1 || nkw > 4 ||
-        plait_loop_check(loop) < 0) {
-        /* The coded-out cases, and the error messages, are the Python half's. */
-        PyErr_Clear();
-        PyObject *slow = PyObject_GetAttr(self, state->str_create_task_slow);
-        if (slow == NULL)
-            return NULL;
-        PyObject *result = PyObject_Vectorcall(slow, args, (size_t)nargs, kwnames);
-        Py_DECREF(slow);
-        return result;
-    }
-    PyObject *stack[8] = {NULL, args[0], self};
-    PyObject *type = class_of_asyncio(state->asyncio_tasks, state->str_task);
-    if (type == NULL)
-        return NULL;
-    if (nkw == 0) {
-        PyObject *made = PyObject_Vectorcall(type, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                             state->kwnames_loop);
-        Py_DECREF(type);
-        return made;
-    }
-    PyObject *names = PyTuple_New(nkw + 1);
-    if (names == NULL) {
-        Py_DECREF(type);
-        return NULL;
-    }
-    PyTuple_SET_ITEM(names, 0, Py_NewRef(PyTuple_GET_ITEM(state->kwnames_loop, 0)));
-    for (Py_ssize_t i = 0; i < nkw; i++) {
-        PyTuple_SET_ITEM(names, i + 1, Py_NewRef(PyTuple_GET_ITEM(kwnames, i)));
-        stack[3 + i] = args[1 + i];
-    }
-    PyObject *task =
-        PyObject_Vectorcall(type, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names);
-    Py_DECREF(names);
-    Py_DECREF(type);
-    return task;
-}
-
 /* ---- transports and forks ------------------------------------------------ */
 
 PyDoc_STRVAR(new_transport_doc,
@@ -504,21 +177,31 @@ static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
         return plait_raise(loop->state, PL_EFORKED, "cannot run the event loop");
     int skipped = MAX_SKIPPED_POLLS; /* the first iteration always polls */
     int64_t polled = 0;
+    int64_t seen = 0; /* the clock when it was last looked at here */
+    bool quick = false;
     for (;;) {
         int64_t timeout = loop->stopping ? 0 : pl_loop_timeout(core);
         if (timeout != 0) {
             if (wait_detached(loop, timeout) < 0)
                 return NULL;
             skipped = 0;
-        } else if (skipped >= MAX_SKIPPED_POLLS || loop->stopping ||
-                   pl_queue_len(&core->ready) > MAX_SKIPPED_POLLS ||
-                   core->sys->now() - polled > MAX_SKIPPED_NS) {
-            if (wait_at_once(loop) < 0)
-                return NULL;
-            skipped = 0;
-            polled = core->sys->now();
         } else {
+            bool due = skipped >= MAX_SKIPPED_POLLS || loop->stopping ||
+                       pl_queue_len(&core->ready) > MAX_SKIPPED_POLLS;
+            /* Reading the clock costs as much as a short iteration: a few may go unseen. */
+            if (due || !quick || (skipped & 3) == 0) {
+                int64_t now = core->sys->now();
+                quick = now - seen < QUICK_NS;
+                seen = now;
+                due = due || now - polled > MAX_SKIPPED_NS;
+            }
             skipped++;
+            if (due) {
+                if (wait_at_once(loop) < 0)
+                    return NULL;
+                skipped = 0;
+                polled = seen;
+            }
         }
         if (PL_UNLIKELY(pl_loop_collect(core) < 0))
             return PyErr_NoMemory();
@@ -565,8 +248,11 @@ static int visit_core(LoopObject *loop, visitproc visit, void *arg)
         Py_VISIT(plait_handle_of_op(&post->op));
     for (post = core->taken; post != NULL; post = post->next)
         Py_VISIT(plait_handle_of_op(&post->op));
-    for (uint32_t i = 0; i < core->timers.len; i++)
-        Py_VISIT(plait_handle_of_op(&core->timers.slots[i].timer->op));
+    for (uint32_t i = 0; i < pl_timers_places(&core->timers); i++) {
+        struct pl_timer *timer = pl_timers_at(&core->timers, i);
+        if (timer != NULL)
+            Py_VISIT(plait_handle_of_op(&timer->op));
+    }
     for (uint32_t i = 0; i < core->nfds; i++) {
         struct pl_io *io = core->fds[i].io;
         if (io == NULL)
@@ -625,8 +311,7 @@ static void drop_core(LoopObject *loop)
     struct pl_loop *core = &loop->core;
     pl_loop_after_fork(core);
 
-    while (core->timers.len > 0) {
-        struct pl_timer *timer = core->timers.slots[core->timers.len - 1].timer;
+    for (struct pl_timer *timer; (timer = pl_timers_first(&core->timers)) != NULL;) {
         (void)pl_timer_stop(core, timer);
         Py_XDECREF(plait_handle_of_op(&timer->op)); /* a listener's retry owns nothing */
     }
@@ -677,6 +362,37 @@ static PyObject *loop_close_core(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(use_uring_doc, "_use_uring($self, /)\n--\n\n"
+                            "Make the core of a new loop anew, with io_uring where the kernel has\n"
+                            "it; return 0, or the number of the error that it was refused with.");
+
+static PyObject *loop_use_uring(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    LoopObject *loop = (LoopObject *)self;
+    if (plait_loop_check(loop) < 0)
+        return NULL;
+    for (uint32_t i = 0; i < loop->core.nfds; i++) {
+        struct pl_io *io = loop->core.fds[i].io;
+        if (io != NULL && io != &loop->core.wake_io)
+            return PyErr_Format(PyExc_RuntimeError, "the loop is in use: it watches %u", i);
+    }
+    if (pl_loop_timeout(&loop->core) != -1)
+        return PyErr_Format(PyExc_RuntimeError, "the loop is in use: callbacks are scheduled");
+    struct pl_loop_config config = {.backend = PL_BACKEND_URING};
+    pl_loop_fini(&loop->core);
+    int r = pl_loop_init(&loop->core, &config);
+    if (r < 0) {
+        loop->core_ready = false;
+        return plait_raise(loop->state, r, "cannot make an event loop");
+    }
+    return PyLong_FromLong(-(long)loop->core.refused);
+}
+
+static PyObject *get_backend(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyUnicode_FromString(pl_loop_backend_name(&((LoopObject *)self)->core));
+}
+
 PyDoc_STRVAR(statistics_doc,
              "statistics($self, /)\n--\n\n"
              "Return counters since the loop was made.\n\n"
@@ -689,12 +405,12 @@ static PyObject *loop_statistics(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     LoopObject *loop = (LoopObject *)self;
     const struct pl_loop_stats *s = &loop->core.stats;
-    return Py_BuildValue("{s:s, s:K, s:K, s:K, s:K, s:K, s:I, s:I}", "backend",
-                         pl_loop_backend_name(&loop->core), "iterations",
-                         (unsigned long long)s->iterations, "polls", (unsigned long long)s->polls,
-                         "events", (unsigned long long)s->events, "callbacks",
-                         (unsigned long long)s->ops, "wakeups", (unsigned long long)s->wakeups,
-                         "ready", pl_queue_len(&loop->core.ready), "timers", loop->core.timers.len);
+    return Py_BuildValue(
+        "{s:s, s:K, s:K, s:K, s:K, s:K, s:I, s:I}", "backend", pl_loop_backend_name(&loop->core),
+        "iterations", (unsigned long long)s->iterations, "polls", (unsigned long long)s->polls,
+        "events", (unsigned long long)s->events, "callbacks", (unsigned long long)s->ops, "wakeups",
+        (unsigned long long)s->wakeups, "ready", pl_queue_len(&loop->core.ready), "timers",
+        pl_timers_len(&loop->core.timers));
 }
 
 /* ---- the type ----------------------------------------------------------- */
@@ -706,7 +422,7 @@ static int class_has_own_time(PyTypeObject *type)
     if (method == NULL)
         return -1;
     bool ours = Py_IS_TYPE(method, &PyMethodDescr_Type) &&
-                ((PyMethodDescrObject *)method)->d_method->ml_meth == loop_time;
+                ((PyMethodDescrObject *)method)->d_method->ml_meth == plait_loop_time;
     Py_DECREF(method);
     return !ours;
 }
@@ -809,6 +525,14 @@ static void loop_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+static PyGetSetDef loop_getset[] = {
+    {"backend", get_backend, NULL,
+     "How it waits for descriptors: \"epoll\" or \"uring\"; what the kernel allowed, whatever\n"
+     "was asked for.",
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMemberDef loop_members[] = {
     {"_closed", T_BOOL, offsetof(LoopObject, closed), 0, "Whether it is closed."},
     {"_debug", T_BOOL, offsetof(LoopObject, debug), 0, "Whether debug mode is on."},
@@ -821,18 +545,16 @@ static PyMemberDef loop_members[] = {
 #define FAST(function) (PyCFunction)(void (*)(void))(function)
 
 static PyMethodDef loop_methods[] = {
-    {"call_soon", FAST(loop_call_soon), METH_FASTCALL | METH_KEYWORDS, call_soon_doc},
-    {"call_soon_threadsafe", FAST(loop_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS,
-     call_soon_threadsafe_doc},
-    {"call_later", FAST(loop_call_later), METH_FASTCALL | METH_KEYWORDS, call_later_doc},
-    {"call_at", FAST(loop_call_at), METH_FASTCALL | METH_KEYWORDS, call_at_doc},
-    {"time", loop_time, METH_NOARGS, time_doc},
-    {"get_debug", loop_get_debug, METH_NOARGS, get_debug_doc},
-    {"create_future", loop_create_future, METH_NOARGS, create_future_doc},
-    {"create_task", FAST(loop_create_task), METH_FASTCALL | METH_KEYWORDS, create_task_doc},
-    {"_add_reader", FAST(plait_loop_add_reader), METH_FASTCALL | METH_KEYWORDS,
-     "_add_reader($self, fd, callback, /, *args)\n--\n\n"
-     "Call callback(*args) whenever fd can be read."},
+#define X(name)                                                                                    \
+    {#name, FAST(plait_loop_##name), METH_FASTCALL | METH_KEYWORDS, plait_loop_##name##_doc},
+    PLAIT_LOOP_FAST_METHODS(X)
+#undef X
+#define X(name) {#name, plait_loop_##name, METH_NOARGS, plait_loop_##name##_doc},
+        PLAIT_LOOP_NOARGS_METHODS(X)
+#undef X
+            {"_add_reader", FAST(plait_loop_add_reader), METH_FASTCALL | METH_KEYWORDS,
+             "_add_reader($self, fd, callback, /, *args)\n--\n\n"
+             "Call callback(*args) whenever fd can be read."},
     {"_add_writer", FAST(plait_loop_add_writer), METH_FASTCALL | METH_KEYWORDS,
      "_add_writer($self, fd, callback, /, *args)\n--\n\n"
      "Call callback(*args) whenever fd can be written."},
@@ -849,30 +571,31 @@ static PyMethodDef loop_methods[] = {
      "_owner_of_fd($self, fd, /)\n--\n\n"
      "Return the transport or listener that uses fd, or None."},
     {"sock_recv", FAST(plait_loop_sock_recv), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recv($self, sock, n, /)\n--\n\n"
+     "sock_recv($self, sock, n)\n--\n\n"
      "Receive up to n bytes; an empty result is the end of the stream."},
     {"sock_recv_into", FAST(plait_loop_sock_recv_into), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recv_into($self, sock, buf, /)\n--\n\n"
+     "sock_recv_into($self, sock, buf)\n--\n\n"
      "Receive into a writable buffer; return how many bytes."},
     {"sock_sendall", FAST(plait_loop_sock_sendall), METH_FASTCALL | METH_KEYWORDS,
-     "sock_sendall($self, sock, data, /)\n--\n\n"
+     "sock_sendall($self, sock, data)\n--\n\n"
      "Send all of data, which must not change meanwhile."},
     {"sock_accept", FAST(plait_loop_sock_accept), METH_FASTCALL | METH_KEYWORDS,
-     "sock_accept($self, sock, /)\n--\n\n"
+     "sock_accept($self, sock)\n--\n\n"
      "Accept a connection; return (non-blocking socket, address)."},
     {"sock_recvfrom", FAST(plait_loop_sock_recvfrom), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recvfrom($self, sock, bufsize, /)\n--\n\n"
+     "sock_recvfrom($self, sock, bufsize)\n--\n\n"
      "Receive a datagram of up to bufsize bytes; return (data, address)."},
     {"sock_recvfrom_into", FAST(plait_loop_sock_recvfrom_into), METH_FASTCALL | METH_KEYWORDS,
-     "sock_recvfrom_into($self, sock, buf, nbytes=0, /)\n--\n\n"
+     "sock_recvfrom_into($self, sock, buf, nbytes=0)\n--\n\n"
      "Receive a datagram into a writable buffer; return (bytes received, address)."},
     {"sock_sendto", FAST(plait_loop_sock_sendto), METH_FASTCALL | METH_KEYWORDS,
-     "sock_sendto($self, sock, data, address, /)\n--\n\n"
+     "sock_sendto($self, sock, data, address)\n--\n\n"
      "Send a datagram; return how many bytes."},
     {"_new_transport", FAST(loop_new_transport), METH_FASTCALL, new_transport_doc},
     {"_after_fork", loop_after_fork, METH_NOARGS, after_fork_doc},
     {"_run", loop_run, METH_NOARGS, run_doc},
     {"_close_core", loop_close_core, METH_NOARGS, close_core_doc},
+    {"_use_uring", loop_use_uring, METH_NOARGS, use_uring_doc},
     {"statistics", loop_statistics, METH_NOARGS, statistics_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -885,6 +608,7 @@ static PyType_Slot loop_slots[] = {
     {Py_tp_clear, loop_clear},
     {Py_tp_setattro, loop_setattr},
     {Py_tp_members, loop_members},
+    {Py_tp_getset, loop_getset},
     {Py_tp_methods, loop_methods},
     {0, NULL},
 };
@@ -1026,12 +750,18 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
     return 0;
 }
 
-void plait_loop_clear(struct plait_state *state)
+static void free_parked(struct plait_free_handles *list)
 {
-    while (state->loop.free_handles_len > 0) {
-        PyObject *h = state->loop.free_handles[--state->loop.free_handles_len];
+    while (list->len > 0) {
+        PyObject *h = list->handles[--list->len];
         PyTypeObject *type = Py_TYPE(h);
         PyObject_GC_Del(h);
         Py_DECREF(type);
     }
+}
+
+void plait_loop_clear(struct plait_state *state)
+{
+    free_parked(&state->loop.free_handles);
+    free_parked(&state->loop.free_timer_handles);
 }

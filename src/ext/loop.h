@@ -92,12 +92,39 @@ int plait_loop_check(LoopObject *loop);
  * extra entries. */
 void plait_loop_handle_error(LoopObject *loop, PyObject *message, const char *key1,
                              PyObject *value1, const char *key2, PyObject *value2);
+/* In debug mode: tells when the callback that began at t0 took too long. `what` borrows. */
+void plait_loop_report_slow(LoopObject *loop, PyObject *what, int64_t t0);
+
+/* loop_schedule.c: methods, with their docstrings. */
+// clang-format off
+#define PLAIT_LOOP_FAST_METHODS(X) \
+    X(call_soon)                   \
+    X(call_soon_threadsafe)        \
+    X(call_later)                  \
+    X(call_at)                     \
+    X(create_task)
+#define PLAIT_LOOP_NOARGS_METHODS(X) \
+    X(time)                          \
+    X(get_debug)                     \
+    X(create_future)
+// clang-format on
+#define X(name)                                                                                    \
+    PyObject *plait_loop_##name(PyObject *self, PyObject *const *args, Py_ssize_t nargs,           \
+                                PyObject *kwnames);                                                \
+    extern const char plait_loop_##name##_doc[];
+PLAIT_LOOP_FAST_METHODS(X)
+#undef X
+#define X(name)                                                                                    \
+    PyObject *plait_loop_##name(PyObject *self, PyObject *ignored);                                \
+    extern const char plait_loop_##name##_doc[];
+PLAIT_LOOP_NOARGS_METHODS(X)
+#undef X
+/* {"loop": loop}, borrowed, to call a class of asyncio's with. */
+PyObject *plait_loop_kwargs(LoopObject *loop);
 /* A new asyncio.Future of the loop. */
 PyObject *plait_loop_future(LoopObject *loop);
 /* Schedules a callback with one argument. */
-int plait_loop_call_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObject *context);
-/* In debug mode: tells when the callback that began at t0 took too long. `what` borrows. */
-void plait_loop_report_slow(LoopObject *loop, PyObject *what, int64_t t0);
+int plait_loop_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObject *context);
 
 /* transport.c. Takes over fd when sock is NULL, else refers to sock and its fd. `addr` is the
  * peer's address when known, else NULL. */

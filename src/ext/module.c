@@ -67,8 +67,16 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     PLAIT_OBJECTS(X)
 #undef X
     /* Handles that wait for their next use keep their types. */
-    for (int i = 0; i < state->loop.free_handles_len; i++)
-        Py_VISIT(Py_TYPE(state->loop.free_handles[i]));
+    for (int i = 0; i < state->loop.free_handles.len; i++)
+        Py_VISIT(Py_TYPE(state->loop.free_handles.handles[i]));
+    for (int i = 0; i < state->loop.free_timer_handles.len; i++)
+        Py_VISIT(Py_TYPE(state->loop.free_timer_handles.handles[i]));
+    for (int i = 0; i < state->scope.free_ops_len; i++)
+        Py_VISIT(Py_TYPE(state->scope.free_ops[i]));
+    for (int i = 0; i < PLAIT_KNOWN; i++) {
+        Py_VISIT(state->budget.known[i].code);
+        Py_VISIT(state->budget.known[i].task);
+    }
     return 0;
 }
 
@@ -80,6 +88,8 @@ static int module_clear(PyObject *module)
     plait_thread_clear(state);
     plait_generators_clear(state);
     plait_budget_clear(state);
+    plait_scope_clear(state);
+    plait_task_clear(state);
 #define X(type, name) Py_CLEAR(state->name);
     PLAIT_OBJECTS(X)
 #undef X

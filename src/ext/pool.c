@@ -11,6 +11,7 @@
 #include "pool_parent.h"
 
 extern PyType_Spec plait_block_spec;
+extern PyType_Spec plait_items_spec;
 
 /* ---- checks ---- */
 
@@ -125,6 +126,8 @@ static int keeper_watch(PyObject *self, struct plait_future *f)
     }
     f->watched = true;
     pool->watched++;
+    f->looped = f->waiters != NULL;
+    pool->looped += f->looped;
     pl_pool_arm(&pool->core, PL_ARM_ANY);
     if (pl_pool_ready(&pool->core))
         plait_pool_kick(pool);
@@ -367,11 +370,11 @@ static PyObject *pool_end_stopped(PyObject *self, PyObject *arg)
     Py_RETURN_TRUE;
 }
 
-/* (fn, list): a task that calls fn on each item and returns the list of results. */
+/* (fn, list or range): a task that calls fn on each item and returns the list of results. */
 static PyObject *pool_submit_each(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 2 || !PyList_CheckExact(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "_submit_each() needs a callable and a list");
+    if (nargs != 2 || !(PyList_CheckExact(args[1]) || PyRange_Check(args[1]))) {
+        PyErr_SetString(PyExc_TypeError, "_submit_each() needs a callable and a list or range");
         return NULL;
     }
     struct plait_call call = {.fn = args[0], .args = args + 1, .nargs = 1, .how = PLAIT_EACH};
@@ -384,8 +387,21 @@ static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "_submit_to_loop() needs a loop and a callable");
         return NULL;
     }
+    struct plait_pool *pool = POOL(self);
+    if (pool->max_pending != 0 && pool->outstanding >= pool->max_pending &&
+        plait_pool_accepts(pool)) {
+        /* A loop is not blocked, whatever submit does when the pool is full. */
+        PyObject *rest = PyTuple_New(nargs - 2);
+        for (Py_ssize_t i = 2; rest != NULL && i < nargs; i++)
+            PyTuple_SET_ITEM(rest, i - 2, Py_NewRef(args[i]));
+        if (rest == NULL)
+            return NULL;
+        return PyObject_CallMethod(self, "_submit_when_room", "OON", args[0], args[1], rest);
+    }
+    if (PyErr_Occurred())
+        return NULL;
     struct plait_call call = {.fn = args[1], .args = args + 2, .nargs = nargs - 2};
-    struct plait_future *f = plait_pool_submit(POOL(self), &call);
+    struct plait_future *f = plait_pool_submit(pool, &call);
     if (f == NULL)
         return NULL;
     PyObject *target = plait_future_for_loop(POOL(self)->state, f, args[0]);
@@ -527,6 +543,13 @@ static PyObject *pool_unwatch(PyObject *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
+static PyObject *pool_kick(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (POOL(self)->open && !pl_pool_forked(&POOL(self)->core))
+        plait_pool_kick(POOL(self));
+    Py_RETURN_NONE;
+}
+
 static PyObject *pool_close(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     struct plait_pool *pool = POOL(self);
@@ -577,12 +600,17 @@ static PyObject *pool_detach_loops(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* _helper_is(eventfd): there is a helper, and this ends its rest; -1: there is none. */
 static PyObject *pool_helper_is(PyObject *self, PyObject *arg)
 {
-    int there = PyObject_IsTrue(arg);
-    if (there < 0)
+    struct plait_pool *pool = POOL(self);
+    long fd = PyLong_AsLong(arg);
+    if (fd == -1 && PyErr_Occurred())
         return NULL;
-    POOL(self)->helper_there = POOL(self)->core.payer = there != 0;
+    pool->nudge = (int)fd;
+    pool->helper_there = fd >= 0;
+    pool->helper_rests = pool->helper_there; /* until it is up */
+    pool->core.payer = pool->core.payer && pool->helper_there;
     Py_RETURN_NONE;
 }
 
@@ -591,6 +619,8 @@ static PyObject *pool_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
     struct plait_pool *pool = POOL(self);
     pool->forked = true;
     pool->led = pool->asleep = pool->helper_there = pool->helper_leads = false;
+    pool->helper_rests = false;
+    pool->nudge = -1;
     pool->core.payer = false;
     pool->followers = NULL;
     Py_RETURN_NONE;
@@ -634,7 +664,10 @@ static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     pool->fn_cache = PyDict_New();
     pool->notify = PyList_New(0);
     pool->again = PyList_New(0);
-    if (pool->fn_cache == NULL || pool->notify == NULL || pool->again == NULL)
+    pool->dropped = PyList_New(0);
+    pool->nudge = -1;
+    if (pool->fn_cache == NULL || pool->notify == NULL || pool->again == NULL ||
+        pool->dropped == NULL)
         Py_CLEAR(pool);
     return (PyObject *)pool;
 }
@@ -646,6 +679,7 @@ static int pool_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(pool->fn_cache);
     Py_VISIT(pool->notify);
     Py_VISIT(pool->again);
+    Py_VISIT(pool->dropped);
     Py_VISIT(pool->broken);
     /* Futures on the board and in the queue are roots: work that is under way keeps its pool
      * and itself alive. */
@@ -658,6 +692,7 @@ static int pool_clear(PyObject *self)
     Py_CLEAR(pool->fn_cache);
     Py_CLEAR(pool->notify);
     Py_CLEAR(pool->again);
+    Py_CLEAR(pool->dropped);
     Py_CLEAR(pool->broken);
     return 0;
 }
@@ -697,10 +732,11 @@ static PyMethodDef pool_methods[] = {
     {"_holder", pool_holder, METH_O, NULL},
     {"_end_stopped", pool_end_stopped, METH_O, NULL},
     {"_submit_each", METHOD(pool_submit_each), METH_FASTCALL, NULL},
-    {"share", plait_pool_share, METH_VARARGS, plait_pool_share_doc},
+    {"share", METHOD(plait_pool_share), METH_VARARGS | METH_KEYWORDS, plait_pool_share_doc},
     {"_open", pool_open, METH_VARARGS, NULL},
     {"_on_ready", plait_pool_on_ready, METH_NOARGS, NULL},
-    {"_help", plait_pool_help, METH_NOARGS, NULL},
+    {"_help", plait_pool_help, METH_O, NULL},
+    {"_kick", pool_kick, METH_NOARGS, NULL},
     {"_wake_helper", plait_pool_wake_helper, METH_NOARGS, NULL},
     {"_wait_idle", plait_pool_wait_idle, METH_O, NULL},
     {"_seat", pool_seat, METH_NOARGS, NULL},
@@ -727,8 +763,14 @@ static PyObject *pool_get_room(PyObject *self, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLong(POOL(self)->open ? pl_pool_room(&POOL(self)->core) : 0);
 }
 
+static PyObject *pool_get_unread(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(POOL(self)->unread);
+}
+
 static PyGetSetDef pool_getset[] = {
     {"_room", pool_get_room, NULL, NULL, NULL},
+    {"_unread", pool_get_unread, NULL, NULL, NULL},
     {"_outstanding", pool_get_outstanding, NULL, NULL, NULL},
     {"_closed", pool_get_closed, NULL, NULL, NULL},
     {"_interrupted", pool_get_interrupted, NULL, NULL, NULL},
@@ -755,7 +797,12 @@ static PyType_Spec pool_spec = {
 };
 
 static PyMethodDef module_methods[] = {
+    {"own_bytes", plait_own_bytes, METH_O,
+     "own_bytes($module, buffer, /)\n--\n\nCopy a buffer into bytes."},
+    {"own_bytearray", plait_own_bytearray, METH_O,
+     "own_bytearray($module, buffer, /)\n--\n\nCopy a buffer into a bytearray."},
     {"worker_run", plait_worker_run, METH_VARARGS, plait_worker_run_doc},
+    {"fork", plait_fork, METH_NOARGS, plait_fork_doc},
     {"die_with_parent", plait_die_with_parent, METH_O,
      "die_with_parent($module, parent, /)\n--\n\n"
      "Have this process killed when its parent ends; exit now if that is not `parent`.\n"
@@ -780,6 +827,10 @@ int plait_pool_exec(PyObject *module, struct plait_state *state)
         return -1;
     state->block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &plait_block_spec, NULL);
     if (state->block_type == NULL)
+        return -1;
+    state->items_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &plait_items_spec, NULL);
+    if (state->items_type == NULL ||
+        PyModule_AddObjectRef(module, "Items", (PyObject *)state->items_type) < 0)
         return -1;
     state->pool_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &pool_spec, NULL);
     if (state->pool_type == NULL ||

@@ -6,16 +6,16 @@
 #include "pl_wire.h"
 #include "state.h"
 
-/* ---- messages (pool_codec.c) ---------------------------------------------
+/* ---- messages (pool_atoms.c, pool_codec.c) ---------------------------------------------
  *
  * pl_wire.h tells the parts. A task has a function (a pickle) and its arguments as the body, a
  * result only a body.
  */
 enum plait_kind {
-    PLAIT_ATOMS = 1,     /* values in the small encoding of pool_codec.c */
+    PLAIT_ATOMS = 1,     /* values in the small encoding of pool_atoms.c */
     PLAIT_PICKLE = 2,    /* a pickle: (args, kwargs) or the value */
     PLAIT_EXCEPTION = 3, /* a pickle that plait._pool.decode_exception reads */
-    PLAIT_EACH = 0x100,  /* with one of a task's: its argument is a list, for a call each */
+    PLAIT_EACH = 0x100,  /* with one of a task's: a call for each item of its argument */
 };
 
 /* Buffers below this size travel in the message and are copied out of it. */
@@ -97,7 +97,13 @@ struct plait_pool {
     bool led;         /* someone leads */
     bool helper_leads;
     bool helper_there;
-    bool asleep; /* the leader sleeps: the eventfd is its to read, no one else's */
+    bool helper_rests;    /* it sleeps for its descriptor, not for a futex, */
+    bool helper_idle;     /* and until it is called */
+    uint64_t helper_saw;  /* how much had been posted when it looked last */
+    bool unread;          /* it found results that nobody had waited for */
+    int nudge;            /* borrows: an eventfd that ends the helper's rest */
+    unsigned long leader; /* the thread that leads, while `led` */
+    bool asleep;          /* the leader sleeps: the eventfd is its to read, no one else's */
     struct plait_future *asleep_for; /* borrows; what it sleeps for, if for one */
     bool kick;                       /* the helper should give the lead up */
     struct plait_waiter *followers;
@@ -112,6 +118,7 @@ struct plait_pool {
     uint64_t max_pending; /* bound of `outstanding`; 0: none */
     uint64_t outstanding; /* futures that are queued or posted */
     uint64_t watched;     /* of these, how many have an audience without a thread */
+    uint64_t looped;      /* and of those, how many have a loop for it */
     uint64_t suspects;    /* bit per seat to be killed (seat % 64) */
     uint64_t ended_done;  /* figures: how futures ended */
     uint64_t ended_failed;
@@ -123,6 +130,7 @@ struct plait_pool {
     PyObject *fn_cache;         /* dict: function -> pickle by reference */
     PyObject *notify;           /* list of futures to be notified */
     PyObject *again;            /* list of futures that failed and may have tries left */
+    PyObject *dropped;          /* list of what nobody else refers to any more */
     PyObject *last_loop;        /* borrows: identity only, the attached loop used last */
     PyObject *broken;           /* exception: why nothing works any more */
     struct plait_block *shared; /* borrows: a block takes itself out */
@@ -134,21 +142,30 @@ struct plait_pool {
 extern const struct plait_keeper plait_pool_keeper;
 /* f has ended by something else than a worker's result. */
 void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool cancelled);
-/* Notifies what the list `notify` holds. Runs the user's code. */
+/* Notifies what the list `notify` holds, and lets go what `dropped` holds. Runs the user's code:
+ * no role is held. */
 void plait_pool_notify(struct plait_pool *pool);
 
 /* ---- shared buffers (pool_share.c) -------------------------------------------- */
 
-PyObject *plait_pool_share(PyObject *self, PyObject *args);
+PyObject *plait_pool_share(PyObject *self, PyObject *args, PyObject *kwargs);
 extern const char plait_pool_share_doc[];
 /* Takes a block that dies out of its pool's list. */
 void plait_pool_unshare(struct plait_block *block);
 /* Whether the memory lies in a shared block: 1 with a ticket for it, 0, -1 on error. */
 int plait_pool_ticket(struct plait_pool *pool, const void *data, uint64_t size,
                       struct pl_block *ticket);
+/* What pickles of large bytes and bytearrays call: one copy, into an object of its own. */
+PyObject *plait_own_bytes(PyObject *module, PyObject *arg);
+PyObject *plait_own_bytearray(PyObject *module, PyObject *arg);
 /* A new reference to what is sent in place of `value`: itself, or for large bytes, bytearrays
  * and memoryviews a wrapper whose pickle leaves the bytes out of band. */
 PyObject *plait_sendable(struct plait_state *state, PyObject *value);
+
+/* ---- a copy of the process (pool_fork.c) --------------------------------------- */
+
+PyObject *plait_fork(PyObject *module, PyObject *ignored);
+extern const char plait_fork_doc[];
 
 /* ---- a worker (pool_worker.c) ------------------------------------------------ */
 

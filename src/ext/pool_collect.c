@@ -7,6 +7,19 @@
 
 #include <string.h>
 
+void plait_pool_drop(struct plait_pool *pool, PyObject *object)
+{
+#ifndef Py_GIL_DISABLED
+    if (Py_REFCNT(object) > 1) {
+        Py_DECREF(object);
+        return;
+    }
+#endif
+    if (PyList_Append(pool->dropped, object) < 0)
+        PyErr_Clear(); /* then it goes now */
+    Py_DECREF(object);
+}
+
 static void defer(struct plait_pool *pool, struct plait_future *f)
 {
     if (PyList_Append(pool->notify, (PyObject *)f) < 0)
@@ -23,11 +36,17 @@ void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool canc
         pool->ended_failed++;
     else
         pool->ended_done++;
+    PyObject *fn = f->fn;
+    f->fn = NULL;
     plait_future_end(f, cancelled);
+    if (fn != NULL)
+        plait_pool_drop(pool, fn);
     pool->outstanding--;
     if (f->watched) {
         f->watched = false;
         pool->watched--;
+        pool->looped -= f->looped;
+        f->looped = false;
     }
     plait_pool_wake_for(pool, f);
     if (plait_future_has_audience(f))
@@ -179,7 +198,7 @@ void plait_pool_finish(struct plait_pool *pool, uint32_t cell, uint32_t seat)
         finish_stopped(pool, f);
     else if (!f->again || f->kind != PLAIT_EXCEPTION || !rest(pool, f))
         plait_pool_ended(pool, f, false);
-    Py_DECREF(f);
+    plait_pool_drop(pool, (PyObject *)f);
 }
 
 /* Takes all that is there off the board, and fills the board again. */
@@ -199,33 +218,41 @@ void plait_pool_collect(struct plait_pool *pool)
     plait_pool_feed(pool);
 }
 
+/* Takes a list's items out of it, as a list of their own; NULL when it has none, or when there
+ * is no memory. */
+static PyObject *take_list(struct plait_pool *pool, PyObject **list)
+{
+    if (PyList_GET_SIZE(*list) == 0)
+        return NULL;
+    PyObject *batch = *list;
+    PyObject *fresh = PyList_New(0);
+    if (fresh == NULL) {
+        PyErr_WriteUnraisable((PyObject *)pool);
+        return NULL;
+    }
+    *list = fresh;
+    return batch;
+}
+
 void plait_pool_notify(struct plait_pool *pool)
 {
     Py_INCREF(pool);
-    while (PyList_GET_SIZE(pool->notify) > 0) {
-        PyObject *batch = pool->notify;
-        PyObject *fresh = PyList_New(0);
-        if (fresh == NULL) {
-            PyErr_WriteUnraisable((PyObject *)pool);
-            break;
-        }
-        pool->notify = fresh;
+    PyObject *batch;
+    while ((batch = take_list(pool, &pool->notify)) != NULL) {
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(batch); i++)
             plait_future_notify(pool->state, FUTURE(PyList_GET_ITEM(batch, i)));
         Py_DECREF(batch);
     }
+    while ((batch = take_list(pool, &pool->dropped)) != NULL)
+        Py_DECREF(batch);
     Py_DECREF(pool);
 }
 
 /* Deaths, and workers that broke the rules: policy, so Python's. */
 int plait_pool_tend(struct plait_pool *pool, uint32_t tags)
 {
-    if (PyList_GET_SIZE(pool->again) > 0) {
-        PyObject *fresh = PyList_New(0);
-        if (fresh == NULL)
-            return -1;
-        PyObject *batch = pool->again;
-        pool->again = fresh;
+    PyObject *batch = take_list(pool, &pool->again);
+    if (batch != NULL) {
         PyObject *told = PyObject_CallMethod((PyObject *)pool, "_on_failed", "O", batch);
         Py_DECREF(batch);
         if (told == NULL)
@@ -257,7 +284,7 @@ void plait_pool_peek(PyObject *self)
     Py_INCREF(pool); /* what ends here may have held the last reference */
     if (pl_pool_ready(&pool->core))
         plait_pool_collect(pool);
-    if (PyList_GET_SIZE(pool->notify) > 0)
+    if (plait_pool_has_news(pool))
         plait_pool_notify(pool);
     if (pool->core.owed_wake)
         pl_pool_flush(&pool->core);

@@ -49,6 +49,16 @@ PyObject *plait_pool_figures(PyObject *self, PyObject *Py_UNUSED(ignored))
     struct plait_pool *pool = POOL(self);
     if (!plait_pool_usable(pool))
         return NULL;
+    uint64_t spins = pool->core.spin.spins;
+    uint64_t met = pool->core.spin.hits;
+    for (uint32_t i = 0; i < pool->core.seats_high; i++) {
+        const struct pl_seat *seat = pl_pool_place(&pool->core, i);
+        if (seat == NULL)
+            continue;
+        /* Relaxed: a worker's word for it. */
+        spins += atomic_load_explicit(&seat->spins, memory_order_relaxed);
+        met += atomic_load_explicit(&seat->hits, memory_order_relaxed);
+    }
     uint32_t parked = 0;
     for (int i = 0; i < PL_SEAT_WORDS; i++)
         parked += (uint32_t)__builtin_popcountll(
@@ -60,7 +70,7 @@ PyObject *plait_pool_figures(PyObject *self, PyObject *Py_UNUSED(ignored))
         return NULL;
     }
     return Py_BuildValue(
-        "{s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:L,s:K,s:K,s:K,s:K,s:K,s:N,s:N}", "posted",
+        "{s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:L,s:K,s:K,s:K,s:K,s:K,s:L,s:K,s:K,s:N,s:N}", "posted",
         (unsigned long long)pool->core.posted, "finished", (unsigned long long)pool->core.finished,
         "queued", (unsigned long long)pool->queued, "outstanding",
         (unsigned long long)pool->outstanding, "wakes", (unsigned long long)pool->core.wakes,
@@ -69,7 +79,8 @@ PyObject *plait_pool_figures(PyObject *self, PyObject *Py_UNUSED(ignored))
         (unsigned long long)pool->ended_failed, "cancelled",
         (unsigned long long)pool->ended_cancelled, "timed_out",
         (unsigned long long)pool->ended_timed_out, "retried", (unsigned long long)pool->retried,
-        "waited", waited, "ran", ran);
+        "wake_ns", (long long)pool->core.wake_ns, "spins", (unsigned long long)spins, "spins_met",
+        (unsigned long long)met, "waited", waited, "ran", ran);
 }
 
 /* What runs now: list of (seat, future, nanoseconds or -1). */

@@ -60,6 +60,15 @@ static inline bool plait_queue_empty(const struct plait_pool *pool)
 
 /* ---- pool_collect.c ---- */
 
+/* Gives a reference up. If it is the last one, the object goes when the lead is down: its end
+ * may run code of the user's, which may wait for this pool. */
+void plait_pool_drop(struct plait_pool *pool, PyObject *object);
+/* Whether plait_pool_notify has something to do. */
+static inline bool plait_pool_has_news(const struct plait_pool *pool)
+{
+    return PyList_GET_SIZE(pool->notify) > 0 || PyList_GET_SIZE(pool->dropped) > 0;
+}
+
 /* Takes all that is there off the board, and fills the board again. */
 void plait_pool_collect(struct plait_pool *pool);
 /* One finished cell. */
@@ -80,6 +89,8 @@ PyObject *plait_pool_running(PyObject *self, PyObject *ignored);
 /* ---- pool_wait.c ---- */
 
 void plait_pool_wake_waiter(struct plait_waiter *waiter);
+/* Has the helper look, wherever it sleeps. */
+void plait_pool_call_helper(struct plait_pool *pool);
 /* Wakes whoever sleeps for the pool's wait descriptor. */
 void plait_pool_kick(struct plait_pool *pool);
 /* The lead is free: the first real waiter gets it, or the helper when it is needed. */
@@ -89,7 +100,7 @@ void plait_pool_wake_for(struct plait_pool *pool, struct plait_future *f);
 int plait_pool_wait_for(PyObject *self, struct plait_future *f, int64_t deadline);
 /* Methods of the type. */
 PyObject *plait_pool_on_ready(PyObject *self, PyObject *ignored);
-PyObject *plait_pool_help(PyObject *self, PyObject *ignored);
+PyObject *plait_pool_help(PyObject *self, PyObject *timed_out);
 PyObject *plait_pool_wake_helper(PyObject *self, PyObject *ignored);
 PyObject *plait_pool_wait_idle(PyObject *self, PyObject *timeout);
 

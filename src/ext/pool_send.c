@@ -292,7 +292,7 @@ void plait_pool_feed(struct plait_pool *pool)
         }
         (void)plait_queue_take(pool); /* f, whose reference is ours now */
         if (f->state != PLAIT_QUEUED) {
-            Py_DECREF(f); /* cancelled while it waited; pool->queued knows */
+            plait_pool_drop(pool, (PyObject *)f); /* cancelled while it waited */
             continue;
         }
         pool->queued--;
@@ -311,19 +311,12 @@ void plait_pool_feed(struct plait_pool *pool)
     set_hungry(pool);
 }
 
-/* Work waits that no thread is about to look after: the helper is to do so in a moment. */
-static void call_helper(struct plait_pool *pool)
+static void start_helper(struct plait_pool *pool)
 {
-    if (!pool->helper_there) {
-        PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
-        if (started == NULL)
-            PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
-        Py_XDECREF(started);
-        return;
-    }
-    for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
-        if (w->future == NULL && !w->dozes && w->word == 0)
-            plait_pool_wake_waiter(w);
+    PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
+    if (started == NULL)
+        PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
+    Py_XDECREF(started);
 }
 
 /* Puts an encoded task on the board, or into the queue when there is no room. Takes over the
@@ -380,10 +373,17 @@ static void dispatched(struct plait_pool *pool)
     /* A leader that sleeps does not come back to pay what is owed. */
     if (pool->core.owed_wake != 0 && pool->asleep)
         pl_pool_flush(&pool->core);
-    if (!plait_queue_empty(pool) || pool->core.owed_wake != 0 ||
-        (pool->core.unrung > UNRUNG_MAX && !pool->core.payer))
-        call_helper(pool);
-    if (pool->notify != NULL && PyList_GET_SIZE(pool->notify) > 0)
+    if (!pool->helper_there) {
+        start_helper(pool);
+    } else {
+        if (pool->core.unrung > UNRUNG_MAX)
+            pool->core.payer = true;
+        /* While it does not rest it looks again by itself, soon. */
+        if (pool->helper_idle ||
+            ((!plait_queue_empty(pool) || pool->core.owed_wake != 0) && pool->helper_rests))
+            plait_pool_call_helper(pool);
+    }
+    if (plait_pool_has_news(pool))
         plait_pool_notify(pool);
 }
 

@@ -42,21 +42,37 @@ void plait_pool_wake_for(struct plait_pool *pool, struct plait_future *f)
         plait_pool_kick(pool);
 }
 
+void plait_pool_call_helper(struct plait_pool *pool)
+{
+    if (pool->helper_rests) {
+        uint64_t one = 1;
+        pool->helper_rests = pool->helper_idle = false; /* once is enough */
+        (void)pool->core.sys->write(pool->nudge, &one, sizeof(one));
+    }
+    for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
+        if (w->future == NULL && w->word == 0)
+            plait_pool_wake_waiter(w);
+}
+
+/* Whether there is an audience that nobody but the helper serves. */
+static bool helper_needed(const struct plait_pool *pool)
+{
+    return pool->watched > pool->looped;
+}
+
 /* The lead is free: the first real waiter gets it, or the helper when it is needed. */
 void plait_pool_hand_over(struct plait_pool *pool)
 {
-    struct plait_waiter *helper = NULL;
     for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next) {
         if (w->future != NULL) {
             plait_pool_wake_waiter(w);
             return;
         }
-        helper = w;
     }
     if (pool->watched == 0)
         return;
-    if (helper != NULL)
-        plait_pool_wake_waiter(helper);
+    if (helper_needed(pool))
+        plait_pool_call_helper(pool);
     /* Loops have left the last event to the leader that goes now. */
     pl_pool_arm(&pool->core, PL_ARM_ANY);
     if (pl_pool_ready(&pool->core))
@@ -105,6 +121,17 @@ static int64_t time_left(int64_t deadline)
     return left > 0 ? left : 0;
 }
 
+static void take_lead(struct plait_pool *pool)
+{
+    pool->led = true;
+    pool->leader = PyThread_get_thread_ident();
+}
+
+static bool leads(const struct plait_pool *pool)
+{
+    return pool->led && pool->leader == PyThread_get_thread_ident();
+}
+
 /* Puts the lead down: once in each round, before any code of Python's runs, for from then on
  * another thread may have taken it up. */
 static void put_down(struct plait_pool *pool)
@@ -121,8 +148,10 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
     uint32_t tags = 0;
     for (;;) {
         plait_pool_collect(pool);
-        if (PyList_GET_SIZE(pool->notify) > 0 || PyList_GET_SIZE(pool->again) > 0 ||
-            pool->suspects != 0 || (f != NULL ? plait_future_done(f) : has_room(pool))) {
+        if (!leads(pool))
+            return 1; /* a finalizer that the collector ran in between has led, and put it down */
+        if (plait_pool_has_news(pool) || PyList_GET_SIZE(pool->again) > 0 || pool->suspects != 0 ||
+            (f != NULL ? plait_future_done(f) : has_room(pool))) {
             put_down(pool);
             return 1;
         }
@@ -144,6 +173,7 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
         if (pl_pool_ready(&pool->core))
             continue;
         int n;
+        int64_t slept = pool->core.sys->now();
         pool->asleep = true;
         pool->asleep_for = f;
         Py_BEGIN_ALLOW_THREADS n = pl_pool_wait(&pool->core, check ? CHECK_NS : left, &tags);
@@ -154,6 +184,8 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
             plait_pool_hand_over(pool);
             return check_signals(pool) < 0 ? -1 : 1;
         }
+        if (n > 0)
+            pl_pool_woke(&pool->core, slept);
         if (n < 0) {
             put_down(pool);
             (void)plait_raise(pool->state, n, "waiting for a worker");
@@ -177,7 +209,7 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
 /* Sleeps as one of the followers; *woken tells whether someone meant it. */
 static int follow(struct plait_pool *pool, struct plait_future *f, int64_t timeout_ns)
 {
-    struct plait_waiter me = {.next = pool->followers, .future = f, .dozes = timeout_ns >= 0};
+    struct plait_waiter me = {.next = pool->followers, .future = f};
     pool->followers = &me;
     if (f != NULL && pool->helper_leads) {
         /* A thread that waits for a result leads better than the helper does. */
@@ -215,14 +247,15 @@ int plait_pool_wait_for(PyObject *self, struct plait_future *f, int64_t deadline
             result = -1;
             break;
         }
-        if (!pool->led) {
-            pool->led = true;
+        /* The leader itself comes here again from a finalizer, at worst. */
+        if (!pool->led || leads(pool)) {
+            take_lead(pool);
             int round = lead_round(pool, f, deadline);
             PyObject *type, *value, *traceback;
             PyErr_Fetch(&type, &value, &traceback);
             if (plait_pool_tend(pool, 0) < 0 || PyErr_Occurred() != NULL)
                 PyErr_WriteUnraisable((PyObject *)pool);
-            if (PyList_GET_SIZE(pool->notify) > 0)
+            if (plait_pool_has_news(pool))
                 plait_pool_notify(pool);
             PyErr_Restore(type, value, traceback);
             if (round < 0) {
@@ -287,7 +320,7 @@ PyObject *plait_pool_on_ready(PyObject *self, PyObject *Py_UNUSED(ignored))
  * while. Between two looks it costs nothing, and nobody has to wake it. */
 static bool doze(struct plait_pool *pool)
 {
-    struct plait_waiter me = {.next = pool->followers, .dozes = true};
+    struct plait_waiter me = {.next = pool->followers};
     struct pl_pool *core = &pool->core;
     bool backlog = !plait_queue_empty(pool);
     uint64_t tail = atomic_load_explicit(&core->share->tail, memory_order_relaxed);
@@ -315,40 +348,60 @@ static bool doze(struct plait_pool *pool)
     return old || me.word != 0 || !plait_queue_empty(pool) || core->owed_wake != 0;
 }
 
-/* One turn of the helper thread: waits until it is needed, then leads a round. */
-PyObject *plait_pool_help(PyObject *self, PyObject *Py_UNUSED(ignored))
+/* One turn of the helper thread: leads a round if it is needed, pays what is owed, looks after
+ * what waits for room. Returns for how many seconds it may rest: 0 for another turn at once, a
+ * negative number for as long as nobody calls it, None for ever. It is told whether such a rest
+ * has come to its end by itself, or by a worker's knock: then nobody looks, and it does. */
+PyObject *plait_pool_help(PyObject *self, PyObject *timed_out)
 {
     struct plait_pool *pool = POOL(self);
     if (!pool->open || pl_pool_forked(&pool->core))
-        Py_RETURN_FALSE;
-    bool callbacks = pool->watched > 0;
-    if (!pool->led && callbacks) {
-        pool->led = pool->helper_leads = true;
+        Py_RETURN_NONE;
+    pool->helper_rests = pool->helper_idle = false;
+    bool rest = false;
+    uint32_t tags = 0;
+    if (!pool->led && helper_needed(pool)) {
+        take_lead(pool);
+        pool->helper_leads = true;
         int round = lead_round(pool, NULL, -1);
         plait_pool_hand_over(pool);
         if (round < 0)
             return NULL;
-        if (plait_pool_tend(pool, 0) < 0)
-            return NULL;
-    } else {
-        if (!doze(pool))
-            (void)follow(pool, NULL, -1);
+    } else if (timed_out == Py_True && !pool->led) {
+        uint64_t finished = pool->core.finished;
+        if (!pool->asleep && pl_pool_wait(&pool->core, 0, &tags) < 0)
+            tags = 0; /* interrupted: no news */
+        plait_pool_collect(pool);
+        pool->unread = pool->core.finished != finished;
+        pl_pool_check(&pool->core);
+        pl_pool_flush(&pool->core);
+        rest = true;
+    } else if ((pool->core.payer || !plait_queue_empty(pool)) && doze(pool)) {
         if (pool->open && (!plait_queue_empty(pool) || pool->core.owed_wake != 0)) {
             if (!pool->led)
                 plait_pool_collect(pool);
             pl_pool_flush(&pool->core);
         }
+    } else {
+        rest = true;
     }
+    if (plait_pool_tend(pool, tags) < 0)
+        return NULL;
     plait_pool_notify(pool);
-    Py_RETURN_TRUE;
+    if (!rest || (!pool->led && helper_needed(pool)) || !plait_queue_empty(pool) ||
+        pool->core.owed_wake != 0)
+        return PyFloat_FromDouble(0.0);
+    /* Under the lock from the look above to here: who comes later calls. */
+    pool->helper_rests = true;
+    pool->helper_idle = pool->outstanding == 0 && pool->core.posted == pool->helper_saw;
+    pool->helper_saw = pool->core.posted;
+    return PyFloat_FromDouble(pool->helper_idle ? -1.0 : CHECK_NS / 1e9);
 }
 
 PyObject *plait_pool_wake_helper(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     struct plait_pool *pool = POOL(self);
-    for (struct plait_waiter *w = pool->followers; w != NULL; w = w->next)
-        if (w->future == NULL)
-            plait_pool_wake_waiter(w);
+    plait_pool_call_helper(pool);
     pool->kick = pool->helper_leads;
     if (pool->open && !pl_pool_forked(&pool->core))
         plait_pool_kick(pool);
@@ -375,7 +428,7 @@ PyObject *plait_pool_wait_idle(PyObject *self, PyObject *arg)
     int round = 1;
     uint32_t tags = 0;
     if (pool->outstanding > 0) {
-        pool->led = true;
+        take_lead(pool);
         round = lead_round(pool, NULL, deadline);
         plait_pool_hand_over(pool);
     } else {

@@ -21,17 +21,20 @@ const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, l
 
 #define MAX_KNOWN 1024
 #define STOP_AGAIN_NS 5000000
+#define MEMORY_WAIT_NS (2 * PL_NSEC_PER_SEC) /* longer than the helper's rest */
+#define MEMORY_PAUSE_NS 100000
 #define HIGH_FD 500 /* where the pool's descriptor goes, if the limit allows it */
 
 struct worker {
     struct plait_state *state;
-    uint64_t ticket;   /* of the task that may be stopped now; 0: none */
-    uint64_t told;     /* the one that has been told to stop */
-    uint64_t most;     /* tasks until it ends by itself; 0: no bound */
-    uint32_t *canary;  /* owns: one page that is zero in a child that a task forked */
-    int stackfd;       /* where signals leave the Python stack */
-    PyObject *stopped; /* the exception TaskStopped */
-    timer_t again;     /* owns; repeats a signal that came at a bad time */
+    uint64_t ticket;     /* of the task that may be stopped now; 0: none */
+    uint64_t told;       /* the one that has been told to stop */
+    uint64_t most;       /* tasks until it ends by itself; 0: no bound */
+    uint32_t *canary;    /* owns: one page that is zero in a child that a task forked */
+    int stackfd;         /* where signals leave the Python stack */
+    PyFrameObject *base; /* borrows: the frame that the loop runs in */
+    PyObject *stopped;   /* the exception TaskStopped */
+    timer_t again;       /* owns; repeats a signal that came at a bad time */
     bool has_again;
     struct pl_member member;
     PyObject *load;  /* bytes -> function */
@@ -40,6 +43,7 @@ struct worker {
     char *last_code; /* owns: the function that ran last, compared before any hashing */
     size_t last_len;
     PyObject *last_fn;
+    PyObject *each; /* owns: plait._worker.run_each, once it was needed */
 };
 
 /* What a task brought: blocks that a result may take along. */
@@ -123,11 +127,45 @@ static PyObject *read_buffers(struct worker *w, struct pl_wire *wire)
     return buffers;
 }
 
-/* The results of a call for each item of a list, or the error of the first that fails. */
-static PyObject *call_each(PyObject *fn, PyObject *items)
+/* A task's traceback begins with the task, not with our own function around it. */
+static void drop_first_entry(void)
 {
-    if (!PyList_CheckExact(items))
+    PyObject *error = plait_take_exception();
+    PyObject *traceback = error == NULL ? NULL : PyException_GetTraceback(error);
+    PyObject *rest = NULL;
+    if (traceback != NULL)
+        rest = PyObject_GetAttrString(traceback, "tb_next");
+    if (rest == NULL || PyException_SetTraceback(error, rest) < 0)
+        PyErr_Clear(); /* it tells more than it should, then */
+    Py_XDECREF(rest);
+    Py_XDECREF(traceback);
+    if (error != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(error);
+}
+
+/* The results of a call for each item of a list or range, or the error of the first that
+ * fails. A function of Python's is called faster by Python, which does not leave its loop of
+ * byte codes for that; any other by this loop. */
+static PyObject *call_each(struct worker *w, PyObject *fn, PyObject *items)
+{
+    if (!PyList_CheckExact(items) && !PyRange_Check(items))
         return damaged();
+    if (PyFunction_Check(fn) || PyRange_Check(items)) {
+        if (w->each == NULL) {
+            PyObject *module = PyImport_ImportModule("plait._worker");
+            w->each = module == NULL ? NULL : PyObject_GetAttrString(module, "run_each");
+            Py_XDECREF(module);
+            if (w->each == NULL)
+                return NULL;
+        }
+        PyObject *args[] = {NULL, fn, items};
+        PyObject *results =
+            PyObject_Vectorcall(w->each, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (results == NULL)
+            drop_first_entry();
+        return results;
+    }
     PyObject *results = PyList_New(PyList_GET_SIZE(items));
     for (Py_ssize_t i = 0; results != NULL && i < PyList_GET_SIZE(results); i++) {
         /* The list is nobody else's, but its items are the user's once they are called with. */
@@ -182,7 +220,7 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
             result =
                 PyObject_Vectorcall(fn, args + 1, (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
         else
-            result = n == 1 ? call_each(fn, args[1]) : damaged();
+            result = n == 1 ? call_each(w, fn, args[1]) : damaged();
         while (n > 0)
             Py_DECREF(args[n--]);
     } else {
@@ -208,7 +246,7 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
             if (!each)
                 result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
             else if (PyTuple_Check(args) && PyTuple_GET_SIZE(args) == 1)
-                result = call_each(fn, PyTuple_GET_ITEM(args, 0));
+                result = call_each(w, fn, PyTuple_GET_ITEM(args, 0));
             else
                 (void)damaged();
         }
@@ -225,7 +263,7 @@ out:
 static struct plait_block *find_held(const struct worker *w, const struct held *held,
                                      const Py_buffer *view)
 {
-    if (held->buffers == NULL || view->readonly)
+    if (held->buffers == NULL)
         return NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(held->buffers); i++) {
         struct plait_block *block = (struct plait_block *)PyList_GET_ITEM(held->buffers, i);
@@ -236,10 +274,34 @@ static struct plait_block *find_held(const struct worker *w, const struct held *
     return NULL;
 }
 
+/* Memory for a result. When it is short, the parent may hold results that nobody has looked at
+ * yet: it is told, and has a moment to give them back. */
+static int alloc_block(struct worker *w, size_t len, struct pl_block *block, void **data)
+{
+    int64_t pause = MEMORY_PAUSE_NS;
+    int64_t end = -1;
+    int error;
+    while ((error = pl_member_alloc(&w->member, len, block, data)) < 0 &&
+           len <= w->member.layout.limit) {
+        int64_t now = w->member.sys->now();
+        if (end < 0)
+            end = now + MEMORY_WAIT_NS;
+        if (now >= end || pl_member_knock(&w->member) < 0)
+            break;
+        uint32_t word = 0;
+        Py_BEGIN_ALLOW_THREADS(void) w->member.sys->futex_wait(&word, 0, pause);
+        Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0) return -1;
+        pause = pause < MEMORY_WAIT_NS / 64 ? 2 * pause : pause;
+    }
+    return error;
+}
+
 static int put_in_block(struct worker *w, const void *from, size_t len, struct pl_block *block)
 {
     void *data;
-    if (pl_member_alloc(&w->member, len, block, &data) < 0) {
+    if (alloc_block(w, len, block, &data) < 0) {
+        if (PyErr_Occurred())
+            return -1;
         PyErr_Format(PyExc_MemoryError,
                      "a result of %zu bytes does not fit the pool's shared memory "
                      "(limit %llu bytes, %llu in use)",
@@ -271,6 +333,25 @@ static int put_message(struct worker *w, struct pl_slot *slot, uint16_t kind, co
 
 /* Encodes and writes a value; takes over the reference. -1 with an exception set and nothing
  * lent. `held` is emptied. */
+/* Pickles by value what pickle refused with the error that is set, if Python's side agrees that
+ * this is called for. The error is taken in any case. */
+static PyObject *dump_again(PyObject *value, PyObject **buffers)
+{
+    PyObject *error = plait_take_exception();
+    PyObject *module = PyImport_ImportModule("plait._worker");
+    PyObject *pair =
+        module == NULL ? NULL : PyObject_CallMethod(module, "dump_again", "OO", value, error);
+    PyObject *body = NULL;
+    if (pair != NULL && PyArg_ParseTuple(pair, "SO!", &body, &PyList_Type, buffers)) {
+        Py_INCREF(body);
+        Py_INCREF(*buffers);
+    }
+    Py_XDECREF(pair);
+    Py_XDECREF(module);
+    Py_XDECREF(error);
+    return body;
+}
+
 static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, struct held *held)
 {
     struct plait_bytes out = {0};
@@ -287,6 +368,8 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
     Py_DECREF(value);
     value = sent;
     PyObject *body = value == NULL ? NULL : plait_dumps(w->state, value, &buffers);
+    if (body == NULL && value != NULL)
+        body = dump_again(value, &buffers);
     struct plait_bytes tail = {0};
     struct pl_wire_buf *table = NULL;
     struct plait_block **moved = NULL; /* owned references to the task's blocks, by buffer */
@@ -472,13 +555,14 @@ static int serve_one(struct worker *w, uint32_t cell)
 
 /* Whether this thread imports something. An exception there would leave modules that are half
  * there, which the next task would meet: parents without their submodules, for example. */
-static bool importing(void)
+static bool importing(const struct worker *w)
 {
     static const char *const marks[] = {"<frozen importlib._bootstrap>", "<frozen runpy>"};
     bool found = false;
     PyFrameObject *frame = PyEval_GetFrame(); // borrowed
     Py_XINCREF(frame);
-    while (frame != NULL && !found) {
+    /* Below the loop are the frames of whoever forked: of a script that an import runs, maybe. */
+    while (frame != NULL && frame != w->base && !found) {
         PyCodeObject *code = PyFrame_GetCode(frame);
         for (size_t i = 0; i < PL_ARRAY_LEN(marks) && !found; i++)
             found = PyUnicode_CompareWithASCIIString(code->co_filename, marks[i]) == 0;
@@ -516,14 +600,17 @@ static PyObject *on_stop(PyObject *capsule, PyObject *args)
     struct worker *w = PyCapsule_GetPointer(capsule, NULL);
     if (w == NULL)
         return NULL;
-    if (w->ticket == w->told || !pl_member_asked(&w->member, w->ticket)) {
+    bool asked = pl_member_asked(&w->member, w->ticket);
+    if (asked && w->ticket == w->told)
+        Py_RETURN_NONE; /* Asked again. The stack that this left is as good as the first. */
+    if (!asked) {
         /* Meant for a task that is over, or not by us: the stack that the signal left is of no
          * use to anyone. Without the descriptor there is nothing to clear. */
         if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
             w->stackfd = -1;
         Py_RETURN_NONE;
     }
-    if (importing() && stop_later(w, args)) {
+    if (importing(w) && stop_later(w, args)) {
         if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
             w->stackfd = -1;
         Py_RETURN_NONE;
@@ -580,6 +667,7 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     if (error < 0)
         return plait_raise(w.state, error, "joining a pool");
     w.most = most;
+    w.base = PyEval_GetFrame(); // borrowed: of the function that called this
     w.known = PyDict_New();
     if (w.known == NULL || make_canary(&w) < 0 || install_stop(&w, install) < 0)
         return NULL;
@@ -589,8 +677,10 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
         if (found == 1) {
             if (serve_one(&w, cell) < 0)
                 break;
-            if (w.most != 0 && --w.most == 0)
+            if (w.most != 0 && --w.most == 0) {
+                pl_member_leave(&w.member);
                 break;
+            }
             continue;
         }
         if (found < 0) {
@@ -599,7 +689,13 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
             break;
         }
         Py_BEGIN_ALLOW_THREADS error = pl_member_wait(&w.member);
-        Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) break;
+        Py_END_ALLOW_THREADS
+            /* A signal's handler is the user's, and may fork as a task may. It runs here rather
+             * than in the next task. */
+            int handled = PyErr_CheckSignals();
+        leave_if_forked(&w);
+        if (handled < 0)
+            break;
         if (error < 0 && error != -EINTR) {
             (void)plait_raise(w.state, error, "telling the pool of a free worker");
             break;
@@ -617,6 +713,7 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     /* Blocks that objects of the user's still hold point at w.member's memory, so neither the
      * mapping nor they are touched: the process ends after this. */
     Py_XDECREF(w.last_fn);
+    Py_XDECREF(w.each);
     PyMem_Free(w.last_code);
     Py_DECREF(w.known);
     if (failure != NULL) {

@@ -54,6 +54,7 @@ struct plait_state {
     PLAIT_OBJECTS(X)
 #undef X
     struct plait_budget_state budget;
+    struct plait_scope_state scope;
     struct plait_loop_state loop;
     struct plait_pool_state pool;
     struct plait_thread_state thread;
@@ -83,11 +84,13 @@ PLAIT_LATER_PARTS(X)
 #undef X
 
 /* Drop what is in the state but is no object (free lists). */
+void plait_scope_clear(struct plait_state *state);
 void plait_loop_clear(struct plait_state *state);
 void plait_pool_clear(struct plait_state *state);
 void plait_thread_clear(struct plait_state *state);
 void plait_generators_clear(struct plait_state *state);
 void plait_budget_clear(struct plait_state *state);
+void plait_task_clear(struct plait_state *state);
 
 /* Raises the exception for a negative code of the core: an OSError subclass for an
  * errno (with `what` as its context), MemoryError for -ENOMEM, plait's own for the

@@ -18,13 +18,23 @@ struct plait_monitor;
     X(PyObject, budget_after_fork)   \
     X(PyObject, budget_after_fork_in_child) \
     X(PyObject, stop)                \
+    X(PyObject, call_finder)         \
     X(PyObject, str_dunder_await)
 // clang-format on
 
+#define PLAIT_KNOWN 64
+
+/* A function that plait.call has met, by its code, and the task with its figures. Owns both. */
+struct plait_known {
+    PyObject *code;
+    PyObject *task;
+};
+
 struct plait_budget_state {
     struct plait_monitor *monitor; /* shares; NULL before the first budget */
-    bool hooked;                   /* atexit and fork know about it */
-    unsigned forking;              /* forks under way: the monitor is not to be started */
+    struct plait_known known[PLAIT_KNOWN];
+    bool hooked;      /* atexit and fork know about it */
+    unsigned forking; /* forks under way: the monitor is not to be started */
 };
 
 #endif /* PLAIT_STATE_AUTO_H */

@@ -61,11 +61,16 @@
 
 #define PLAIT_FREE_HANDLES 256
 
+/* Handles of one size, ready for use again; each keeps the reference to its type. One thread at
+ * a time uses the list: the interpreter's lock guards it. Not used without that lock. */
+struct plait_free_handles {
+    int len;
+    PyObject *handles[PLAIT_FREE_HANDLES];
+};
+
 struct plait_loop_state {
-    /* Handles ready for use again; each keeps the reference to its type. One thread at a
-     * time uses the list: the interpreter's lock guards it. Not built without that lock. */
-    PyObject *free_handles[PLAIT_FREE_HANDLES];
-    int free_handles_len;
+    struct plait_free_handles free_handles;
+    struct plait_free_handles free_timer_handles;
     bool server_takes_transport; /* Server._attach(transport), from 3.13 on */
     bool safe_handles;           /* asyncio has a class for other threads' handles (3.14) */
     bool futures_made_once;      /* Future.__init__ refuses futures that were made (3.15) */

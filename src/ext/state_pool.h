@@ -12,6 +12,7 @@
     X(PyTypeObject, future_type) /* (future_base, concurrent.futures.Future) */          \
     X(PyTypeObject, pool_type)                                                           \
     X(PyTypeObject, block_type)                                                          \
+    X(PyTypeObject, items_type)                                                          \
     X(PyObject, pickle_dumps)                                                            \
     X(PyObject, pickle_loads)                                                            \
     X(PyObject, protocol_5)                                                              \

@@ -10,6 +10,11 @@
     X(PyTypeObject, handle_base_type)              \
     X(PyTypeObject, scope_base_type)               \
     X(PyTypeObject, channel_base_type)             \
+    X(PyTypeObject, channel_op_type)               \
+    X(PyTypeObject, thread_waiter_type)            \
+    X(PyTypeObject, tokens_type)                   \
+    X(PyTypeObject, event_type)                    \
+    X(PyObject, pause) /* a function of Python's that does nothing */ \
     X(PyTypeObject, shared_ring_type)              \
     X(PyObject, str_add_done_callback)             \
     X(PyObject, str_ended)                         \
@@ -18,5 +23,17 @@
     X(PyObject, str_start)                         \
     X(PyObject, str_wake)
 // clang-format on
+
+struct thread_waiter;
+
+#define PLAIT_FREE_CHANNEL_OPS 32
+
+struct plait_scope_state {
+    struct thread_waiter *sleepers; /* borrows: threads that wait in channels, locks, events */
+    /* Calls on channels ready for use again; each keeps the reference to its type. Not built
+     * without the interpreter's lock, which guards the list. */
+    PyObject *free_ops[PLAIT_FREE_CHANNEL_OPS];
+    int free_ops_len;
+};
 
 #endif /* PLAIT_STATE_SCOPE_H */

@@ -8,6 +8,7 @@
  * goes away: as in asyncio, data for a reader that nobody holds is dropped.
  */
 #include "stream_reader.h"
+#include "args.h"
 
 /* ---- the buffer --------------------------------------------------------- */
 
@@ -84,9 +85,8 @@ static int append(ReaderState *s, PyObject *bytes)
 
 /* ---- feeding ------------------------------------------------------------ */
 
-/* Keeps a future that is done for plait_reader_future; steals it. A full ring loses its oldest,
- * which somebody may hold for ever. */
-static void keep_spare(LoopObject *loop, PyObject *future)
+/* A full ring loses its oldest, which somebody may hold for ever. */
+void plait_reader_keep(LoopObject *loop, PyObject *future)
 {
 #ifndef Py_GIL_DISABLED /* there, a count of one says nothing about other threads */
     if (loop->core_ready && !loop->state->loop.futures_made_once &&
@@ -119,16 +119,14 @@ PyObject *plait_reader_future(LoopObject *loop)
         !Py_IS_TYPE(loop->spares[loop->spare_head], type) ||
         PyDict_GetItemWithError(state->asyncio_futures, state->str_future) != (PyObject *)type)
         return PyErr_Occurred() ? NULL : plait_loop_future(loop);
-    if (PL_UNLIKELY(loop->future_kwargs == NULL)) {
-        loop->future_kwargs = Py_BuildValue("{s:O}", "loop", (PyObject *)loop);
-        if (loop->future_kwargs == NULL)
-            return NULL;
-    }
+    PyObject *kwargs = plait_loop_kwargs(loop); // borrowed
+    if (PL_UNLIKELY(kwargs == NULL))
+        return NULL;
     PyObject *future = loop->spares[loop->spare_head];
     loop->spares[loop->spare_head] = NULL;
     loop->spare_head = (loop->spare_head + 1) % PLAIT_SPARE_FUTURES;
     loop->spare_len--;
-    if (PL_LIKELY(type->tp_init(future, state->no_args, loop->future_kwargs) == 0))
+    if (PL_LIKELY(type->tp_init(future, state->no_args, kwargs) == 0))
         return future;
     Py_DECREF(future);
     if (!PyErr_ExceptionMatches(PyExc_RuntimeError))
@@ -148,7 +146,7 @@ static int wake_reader(ReaderState *s)
     struct plait_state *state = s->loop->state;
     PyObject *result = PyObject_CallMethodOneArg(waiter, state->str_set_result, Py_None);
     if (PL_LIKELY(result != NULL)) {
-        keep_spare(s->loop, waiter);
+        plait_reader_keep(s->loop, waiter);
         Py_DECREF(result);
         return 0;
     }
@@ -528,7 +526,7 @@ void plait_reader_link(LoopObject *loop, PyObject *protocol, ReaderState **link)
 
 /* ---- methods ------------------------------------------------------------ */
 
-PyDoc_STRVAR(feed_data_doc, "feed_data($self, data, /)\n--\n\n"
+PyDoc_STRVAR(feed_data_doc, "feed_data($self, data)\n--\n\n"
                             "Add data to the buffer and wake the reader that waits for it.");
 
 static PyObject *reader_feed_data(PyObject *self, PyObject *data)
@@ -569,10 +567,17 @@ PyDoc_STRVAR(readuntil_doc, "readuntil($self, separator=b'\\n')\n--\n\n"
 PyDoc_STRVAR(readline_doc, "readline($self, /)\n--\n\n"
                            "Read a line with its newline, or what is left at the end.");
 
+/* Their parameters may be given by name, as asyncio's. */
+static PyObject *reader_feed_data_named(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                        PyObject *kwnames)
+{
+    return plait_args_one(reader_feed_data, self, "feed_data", "data", args, nargs, kwnames);
+}
+
 #define FAST(function) (PyCFunction)(void (*)(void))(function)
 
 static PyMethodDef reader_methods[] = {
-    {"feed_data", reader_feed_data, METH_O, feed_data_doc},
+    {"feed_data", FAST(reader_feed_data_named), METH_FASTCALL | METH_KEYWORDS, feed_data_doc},
     {"at_eof", reader_at_eof, METH_NOARGS, at_eof_doc},
     {"exception", reader_exception, METH_NOARGS, exception_doc},
     {"read", FAST(plait_reader_read), METH_FASTCALL | METH_KEYWORDS, read_doc},

@@ -44,6 +44,8 @@ int plait_reader_resume(ReaderState *s);
 
 /* A pending asyncio.Future of the loop's, new or used again. */
 PyObject *plait_reader_future(LoopObject *loop);
+/* Keeps a future that is done for plait_reader_future; steals it. */
+void plait_reader_keep(LoopObject *loop, PyObject *future);
 
 /* stream_read.c: the methods that wait. */
 PyObject *plait_reader_read(PyObject *self, PyObject *const *args, Py_ssize_t nargs,

@@ -4,6 +4,7 @@
  * an object that stands in that callback's place gives the writer its subclass. As with the
  * reader, the class has no fields and asyncio's name.
  */
+#include "args.h"
 #include "stream_reader.h"
 
 #include "transport.h"
@@ -113,7 +114,7 @@ static PyObject *field_of(PyObject *self, PyObject *name)
     return value;
 }
 
-PyDoc_STRVAR(write_doc, "write($self, data, /)\n--\n\nSend data; see drain.");
+PyDoc_STRVAR(write_doc, "write($self, data)\n--\n\nSend data; see drain.");
 
 static PyObject *writer_write(PyObject *self, PyObject *data)
 {
@@ -189,8 +190,16 @@ static PyObject *get_class(PyObject *self, void *Py_UNUSED(closure))
     return state == NULL ? NULL : Py_NewRef(state->asyncio_stream_writer);
 }
 
+/* Their parameters may be given by name, as asyncio's. */
+static PyObject *writer_write_named(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                    PyObject *kwnames)
+{
+    return plait_args_one(writer_write, self, "write", "data", args, nargs, kwnames);
+}
+
 static PyMethodDef writer_methods[] = {
-    {"write", writer_write, METH_O, write_doc},
+    {"write", (PyCFunction)(void (*)(void))writer_write_named, METH_FASTCALL | METH_KEYWORDS,
+     write_doc},
     {"drain", writer_drain, METH_NOARGS, drain_doc},
     {NULL, NULL, 0, NULL},
 };

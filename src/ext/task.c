@@ -305,14 +305,90 @@ static PyObject *task_vectorcall(PyObject *self, PyObject *const *args, size_t n
     return call_placed(t->state, t, t->fn, args, nargsf, kwnames);
 }
 
-/* _call(fn, *args, **kwargs): for functions that are no tasks, but whose figures this keeps. */
-static PyObject *task_call_other(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                 PyObject *kwnames)
+/* The task that keeps the figures of fn, or fn itself: a new reference. A function's code is told
+ * by its address, for its hash would cost more than the rest of a call; the entry keeps the code,
+ * so nothing else can come to have the address. */
+static PyObject *task_for(struct plait_state *state, PyObject *fn)
 {
+    struct plait_known *entry = NULL;
+    if (PyFunction_Check(fn)) {
+        PyObject *code = PyFunction_GET_CODE(fn); // borrowed
+        uintptr_t at = (uintptr_t)code;
+        entry = &state->budget.known[(at >> 5 ^ at >> 12) % PLAIT_KNOWN];
+        if (entry->code == code)
+            return Py_NewRef(entry->task);
+    }
+    if (state->call_finder == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "plait.call is not set up: import plait");
+        return NULL;
+    }
+    PyObject *found = PyObject_CallOneArg(state->call_finder, fn);
+    if (found == NULL || !Py_IS_TYPE(found, state->task_type) || found == fn)
+        return found;
+#ifndef Py_GIL_DISABLED
+    if (entry != NULL) {
+        struct plait_known old = *entry;
+        *entry = (struct plait_known){Py_NewRef(PyFunction_GET_CODE(fn)), Py_NewRef(found)};
+        Py_XDECREF(old.code); /* may run Python, which may come here */
+        Py_XDECREF(old.task);
+    }
+#endif
+    return found;
+}
+
+void plait_task_clear(struct plait_state *state)
+{
+    for (int i = 0; i < PLAIT_KNOWN; i++) {
+        struct plait_known old = state->budget.known[i];
+        state->budget.known[i] = (struct plait_known){NULL, NULL};
+        Py_XDECREF(old.code);
+        Py_XDECREF(old.task);
+    }
+}
+
+PyDoc_STRVAR(call_doc,
+             "call($module, fn, /, *args, **kwargs)\n--\n\n"
+             "Call a function where it belongs by what its calls have cost.\n\n"
+             "Figures are kept for any callable; a function that is called often is better made a\n"
+             "`task`. See there for where calls run.\n\n"
+             "Args:\n"
+             "    fn: An ordinary function or other callable.\n"
+             "    *args: Passed on.\n"
+             "    **kwargs: Passed on.\n\n"
+             "Returns:\n"
+             "    Call: to await, or to ask for its ``result()``.\n\n"
+             "Raises:\n"
+             "    TypeError: `fn` is not callable, or asynchronous.");
+
+static PyObject *call_any(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
+                          PyObject *kwnames)
+{
+    struct plait_state *state = plait_state_of_module(module);
     if (nargs < 1)
-        return PyErr_Format(PyExc_TypeError, "_call() needs a function");
-    return call_placed(TASK(self)->state, TASK(self), args[0], args + 1, (size_t)(nargs - 1),
-                       kwnames);
+        return PyErr_Format(PyExc_TypeError, "call() needs a function");
+    PyObject *task = task_for(state, args[0]);
+    if (task == NULL)
+        return NULL;
+    PyObject *call =
+        task == args[0]
+            ? PyObject_Vectorcall(task, args + 1, (size_t)(nargs - 1), kwnames)
+            : call_placed(state, TASK(task), args[0], args + 1, (size_t)(nargs - 1), kwnames);
+    Py_DECREF(task);
+    return call;
+}
+
+/* _call_by(finder): finder(fn) gives the task that keeps the figures of fn, or fn. */
+static PyObject *call_by(PyObject *module, PyObject *finder)
+{
+    Py_XSETREF(plait_state_of_module(module)->call_finder, Py_NewRef(finder));
+    Py_RETURN_NONE;
+}
+
+/* _call_forget(): the finder's books have lost some. */
+static PyObject *call_forget(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    plait_task_clear(plait_state_of_module(module));
+    Py_RETURN_NONE;
 }
 
 static PyObject *task_sync(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
@@ -540,7 +616,6 @@ static PyMethodDef task_methods[] = {
      "sync($self, /, *args, **kwargs)\n--\n\nCall the function and return its value; wait in this "
      "thread when it was placed elsewhere.\n\nRaises:\n    BaseException: what the function "
      "raised."},
-    {"_call", FAST(task_call_other), NULL},
     {"_record", task_record, METH_VARARGS, NULL},
     {"_note_away", task_note_away, METH_VARARGS, NULL},
     {"_note_here", task_note_here, METH_VARARGS, NULL},
@@ -598,6 +673,9 @@ static PyType_Spec task_spec = {
 
 static PyMethodDef functions[] = {
     {"_run_plain", FAST(run_plain), NULL},
+    {"call", FAST(call_any), call_doc},
+    {"_call_by", call_by, METH_O, NULL},
+    {"_call_forget", call_forget, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -36,7 +36,7 @@ int plait_tls_call_raw(TLSObject *t, PyObject *name)
 int plait_tls_call_soon(TLSObject *t, const char *method)
 {
     PyObject *bound = PyObject_GetAttrString((PyObject *)t, method);
-    int r = bound == NULL ? -1 : plait_loop_call_soon(t->loop, bound, NULL, NULL);
+    int r = bound == NULL ? -1 : plait_loop_soon(t->loop, bound, NULL, NULL);
     Py_XDECREF(bound);
     return r;
 }
@@ -525,7 +525,7 @@ static int tell_lost(TLSObject *t, PyObject *exc)
         return 0;
     t->app_state = TLS_APP_LOST;
     PyObject *lost = PyObject_GetAttr(t->protocol, t->loop->state->str_connection_lost);
-    int r = lost == NULL ? -1 : plait_loop_call_soon(t->loop, lost, exc, NULL);
+    int r = lost == NULL ? -1 : plait_loop_soon(t->loop, lost, exc, NULL);
     Py_XDECREF(lost);
     return r;
 }

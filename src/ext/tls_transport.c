@@ -1,4 +1,5 @@
 /* tls_transport.c - plait._core.SSLTransport: the methods that programs call, and the type. */
+#include "args.h"
 #include "tls.h"
 
 #include "transport.h"
@@ -78,7 +79,7 @@ static int write_pieces(TLSObject *t, PyObject *const *pieces, Py_ssize_t n)
     return r < 0 ? plait_tls_fatal(t, "Fatal error on SSL protocol") : 0;
 }
 
-PyDoc_STRVAR(write_doc, "write($self, data, /)\n--\n\n"
+PyDoc_STRVAR(write_doc, "write($self, data)\n--\n\n"
                         "Encrypt and send data without waiting.\n\n"
                         "Args:\n"
                         "    data (bytes | bytearray | memoryview): what to send; may be\n"
@@ -99,7 +100,7 @@ static PyObject *tls_write(PyObject *self, PyObject *data)
     return r < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-PyDoc_STRVAR(writelines_doc, "writelines($self, list_of_data, /)\n--\n\n"
+PyDoc_STRVAR(writelines_doc, "writelines($self, list_of_data)\n--\n\n"
                              "Encrypt and send several pieces of data, in order.");
 
 static PyObject *tls_writelines(PyObject *self, PyObject *pieces)
@@ -227,7 +228,7 @@ int plait_tls_set_protocol(TLSObject *t, PyObject *protocol)
     return 0;
 }
 
-PyDoc_STRVAR(set_protocol_doc, "set_protocol($self, protocol, /)\n--\n\n"
+PyDoc_STRVAR(set_protocol_doc, "set_protocol($self, protocol)\n--\n\n"
                                "Give what arrives from now on to another protocol.");
 
 static PyObject *tls_set_protocol(PyObject *self, PyObject *protocol)
@@ -557,15 +558,36 @@ static PyMemberDef tls_members[] = {
     {"_closed", T_BOOL, offsetof(TLSObject, closed), READONLY, "Whether it closes."},
     {"_protocol_paused", T_BOOL, offsetof(TLSObject, app_paused), READONLY,
      "Whether the protocol was told to pause writing."},
+    {"_app_reading_paused", T_BOOL, offsetof(TLSObject, reading_paused), READONLY,
+     "Whether reading is paused."},
     {"_sslobj", T_OBJECT, offsetof(TLSObject, ssl_object), READONLY, "The ssl.SSLObject."},
     {NULL, 0, 0, 0, NULL},
 };
 
+/* Their parameters may be given by name, as asyncio's. */
+static PyObject *tls_write_named(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                 PyObject *kwnames)
+{
+    return plait_args_one(tls_write, self, "write", "data", args, nargs, kwnames);
+}
+
+static PyObject *tls_writelines_named(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                      PyObject *kwnames)
+{
+    return plait_args_one(tls_writelines, self, "writelines", "list_of_data", args, nargs, kwnames);
+}
+
+static PyObject *tls_set_protocol_named(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                        PyObject *kwnames)
+{
+    return plait_args_one(tls_set_protocol, self, "set_protocol", "protocol", args, nargs, kwnames);
+}
+
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
 
 static PyMethodDef tls_methods[] = {
-    {"write", tls_write, METH_O, write_doc},
-    {"writelines", tls_writelines, METH_O, writelines_doc},
+    {"write", KEYWORDS(tls_write_named), METH_FASTCALL | METH_KEYWORDS, write_doc},
+    {"writelines", KEYWORDS(tls_writelines_named), METH_FASTCALL | METH_KEYWORDS, writelines_doc},
     {"write_eof", tls_write_eof, METH_NOARGS, write_eof_doc},
     {"can_write_eof", tls_can_write_eof, METH_NOARGS, can_write_eof_doc},
     {"close", tls_close, METH_NOARGS, close_doc},
@@ -575,7 +597,8 @@ static PyMethodDef tls_methods[] = {
     {"is_reading", tls_is_reading, METH_NOARGS, is_reading_doc},
     {"pause_reading", tls_pause_reading, METH_NOARGS, pause_reading_doc},
     {"resume_reading", tls_resume_reading, METH_NOARGS, resume_reading_doc},
-    {"set_protocol", tls_set_protocol, METH_O, set_protocol_doc},
+    {"set_protocol", KEYWORDS(tls_set_protocol_named), METH_FASTCALL | METH_KEYWORDS,
+     set_protocol_doc},
     {"get_protocol", tls_get_protocol, METH_NOARGS, get_protocol_doc},
     {"get_write_buffer_size", tls_get_write_size, METH_NOARGS, NULL},
     {"get_read_buffer_size", tls_get_read_size, METH_NOARGS, NULL},

@@ -8,6 +8,7 @@
  * when it is made and given up after connection_lost. The loop's traverse visits it.
  */
 #include "transport.h"
+#include "args.h"
 
 #include <errno.h>
 #include <netinet/tcp.h>
@@ -64,6 +65,7 @@ static int set_protocol(TransportObject *t, PyObject *protocol)
         return -1;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));
     t->buffered = buffered;
+    t->stream.borrows = !buffered;
     t->tls = Py_IS_TYPE(protocol, t->loop->state->tls_type);
     if (t->started)
         plait_reader_link(t->loop, protocol, &t->feed);
@@ -137,6 +139,7 @@ PyObject *plait_transport_new(LoopObject *loop, int fd, PyObject *sock, PyObject
         (void)plait_raise(state, r, r == -EEXIST ? "the descriptor is in use by the loop" : NULL);
         goto fail;
     }
+    t->stream.borrows = !t->buffered;
     r = pl_loop_enqueue(&loop->core, &t->start);
     if (r < 0) {
         pl_stream_forget(&t->stream);
@@ -242,7 +245,7 @@ static PyObject *transport_resume_reading(PyObject *self, PyObject *Py_UNUSED(ig
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(set_protocol_doc, "set_protocol($self, protocol, /)\n--\n\n"
+PyDoc_STRVAR(set_protocol_doc, "set_protocol($self, protocol)\n--\n\n"
                                "Give what arrives from now on to another protocol.");
 
 static PyObject *transport_set_protocol(PyObject *self, PyObject *protocol)
@@ -372,11 +375,33 @@ static PyMemberDef transport_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
+/* Their parameters may be given by name, as asyncio's. */
+static PyObject *transport_write(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                 PyObject *kwnames)
+{
+    return plait_args_one(plait_transport_write, self, "write", "data", args, nargs, kwnames);
+}
+
+static PyObject *transport_writelines(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                      PyObject *kwnames)
+{
+    return plait_args_one(plait_transport_writelines, self, "writelines", "list_of_data", args,
+                          nargs, kwnames);
+}
+
+static PyObject *transport_set_protocol_named(PyObject *self, PyObject *const *args,
+                                              Py_ssize_t nargs, PyObject *kwnames)
+{
+    return plait_args_one(transport_set_protocol, self, "set_protocol", "protocol", args, nargs,
+                          kwnames);
+}
+
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
 
 static PyMethodDef transport_methods[] = {
-    {"write", plait_transport_write, METH_O, plait_transport_write_doc},
-    {"writelines", plait_transport_writelines, METH_O, plait_transport_writelines_doc},
+    {"write", KEYWORDS(transport_write), METH_FASTCALL | METH_KEYWORDS, plait_transport_write_doc},
+    {"writelines", KEYWORDS(transport_writelines), METH_FASTCALL | METH_KEYWORDS,
+     plait_transport_writelines_doc},
     {"write_eof", plait_transport_write_eof, METH_NOARGS, plait_transport_write_eof_doc},
     {"can_write_eof", plait_transport_can_write_eof, METH_NOARGS,
      plait_transport_can_write_eof_doc},
@@ -387,7 +412,8 @@ static PyMethodDef transport_methods[] = {
     {"is_reading", transport_is_reading, METH_NOARGS, is_reading_doc},
     {"pause_reading", transport_pause_reading, METH_NOARGS, pause_reading_doc},
     {"resume_reading", transport_resume_reading, METH_NOARGS, resume_reading_doc},
-    {"set_protocol", transport_set_protocol, METH_O, set_protocol_doc},
+    {"set_protocol", KEYWORDS(transport_set_protocol_named), METH_FASTCALL | METH_KEYWORDS,
+     set_protocol_doc},
     {"get_protocol", transport_get_protocol, METH_NOARGS, get_protocol_doc},
     {"get_write_buffer_size", plait_transport_get_write_buffer_size, METH_NOARGS,
      plait_transport_get_write_buffer_size_doc},

@@ -109,7 +109,7 @@ void plait_transport_remember_names(TransportObject *t)
 }
 
 const char plait_transport_get_extra_info_doc[] =
-    PyDoc_STR("get_extra_info($self, name, default=None, /)\n--\n\n"
+    PyDoc_STR("get_extra_info($self, name, default=None)\n--\n\n"
               "Return what is known about the connection: socket, sockname, peername.");
 
 PyObject *plait_transport_get_extra_info(PyObject *self, PyObject *args, PyObject *kwargs)

@@ -10,7 +10,7 @@
 #define LOG_LOST_WRITES 5
 
 const char plait_transport_write_doc[] =
-    PyDoc_STR("write($self, data, /)\n--\n\n"
+    PyDoc_STR("write($self, data)\n--\n\n"
               "Send data without waiting.\n\n"
               "Args:\n"
               "    data (bytes | bytearray | memoryview): what to send; may be\n"
@@ -123,7 +123,7 @@ PyObject *plait_transport_write(PyObject *self, PyObject *data)
 }
 
 const char plait_transport_writelines_doc[] =
-    PyDoc_STR("writelines($self, list_of_data, /)\n--\n\n"
+    PyDoc_STR("writelines($self, list_of_data)\n--\n\n"
               "Send several pieces of data, in order, in as few calls as possible.");
 
 PyObject *plait_transport_writelines(PyObject *self, PyObject *pieces)

@@ -50,6 +50,7 @@ from ._serve_setup import ServeReport as ServeReport
 from ._serve_setup import WorkerFigures as WorkerFigures
 from ._serve_worker import Serving as Serving
 from ._serve_worker import serving as serving
+from ._start import freeze_support as freeze_support
 from ._threads import ThreadPool as ThreadPool
 from ._threads import stop_requested as stop_requested
 
@@ -92,6 +93,7 @@ __all__ = [
     "channel",
     "current_scope",
     "explain",
+    "freeze_support",
     "from_thread",
     "install",
     "new_event_loop",

@@ -1,9 +1,7 @@
 """Channels: bounded queues that end, between any two strands.
 
-`Channel` joins the strands of one process: coroutines of any loop, and threads. Whoever finds
-it full or empty leaves a waiter and looks again when it is woken; the item itself is never in
-flight, so cancelling who waits loses nothing. One who was woken and goes away without looking
-wakes the next.
+`Channel` joins the strands of one process: coroutines of any loop, and threads. Its ring, its
+coroutines' calls and the lists of those who wait are C (channel.c says how).
 
 `SharedChannel` joins processes as well: the items are bytes in memory that all of them map.
 """
@@ -14,21 +12,22 @@ import asyncio
 import errno
 import math
 import os
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import _core
 from ._exceptions import ChannelClosed
-from ._waiters import LoopWaiter, ThreadWaiter, check_may_block
+from ._waiters import ThreadWaiter, check_may_block
 
 __all__ = ["Channel", "ChannelStatistics", "SharedChannel", "channel"]
 
 _T = TypeVar("_T")
 
 _NOTHING: Any = object()
-_FOR_EVER = -1.0
+_PAUSE = 0.1  # seconds
 SHARED_SIZE = 4 << 20
 """Bytes of a shared channel's memory, unless said otherwise."""
 
@@ -59,7 +58,16 @@ class Channel(_core.ChannelBase, Generic[_T]):
     `receive_blocking` and ``for``; `send_nowait` and `receive_nowait` are for both. Any number
     of loops and threads may be on either end. Items come out in the order in which they went
     in; who waits longest is woken first, but one that comes in between may be faster.
+
+    A coroutine's call that need not wait does not: it costs no turn of the loop, but for one in
+    64. A thread that is stopped (`TaskStopped`) while it waits in the channel ends the wait.
     """
+
+    if TYPE_CHECKING:
+        # Coroutines in all but their type: they cost no frame.
+        def send(self, item: _T, /) -> Coroutine[Any, Any, None]: ...
+        def receive(self) -> Coroutine[Any, Any, _T]: ...
+        def __anext__(self) -> Coroutine[Any, Any, _T]: ...
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -68,22 +76,6 @@ class Channel(_core.ChannelBase, Generic[_T]):
 
     # ---- both ------------------------------------------------------------------------
 
-    @property
-    def closed(self) -> bool:
-        """Whether nothing more can be sent."""
-        return self._closed
-
-    def close(self) -> None:
-        """Take no more items.
-
-        What is in the channel can still be received; then receivers get ChannelClosed, and
-        iterations end. Closing again does nothing.
-        """
-        self._shut()
-        for waiters in (self._receivers, self._senders):
-            while waiters:
-                waiters.pop(0).wake()
-
     def send_nowait(self, item: _T) -> None:
         """Put an item in if there is room.
 
@@ -91,7 +83,7 @@ class Channel(_core.ChannelBase, Generic[_T]):
             asyncio.QueueFull: there is none.
             ChannelClosed: the channel is closed.
         """
-        if not self._put(item, None):
+        if not self._push(item, None):
             raise asyncio.QueueFull(f"the channel holds {self.capacity} items")
 
     def receive_nowait(self) -> _T:
@@ -101,104 +93,18 @@ class Channel(_core.ChannelBase, Generic[_T]):
             asyncio.QueueEmpty: there is none.
             ChannelClosed: there is none and never will be.
         """
-        item = self._take(None)
+        item = self._pop(None, _NOTHING)
         if item is _NOTHING:
             raise asyncio.QueueEmpty("the channel is empty")
         return item  # type: ignore[no-any-return]
 
     def statistics(self) -> ChannelStatistics:
         """What it holds and has done."""
-        return ChannelStatistics(self.capacity, len(self), self._sent, self._received, self._closed)
+        return ChannelStatistics(self.capacity, len(self), self._sent, self._received, self.closed)
 
     def __repr__(self) -> str:
-        state = ", closed" if self._closed else ""
+        state = ", closed" if self.closed else ""
         return f"<plait.Channel {len(self)} of {self.capacity}{state}>"
-
-    def _put(self, item: _T, waiter: LoopWaiter | ThreadWaiter | None) -> bool:
-        told = self._push(item, waiter)
-        if told is None:
-            raise ChannelClosed("the channel is closed: nothing can be sent")
-        return told
-
-    def _take(self, waiter: LoopWaiter | ThreadWaiter | None) -> Any:
-        item = self._pop(waiter, _NOTHING)
-        if item is _NOTHING and self._closed:
-            raise ChannelClosed("the channel is closed and empty")
-        return item
-
-    @staticmethod
-    def _wake(waiters: list[Any]) -> None:
-        # A waiter is taken off after it is woken: TaskStopped may be raised between any two
-        # steps of a thread, and then one wake-up too many is better than one that is lost.
-        while waiters:
-            try:
-                waiter = waiters[0]
-                woken = waiter.wake()
-                waiters.remove(waiter)
-            except (IndexError, ValueError):  # another thread was faster
-                continue
-            if woken:
-                return
-
-    def _leave(self, waiters: list[Any], waiter: LoopWaiter | ThreadWaiter) -> None:
-        """A waiter goes away; if it has been woken, the next one is in its place."""
-        try:
-            waiters.remove(waiter)
-        except ValueError:
-            if waiter.woken:
-                self._wake(waiters)
-
-    # ---- coroutines ------------------------------------------------------------------
-
-    async def send(self, item: _T) -> None:
-        """Put an item in, waiting for room.
-
-        Raises:
-            ChannelClosed: the channel is closed, or was while this waited.
-        """
-        if self._push(item, None):
-            return
-        while True:
-            waiter = LoopWaiter()
-            if self._put(item, waiter):
-                return
-            try:
-                await waiter.future
-            except BaseException:
-                self._leave(self._senders, waiter)
-                raise
-
-    async def receive(self) -> _T:
-        """Take the next item, waiting for one.
-
-        Raises:
-            ChannelClosed: there is none, and never will be.
-        """
-        item = self._pop(None, _NOTHING)
-        if item is not _NOTHING:
-            return item  # type: ignore[no-any-return]
-        while True:
-            waiter = LoopWaiter()
-            item = self._take(waiter)
-            if item is not _NOTHING:
-                return item  # type: ignore[no-any-return]
-            try:
-                await waiter.future
-            except BaseException:
-                self._leave(self._receivers, waiter)
-                raise
-
-    def __aiter__(self) -> AsyncIterator[_T]:
-        return self
-
-    async def __anext__(self) -> _T:
-        item = self._pop(None, _NOTHING)
-        if item is not _NOTHING:
-            return item  # type: ignore[no-any-return]
-        try:
-            return await self.receive()
-        except ChannelClosed:
-            raise StopAsyncIteration from None
 
     # ---- threads ---------------------------------------------------------------------
 
@@ -214,21 +120,18 @@ class Channel(_core.ChannelBase, Generic[_T]):
             TimeoutError: there was no room in time.
             RuntimeError: it would have to wait, and a loop runs in this thread.
         """
-        if self._put(item, None):
+        if self._push(item, None):
             return
         check_may_block("send_blocking()", "await send()")
         end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            waiter = ThreadWaiter()
-            # From here on the waiter may be on the list, whatever is raised in this thread.
-            try:
-                if self._put(item, waiter):
-                    return
+        waiter = ThreadWaiter()
+        # From here on the waiter may be on the list, whatever is raised in this thread.
+        try:
+            while not self._push(item, waiter):
                 self._block(waiter, end)
-            except BaseException:
-                waiter.gone = True
-                self._leave(self._senders, waiter)
-                raise
+        except BaseException:
+            self._leave(waiter, True)
+            raise
 
     def receive_blocking(self, timeout: float | None = None) -> _T:
         """Take the next item, blocking this thread until there is one.
@@ -241,20 +144,17 @@ class Channel(_core.ChannelBase, Generic[_T]):
             TimeoutError: there was none in time.
             RuntimeError: it would have to wait, and a loop runs in this thread.
         """
-        item = self._take(None)
+        item = self._pop(None, _NOTHING)
         if item is _NOTHING:
             check_may_block("receive_blocking()", "await receive()")
             end = None if timeout is None else time.monotonic() + timeout
-            while item is _NOTHING:
-                waiter = ThreadWaiter()
-                try:
-                    item = self._take(waiter)
-                    if item is _NOTHING:
-                        self._block(waiter, end)
-                except BaseException:
-                    waiter.gone = True
-                    self._leave(self._receivers, waiter)
-                    raise
+            waiter = ThreadWaiter()
+            try:
+                while (item := self._pop(waiter, _NOTHING)) is _NOTHING:
+                    self._block(waiter, end)
+            except BaseException:
+                self._leave(waiter, False)
+                raise
         return item  # type: ignore[no-any-return]
 
     @staticmethod
@@ -438,7 +338,8 @@ class SharedChannel(Generic[_T]):
         left = end - time.monotonic()
         if left <= 0:
             raise TimeoutError("the channel did not change in time")
-        self._ring.wait(for_room, left if left < 3600 else _FOR_EVER)
+        # What stops a task's thread is raised between two waits; nobody else is in a hurry.
+        self._ring.wait(for_room, min(left, 3600.0 if _in_main_thread() else _PAUSE))
 
     def __iter__(self) -> Iterator[_T]:
         return self
@@ -502,6 +403,10 @@ class SharedChannel(Generic[_T]):
             return await self.receive()
         except ChannelClosed:
             raise StopAsyncIteration from None
+
+
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
 
 
 def _open_pipe(path: str) -> int:

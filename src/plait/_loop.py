@@ -38,7 +38,7 @@ _Ts = TypeVarTuple("_Ts")
 
 _private: Any = base_events  # what its stubs leave out
 _SENDFILE_BLOCK = 16384  # bytes read and written at a time
-_BACKENDS = ("auto", "epoll")
+_BACKENDS = ("auto", "epoll", "uring")
 
 
 class _SelectorView:
@@ -132,15 +132,20 @@ def _choose_backend(backend: str | None) -> str:
         backend = os.environ.get("PLAIT_BACKEND", "") or "auto"
     if backend not in _BACKENDS:
         raise ValueError(f"{source} must be one of {', '.join(_BACKENDS)}, not {backend!r}")
-    return "epoll"
+    # The rule of "auto": epoll, which is no slower for sockets; docs/architecture.md has the
+    # figures.
+    return "epoll" if backend == "auto" else backend
 
 
 class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[misc]
     """An asyncio event loop with its core in C.
 
     Args:
-        backend: how to wait for descriptors: "auto" or "epoll". None reads the
-            environment variable PLAIT_BACKEND, and means "auto" without it.
+        backend: how to wait for descriptors: "epoll", "uring" (io_uring), or "auto" for
+            the one that is faster for sockets. None reads the environment variable
+            PLAIT_BACKEND, and means "auto" without it. Where the kernel refuses io_uring
+            (too old, a seccomp filter, a sysctl, a limit) the loop takes epoll and logs a
+            warning; the property ``backend`` tells which it is, ``plait doctor`` why.
 
     Raises:
         ValueError: backend is unknown.
@@ -179,7 +184,10 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
         self._listeners: dict[int, _core.Listener] = {}
         self._rotas: dict[int, _core.Rota] = {}  # of sockets that other processes share
         try:
-            _choose_backend(backend)
+            if _choose_backend(backend) == "uring" and (code := self._use_uring()):
+                _private.logger.warning(
+                    "io_uring is refused (%s): the loop waits with epoll", os.strerror(code)
+                )
             super().__init__(_SelectorView(self))  # type: ignore[arg-type]
         except BaseException:
             self._closed = True  # half made: nothing to warn of when it is dropped
@@ -465,24 +473,35 @@ def _forget_parents_loops() -> None:
 os.register_at_fork(after_in_child=_forget_parents_loops)
 
 
-def new_event_loop() -> Loop:
-    """Return a new Loop; a loop_factory for asyncio.run and asyncio.Runner."""
-    return Loop()
+def new_event_loop(*, backend: str | None = None) -> Loop:
+    """Return a new Loop; a loop_factory for asyncio.run and asyncio.Runner.
+
+    Args:
+        backend: as Loop takes it.
+
+    Raises:
+        ValueError: backend is unknown.
+    """
+    return Loop(backend=backend)
 
 
-def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
+def run(
+    main: Coroutine[Any, Any, _T], *, debug: bool | None = None, backend: str | None = None
+) -> _T:
     """Run a coroutine on a new plait loop, as asyncio.run does, and close the loop.
 
     Args:
         main: the coroutine.
         debug: asyncio's debug mode; None leaves it to PYTHONASYNCIODEBUG.
+        backend: how the loop waits for descriptors, as Loop takes it.
 
     Returns:
         What the coroutine returns.
 
     Raises:
         RuntimeError: a loop runs in this thread already.
-        ValueError: main is not a coroutine (TypeError from Python 3.14 on).
+        ValueError: main is not a coroutine (TypeError from Python 3.14 on), or backend is
+            unknown.
 
     Example:
         >>> import plait
@@ -493,7 +512,7 @@ def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
     """
     if events._get_running_loop() is not None:
         raise RuntimeError("plait.run() cannot be called from a running event loop")
-    with asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(debug=debug, loop_factory=lambda: Loop(backend=backend)) as runner:
         return runner.run(main)
 
 

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Protocol, TypeVar
 
+from . import _core
+
 T = TypeVar("T")
 
 WINDOW = 1024
@@ -23,7 +25,10 @@ class Submit(Protocol):
         """Return a future."""
 
 
-def run_chunk(fn: Callable[..., T], items: list[Any]) -> list[T]:
+Chunk = list[Any] | range
+
+
+def run_chunk(fn: Callable[..., T], items: Chunk) -> list[T]:
     """Call fn on each item."""
     return list(map(fn, items))
 
@@ -35,8 +40,44 @@ def run_rows(fn: Callable[..., T], rows: list[tuple[Any, ...]]) -> list[T]:
 
 def length(iterables: tuple[Iterable[Any], ...]) -> int | None:
     """How many items there are, when every iterable knows."""
-    sizes = [len(items) for items in iterables if isinstance(items, Sized)]
+    try:
+        sizes = [len(items) for items in iterables if isinstance(items, Sized)]
+    except OverflowError:  # a range of more items than there can be in memory
+        return None
     return min(sizes) if sizes and len(sizes) == len(iterables) else None
+
+
+def check_map(fn: object, chunksize: object, buffersize: object) -> None:
+    """Refuse what map cannot take; see map_tasks."""
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+    for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
+        if value is None and name == "buffersize":
+            continue
+        or_none = " or None" if name == "buffersize" else ""
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer{or_none}, not {value!r}")
+        if value < 1:
+            what = "None or > 0" if or_none else ">= 1"
+            raise ValueError(f"{name} must be {what}, not {value}")
+
+
+def chunks_of(items: Iterable[Any], size: int) -> Iterator[Chunk]:
+    """Cut items into lists of `size`; of a range, into ranges."""
+    kind = type(items)
+    if kind is range or kind is list or kind is tuple:
+        return slices_of(items, size)  # type: ignore[arg-type]
+    rest = iter(items)
+    return iter(lambda: list(itertools.islice(rest, size)), [])
+
+
+def slices_of(items: list[Any] | tuple[Any, ...] | range, size: int) -> Iterator[Chunk]:
+    """As chunks_of, without a step for each item."""
+    for start in itertools.count(0, size):
+        chunk = items[start : start + size]
+        if not chunk:
+            return
+        yield list(chunk) if isinstance(chunk, tuple) else chunk
 
 
 def map_tasks(
@@ -49,7 +90,7 @@ def map_tasks(
     buffersize: int | None = None,
     unordered: bool = False,
     progress: bool = False,
-    submit_each: Callable[[Callable[..., T], list[Any]], Any] | None = None,
+    submit_each: Callable[[Callable[..., T], Chunk], Any] | None = None,
 ) -> Iterator[T]:
     """Call fn on the items of the iterables in a pool.
 
@@ -78,17 +119,7 @@ def map_tasks(
         TypeError: chunksize, buffersize or fn is of the wrong type.
         ValueError: chunksize or buffersize is less than 1, or timeout is not a number.
     """
-    if not callable(fn):
-        raise TypeError(f"fn must be callable, not {type(fn).__name__}")
-    for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
-        if value is None and name == "buffersize":
-            continue
-        or_none = " or None" if name == "buffersize" else ""
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer{or_none}, not {value!r}")
-        if value < 1:
-            what = "None or > 0" if or_none else ">= 1"
-            raise ValueError(f"{name} must be {what}, not {value}")
+    check_map(fn, chunksize, buffersize)
     if timeout is not None and timeout != timeout:
         raise ValueError("timeout must be a number of seconds or None, not nan")
     end = None if timeout is None else timeout + time.monotonic()
@@ -100,29 +131,21 @@ def map_tasks(
         else:
             tasks = (submit(fn, *row) for row in zip(*iterables, strict=False))
     else:
-        if len(iterables) == 1:
-            items = iter(iterables[0])
-            if submit_each is not None:
-                each = submit_each
-            else:
-
-                def each(fn: Callable[..., T], chunk: list[Any]) -> Any:
-                    return submit(run_chunk, fn, chunk)
-
+        if len(iterables) > 1:
+            chunks = chunks_of(zip(*iterables, strict=False), chunksize)
+            tasks = (submit(run_rows, fn, chunk) for chunk in chunks)
+        elif submit_each is not None:
+            tasks = map(submit_each, itertools.repeat(fn), chunks_of(iterables[0], chunksize))
         else:
-            items = iter(zip(*iterables, strict=False))
-
-            def each(fn: Callable[..., T], chunk: list[Any]) -> Any:
-                return submit(run_rows, fn, chunk)
-
-        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-        tasks = (each(fn, chunk) for chunk in chunks)
+            chunks = chunks_of(iterables[0], chunksize)
+            tasks = (submit(run_chunk, fn, chunk) for chunk in chunks)
     window = buffersize
     if window is None and total is None:
         window = max(2, WINDOW // chunksize)
     bar = make_bar(total) if progress else None
     take = Unordered(tasks, window) if unordered else Ordered(tasks, window)
-    return results(take, end, chunksize > 1, bar)
+    taken = results(take, end, chunksize > 1, bar)
+    return taken if chunksize == 1 else _core.Items(taken)
 
 
 class Ordered:
@@ -188,21 +211,18 @@ class Unordered:
 def results(
     take: Ordered | Unordered, end: float | None, chunked: bool, bar: Bar | None
 ) -> Iterator[Any]:
-    """Yield results until there are none, or nobody wants more."""
+    """Yield tasks' results until there are none, or nobody wants more."""
+    ready: list[Any] = []
     try:
         while True:
             try:
-                value = take.next(None if end is None else end - time.monotonic())
+                ready.append(take.next(None if end is None else end - time.monotonic()))
             except StopIteration:
                 return
             if bar is not None:
-                bar.advance(len(value) if chunked else 1)
+                bar.advance(len(ready[0]) if chunked else 1)
             # What was handed out is the caller's alone: nothing here keeps it alive.
-            ready = value if chunked else [value]
-            del value
-            ready.reverse()
-            while ready:
-                yield ready.pop()
+            yield ready.pop()
     finally:
         take.cancel()
         if bar is not None:
@@ -226,9 +246,11 @@ class RichBar:
     """Progress by rich."""
 
     def __init__(self, total: int | None) -> None:
+        from rich.console import Console  # type: ignore[import-not-found,unused-ignore]
         from rich.progress import Progress  # type: ignore[import-not-found,unused-ignore]
 
-        self.progress = Progress(transient=False)
+        # As the others do: stdout is for the program's own words.
+        self.progress = Progress(console=Console(stderr=True))
         self.task = self.progress.add_task("map", total=total)
         self.progress.start()
 
@@ -293,6 +315,8 @@ def make_bar(total: int | None) -> Bar:
     for kind in (RichBar, TqdmBar):
         try:
             return kind(total)
-        except ImportError:
+        except Exception:
+            # Not installed, or it refuses (older richs have one live display at a time): how far
+            # it is can be told in other ways, and the work goes on in any case.
             continue
     return PlainBar(total)

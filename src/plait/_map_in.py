@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ._handle import Masked
-from ._pool import default_workers
+from ._processors import default_workers
 
 if TYPE_CHECKING:
     from ._handle import Handle

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from ._map import map_tasks
+from ._mapper import Mapper, Way
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Order:
         return min(RETRY_MOST, RETRY_FIRST * 2.0 ** min(self.tries - 1, 20))
 
 
-class Options:
+class Options(Mapper):
     """Submits tasks with options; made by a pool's ``options``, immutable."""
 
     __slots__ = ("_pool", "name", "priority", "retries", "timeout")
@@ -74,28 +74,9 @@ class Options:
         """As the pool's submit, with these options."""
         return self._pool._take(self, fn, args, kwargs)
 
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        unordered: bool = False,
-        progress: bool = False,
-    ) -> Iterator[T]:
-        """As the pool's map; the options hold for each task, that is for each chunk."""
+    def _how_to_map(self, fn: Callable[..., Any], chunksize: int) -> Way:
         named = self
         if self.name is None and chunksize != 1:
             # A chunk goes by the name of what it calls, not of what calls that.
             named = Options(self._pool, self.timeout, self.priority, name_of(fn), self.retries)
-        return map_tasks(
-            named.submit,
-            fn,
-            iterables,
-            timeout=timeout,
-            chunksize=chunksize,
-            buffersize=buffersize,
-            unordered=unordered,
-            progress=progress,
-        )
+        return named.submit, chunksize, None

@@ -1,244 +1,43 @@
-"""The process pool: policy around the core's rings. Workers, deaths, shutdown, map."""
+"""The process pool: an Executor over worker processes."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import marshal
 import os
-import pickle
-import select
-import signal
-import socket
 import sys
 import threading
 import time
+import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from . import _core, _worker
-from ._exceptions import (
-    PlaitError,
-    PoolBroken,
-    PoolFull,
-    RemoteError,
-    RemoteTraceback,
-    TaskTimeout,
-    WorkerDied,
-)
-from ._map import map_tasks
-from ._options import Options, Order, name_of
+from . import _worker
+from ._exceptions import PoolFull
+from ._helper import Helper
+from ._mapper import Mapper, Way
+from ._options import Options
+from ._processors import MAX_WORKERS, default_workers
+from ._room import Room, in_loop
+from ._sending import Sender, find_cloudpickle, main_module
+from ._sending import decode_exception as decode_exception
+from ._sending import log_callback_error as log_callback_error
+from ._staff import RESULTS_GRACE
+from ._start import choose_method, frozen, threads_run
 from ._statistics import PoolStatistics, gather
+from ._stops import Stopper
 from ._watchdog import Watchdog
-from ._zygote import HEAD
 
 T = TypeVar("T")
 
-MAX_WORKERS = 64
-STILLBORN_MAX = 5
-"""So many workers in a row may end before they are ready; then the pool is broken."""
-
-STACK_MAX = 65536
 MEMORY_LEAST = 64 << 20
-STABLE = 1.0
-"""A worker that lived for so many seconds, or did a task, was no failure."""
-
-_CONTROL = 0  # tag of the control socket in the wait set
-_RESULTS_GRACE = 5.0
-_SEE_TO = 0.1
 
 _pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
 
-# What the zygote runs. The package itself is put in place without being run: importing its
-# public face would cost more time than all the rest of the start. It runs on first use.
-_BOOTSTRAP = """
-import sys, os, marshal
-data = marshal.loads(os.pread({fd}, {size}, 0))
-sys.path[:] = data["path"]
-sys.argv[:] = data["argv"]
-import importlib.util
-spec = importlib.util.find_spec("plait")
-if spec is None:
-    raise SystemExit("plait: the package cannot be found on the parent's sys.path")
-package = importlib.util.module_from_spec(spec)
-def __getattr__(name):
-    if name.startswith("_") and name != "__version__":
-        raise AttributeError(name)
-    package.__dict__.pop("__getattr__", None)
-    spec.loader.exec_module(package)
-    return getattr(package, name)
-package.__getattr__ = __getattr__
-sys.modules["plait"] = package
-from plait._zygote import main
-main(data)
-"""
 
-
-def cpu_quota() -> float | None:
-    """The CPU limit of this process's control group, in cores, or None without one."""
-    try:
-        with open("/proc/self/cgroup", encoding="ascii") as file:
-            lines = file.read().splitlines()
-    except (OSError, ValueError):
-        return None
-    best: float | None = None
-    roots: list[tuple[str, str, str | None]]
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            roots = [("/sys/fs/cgroup", "cpu.max", None)]
-        elif "cpu" in controllers.split(","):
-            roots = [
-                (f"/sys/fs/cgroup/{name}", "cpu.cfs_quota_us", "cpu.cfs_period_us")
-                for name in ("cpu", controllers)
-            ]
-        else:
-            continue
-        parts = [part for part in path.split("/") if part]
-        # Limits of every ancestor hold, too; inside a container the path may not exist.
-        for depth in range(len(parts), -1, -1):
-            for root, quota_name, period_name in roots:
-                where = os.path.join(root, *parts[:depth])
-                try:
-                    with open(os.path.join(where, quota_name), encoding="ascii") as file:
-                        words = file.read().split()
-                    if period_name is not None:
-                        with open(os.path.join(where, period_name), encoding="ascii") as file:
-                            words.append(file.read().strip())
-                    if words[0] in ("max", "-1"):
-                        continue
-                    cores = int(words[0]) / int(words[1])
-                except (OSError, ValueError, IndexError, ZeroDivisionError):
-                    continue
-                best = cores if best is None else min(best, cores)
-    return best
-
-
-def default_workers() -> int:
-    """As many workers as this process may use processors: affinity and control group."""
-    count = len(os.sched_getaffinity(0))
-    quota = cpu_quota()
-    if quota is not None:
-        count = min(count, max(1, round(quota)))
-    return min(count, MAX_WORKERS)
-
-
-def check_start(start_method: Any, mp_context: Any) -> None:
-    """Refuse ways to start workers that the pool does not have."""
-    if start_method is not None and not isinstance(start_method, str):
-        raise TypeError(f"start_method must be a str or None, not {start_method!r}")
-    if start_method in ("fork", "spawn", "forkserver"):
-        raise ValueError(
-            f"start_method {start_method!r} is not supported: workers are forked from a process "
-            "that was executed afresh (start_method 'zygote', the default)"
-        )
-    if start_method not in (None, "zygote"):
-        raise ValueError(f"start_method must be 'zygote' or None, not {start_method!r}")
-    if mp_context is None:
-        return
-    try:
-        kind = mp_context.get_start_method()
-    except AttributeError:
-        raise TypeError(
-            f"mp_context must be a multiprocessing context or None, not {mp_context!r}"
-        ) from None
-    if kind not in ("spawn", "forkserver"):
-        raise ValueError(
-            f"mp_context with start method {kind!r} is not supported: workers begin in a clean "
-            "process ('spawn' and 'forkserver' are taken as meaning that)"
-        )
-
-
-def main_module() -> tuple[str, str | None]:
-    """How a worker can import this process's main module: (kind, name or path)."""
-    main = sys.modules.get("__main__")
-    how = getattr(main, "__dict__", {}).get("_plait_how")
-    if how is not None:  # a worker that has not imported it yet makes a pool of its own
-        return (how[0], how[1])
-    spec = getattr(main, "__spec__", None)
-    path = getattr(main, "__file__", None)
-    if spec is not None and spec.name == "__main__" and path is not None:
-        # A folder or an archive was run; its __main__ has no other name to be found by.
-        return ("path", os.path.abspath(os.path.dirname(path)))
-    if spec is not None and spec.name is not None:
-        return ("module", spec.name)
-    if path is not None and os.path.isfile(path):
-        return ("path", os.path.abspath(path))
-    return ("none", None)
-
-
-def _authkey() -> bytes | None:
-    """What opens multiprocessing's managers: with it their proxies may be arguments.
-
-    None when the program does not use multiprocessing.
-    """
-    module = sys.modules.get("multiprocessing.process")
-    return None if module is None else bytes(module.current_process().authkey)
-
-
-def decode_exception(value: tuple[bytes | None, str, str, str]) -> BaseException:
-    """Make a task's exception from what its worker sent; its traceback is the cause."""
-    data, type_name, message, text = value
-    error: Any = None
-    if data is not None:
-        with contextlib.suppress(Exception):
-            error = pickle.loads(data)
-    if not isinstance(error, BaseException):
-        error = RemoteError(type_name, message)
-    error.__cause__ = RemoteTraceback(text)
-    return error  # type: ignore[no-any-return]
-
-
-def log_callback_error(future: Any, error: BaseException) -> None:
-    """Log what a done-callback raised, as concurrent.futures does."""
-    if not isinstance(error, Exception):
-        raise error
-    import logging
-
-    logging.getLogger("concurrent.futures").error(
-        "exception calling callback for %r", future, exc_info=error
-    )
-
-
-class _Worker:
-    """A worker process as its parent knows it."""
-
-    __slots__ = ("born", "leaving", "pid", "pidfd", "ready", "stackfd")
-
-    def __init__(self) -> None:
-        self.pid = 0
-        self.pidfd = -1
-        self.stackfd = -1
-        self.ready = False
-        self.leaving = False
-        self.born = 0.0
-
-    def last_stack(self) -> str | None:
-        """What the worker's signals left: the Python stack, innermost call first."""
-        if self.stackfd < 0:
-            return None
-        try:
-            size = os.fstat(self.stackfd).st_size
-            data = os.pread(self.stackfd, STACK_MAX, max(0, size - STACK_MAX))
-        except OSError:
-            return None
-        lines = data.decode(errors="replace").strip().splitlines()
-        for i, line in enumerate(lines):
-            if line.endswith(" in serve") and "_worker.py" in line:
-                return "\n".join(lines[:i])  # below are the pool's own frames
-        return "\n".join(lines) or None
-
-    def close(self) -> None:
-        """Close the descriptors."""
-        for fd in (self.pidfd, self.stackfd):
-            if fd >= 0:
-                os.close(fd)
-        self.pidfd = self.stackfd = -1
-
-
-class ProcessPool(_core.PoolBase, Executor):
+class ProcessPool(Stopper, Sender, Mapper, Executor):
     """A pool of worker processes: an Executor whose futures can be awaited.
 
     Tasks and results travel through shared memory. A worker's death fails the task that it
@@ -249,11 +48,16 @@ class ProcessPool(_core.PoolBase, Executor):
         initializer: called in each worker before its first task.
         initargs: its arguments.
         mp_context: for programs that are written for concurrent.futures: None, or a context of
-            multiprocessing with the start method "spawn" or "forkserver". Both promise workers
-            that begin in a clean process and inherit no locks or threads, and so they do.
-            "fork" promises a copy of this process's memory, and is refused.
-        start_method: None or "zygote": a clean process with one thread, executed afresh, forks
-            the workers. There is no other yet: "fork", "spawn" and "forkserver" are refused.
+            multiprocessing, whose start method is meant: "spawn" and "fork" under their names,
+            "forkserver" as "zygote". Nothing else of the context is used.
+        start_method: how workers begin; successors of dead ones begin alike.
+            "zygote" (or None): a clean process with one thread is executed, and forks them. They
+            inherit no memory, locks or threads, and take about a millisecond each.
+            "spawn": each is executed afresh, and shares no memory with others but the pool's.
+            "fork": a process with one thread forks them that is a copy of this one, made now.
+            They begin with the modules, globals and open files that this process has now, and
+            initargs need not be pickled. Locks that other threads hold at this moment stay
+            locked in them for ever, hence the warning. Signal handlers are the default ones.
         grace: seconds that a task has to end after it was asked to (`Future.cancel`, a timeout);
             then its process is killed.
         max_tasks_per_worker: a worker ends after so many tasks, and another takes its place.
@@ -264,12 +68,18 @@ class ProcessPool(_core.PoolBase, Executor):
         when_full: what submit does beyond that: "block" waits for room, "raise" raises
             `PoolFull`, and so does "await", for programs on a loop that submit with
             ``await pool.submit_soon(...)``, which waits for room without blocking the loop.
+            An event loop is never blocked: in its thread "block" raises, too, and the
+            ``run_in_executor`` of a loop of plait's waits for room in its future.
         shared_memory: bound in bytes of what tasks, and the results of each worker, may have
             in shared memory at once; None for half of the machine's memory.
 
     Raises:
         ValueError: an argument is out of range.
-        RuntimeError: made while a worker imports the parent's script.
+        RuntimeError: made while a worker imports the parent's script; in a frozen program that
+            did not call `freeze_support`.
+
+    Warns:
+        DeprecationWarning: start_method is "fork" and this process has other threads.
 
     Example:
         >>> import plait
@@ -320,464 +130,69 @@ class ProcessPool(_core.PoolBase, Executor):
                 raise ValueError(f"{what} must be at least {least}, not {value}")
         if when_full not in ("block", "raise", "await"):
             raise ValueError(f"when_full must be 'block', 'raise' or 'await', not {when_full!r}")
-        check_start(start_method, mp_context)
+        method = choose_method(start_method, mp_context)
         if _worker.importing_main:
             raise RuntimeError(
                 "a pool is made while a worker imports the main script: put the code that starts "
                 "it under `if __name__ == '__main__':`"
             )
-        if not sys.executable:
-            raise RuntimeError("sys.executable is not set: workers cannot be started")
-        self._workers = workers
+        if method == "fork" and threads_run():
+            warnings.warn(
+                "this process has other threads: a pool of start_method 'fork' copies the locks "
+                "that they hold, which nobody releases in the copies",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self._main = main_module()
+        self._own_main = method == "fork" or frozen()
         # What a worker makes of the script's classes says that it comes from there.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
-        setup = self._pickle((initializer, tuple(initargs)))
-        self._lock = threading.RLock()
-        self._seats: dict[int, _Worker] = {}
+        setup: Any = (initializer, tuple(initargs))
+        if method != "fork":
+            setup = self._pickle(setup)
         self._loops: dict[int, Any] = {}
-        self._stillborn = 0
-        self._young_deaths = 0
-        self._finished_at_death = 0
         self._grace = float(grace)
         self._max_pending = max_pending or 0
         self._on_full = when_full
-        self._max_tasks = max_tasks_per_worker or 0
-        self._memory_limit = memory_limit or 0
+        self._soon = Room(self)
         self._watchdog = Watchdog(self)
-        self._resting: set[Any] = set()
-        self._stopping: bool | str = False
         self._stopped = False
-        self._helper: threading.Thread | None = None
-        self._helper_stop = False
-        self._control: socket.socket | None = None
-        self._zygote = 0
-        self._zygote_fd = -1
-        self._zygote_deaths = 0
-        self._setup = setup
-        by_value = self._main[0] == "none" and _cloudpickle() is not None
-        memfd, eventfd, waitfd = self._open(
+        by_value = self._main[0] == "none" and find_cloudpickle() is not None
+        memfd, eventfd, self._waitfd = self._open(
             workers, MAX_WORKERS, 0, shared_memory or 0, by_value, self._max_pending
         )
-        self._fds = (memfd, eventfd)
-        self._waitfd = waitfd
+        told = {
+            "main": ("own", None) if self._own_main else self._main,
+            "setup": setup,
+            "by_value": by_value,
+            "most": max_tasks_per_worker or 0,
+            "memory_limit": memory_limit or 0,
+        }
         try:
-            self._start_zygote()
+            self._hire(method, workers, (memfd, eventfd), told)
         except BaseException:
             self._stopped = True
             self._close()
             raise
         _pools.add(self)
 
-    # ---- sending -------------------------------------------------------------------
-
-    def _pickle(self, value: Any) -> bytes:
-        try:
-            return pickle.dumps(value, 5)
-        except Exception as error:
-            cloudpickle = _cloudpickle()
-            if cloudpickle is None:
-                raise _advise(error) from None
-            return bytes(cloudpickle.dumps(value, 5))
-
-    def _dump_function(self, fn: Callable[..., Any]) -> tuple[bytes, bool]:
-        """A function as a pickle, and whether that is only its name."""
-        cloudpickle = None
-        if self._main[0] == "none" and getattr(fn, "__module__", None) == "__main__":
-            cloudpickle = _cloudpickle()
-            if cloudpickle is None:
-                raise _advise(
-                    pickle.PicklingError(
-                        f"{fn!r} is defined in a main module that workers cannot import"
-                    )
-                )
-            return cloudpickle.dumps(fn, 5), False
-        try:
-            return pickle.dumps(fn, 5), True
-        except Exception as error:
-            cloudpickle = _cloudpickle()
-            if cloudpickle is None:
-                raise _advise(error) from None
-        return cloudpickle.dumps(fn, 5), False
-
-    def _dump_again(self, call: Any, error: Exception | None) -> tuple[bytes, list[Any]]:
-        """Pickle a task's arguments by value, after pickle refused them with `error`."""
-        cloudpickle = _cloudpickle()
-        if cloudpickle is None:
-            assert error is not None
-            raise _advise(error) from None
-        buffers: list[Any] = []
-        try:
-            data = cloudpickle.dumps(call, 5, buffer_callback=buffers.append)
-        except Exception:
-            if error is not None:
-                raise error from None
-            raise
-        return data, buffers
-
-    # ---- processes -----------------------------------------------------------------
-
-    def _start_zygote(self) -> None:
-        """Start the zygote and order the workers. Lock held, or not yet shared."""
-        import subprocess
-
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        memfd, eventfd = self._fds
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        start = -1
-        try:
-            start = os.memfd_create("plait-start", os.MFD_CLOEXEC)
-            data = marshal.dumps(
-                {
-                    "path": [os.path.abspath(p) if p == "" else p for p in sys.path],
-                    "argv": [str(word) for word in sys.argv],
-                    "start": start,
-                    "control": theirs.fileno(),
-                    "memfd": memfd,
-                    "eventfd": eventfd,
-                    "parent": os.getpid(),
-                    "main": self._main,
-                    "setup": self._setup,
-                    "most": self._max_tasks,
-                    "memory_limit": self._memory_limit,
-                    "authkey": _authkey(),
-                }
-            )
-            view = memoryview(data)
-            while view:
-                view = view[os.write(start, view) :]
-            code = _BOOTSTRAP.format(fd=start, size=len(data))
-            # Duplicating a descriptor onto itself is how a child is told to keep it.
-            keep = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (start, theirs.fileno(), *self._fds)]
-            self._zygote = os.posix_spawn(
-                sys.executable,
-                [sys.executable, *flags, "-P", "-c", code],
-                os.environ,
-                file_actions=keep,
-                setpgroup=0,
-                setsigmask=[],
-                setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGPIPE],
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            if start >= 0:
-                os.close(start)
-        self._zygote_fd = os.pidfd_open(self._zygote)
-        ours.setblocking(False)
-        self._control = ours
-        self._watch(ours.fileno(), _CONTROL)
-        self._fill()
-
-    def _fill(self, delay: float = 0.0) -> None:
-        """Order the workers that are missing."""
-        staying = sum(not worker.leaving for worker in self._seats.values())
-        for _ in range(self._workers - staying):
-            self._order_worker(delay)
-
-    def _order_worker(self, delay: float = 0.0) -> None:
-        seat, low_mark = self._seat()
-        self._seats[seat] = _Worker()
-        self._order(b"S", seat, low_mark, int(delay * 1000))
-
-    def _order(self, kind: bytes, seat: int = 0, low_mark: int = 0, delay_ms: int = 0) -> None:
-        if self._control is None:
-            return
-        try:
-            self._control.send(HEAD.pack(kind, seat, 0, 0, low_mark, delay_ms))
-        except (BrokenPipeError, ConnectionError):
-            pass  # the zygote is gone; its end is handled when the socket says so
-
-    def _on_control(self) -> None:
-        """The control socket is readable: births, deaths, or the zygote's end."""
-        with self._lock:
-            while self._control is not None:
-                try:
-                    message, fds, _flags, _addr = socket.recv_fds(self._control, 65536, 2)
-                except BlockingIOError:
-                    return
-                except ConnectionError:
-                    message, fds = b"", []
-                if not message:
-                    self._on_zygote_end()
-                    return
-                kind, seat, pid, status, memory, _ = HEAD.unpack(message[: HEAD.size])
-                worker = self._seats.get(seat)
-                if kind == b"B" and worker is not None:
-                    worker.pid = pid
-                    worker.pidfd, worker.stackfd = fds
-                    worker.born = time.monotonic()
-                    for fd in fds:
-                        os.set_inheritable(fd, False)
-                    fds = []
-                    if self._stopping == "kill":
-                        self._kill(worker)
-                elif kind == b"R" and worker is not None:
-                    worker.ready = True
-                    self._stillborn = self._zygote_deaths = 0
-                elif kind == b"I":
-                    text = message[HEAD.size :].decode(errors="replace")
-                    error = PoolBroken("the initializer failed in a worker")
-                    error.__cause__ = RemoteTraceback(text)
-                    self._fail_all(error)
-                elif kind == b"D" and worker is not None:
-                    self._on_death(seat, pid, status, memory)
-                for fd in fds:
-                    os.close(fd)
-
-    def _on_death(self, seat: int, pid: int, status: int | None, memory: int | None) -> None:
-        """A worker is gone: its task fails, a successor is ordered."""
-        worker = self._seats.pop(seat)
-        stack = worker.last_stack()
-        worker.close()
-        exitcode = number = None
-        if status is not None and os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-        elif status is not None:
-            exitcode = os.WEXITSTATUS(status)
-        for future in self._bury(seat):
-            self._lose(
-                future, WorkerDied(pid, exitcode, number, memory, future._task_name, stack), stack
-            )
-        if self._stopping or (self._closed and self._outstanding == 0):
-            return
-        delay = 0.0
-        if worker.leaving:
-            pass
-        elif not worker.ready:
-            self._stillborn += 1
-            delay = min(2.0, 0.01 * 2**self._stillborn)
-            if self._stillborn >= STILLBORN_MAX:
-                died = WorkerDied(pid, exitcode, number, memory, None, stack)
-                self._fail_all(
-                    PoolBroken(f"{self._stillborn} workers in a row did not start: {died}")
-                )
-                return
-        elif self._figures()["finished"] == self._finished_at_death and (
-            time.monotonic() - worker.born < STABLE
-        ):
-            # Nothing was done since the last death: births alone help nobody.
-            self._young_deaths += 1
-            if self._young_deaths > self._workers:
-                delay = min(2.0, 0.01 * 2 ** min(self._young_deaths - self._workers, 8))
-        else:
-            self._young_deaths = 0
-        self._finished_at_death = self._figures()["finished"]
-        self._fill(delay)
-
-    def _lose(self, future: Any, died: WorkerDied, stack: str | None) -> None:
-        """The worker that had a task is gone: the future ends, or the task has another try."""
-        if future._stop:
-            error = future._prepared
-            if isinstance(error, TaskTimeout):
-                error.stack = stack
-            self._end_stopped(future)
-            return
-        order = future._order
-        more = order is not None and order.tries < order.retries and not self._stopping
-        if more and self._rest(future):
-            self._resting.add(future)
-            self._watchdog.at(time.monotonic() + order.delay(), "again", future)
-            return
-        future._fail(died)
-
-    def _on_zygote_end(self) -> None:
-        """The zygote is gone, and so are its workers or they will be at once."""
-        assert self._control is not None
-        self._unwatch(self._control.fileno())
-        self._control.close()
-        self._control = None
-        status = self._reap_zygote(_RESULTS_GRACE)
-        for seat, worker in list(self._seats.items()):
-            if worker.pidfd >= 0 and not select.select([worker.pidfd], [], [], 1.0)[0]:
-                self._kill(worker)
-                select.select([worker.pidfd], [], [], 1.0)
-            stack = worker.last_stack()
-            worker.close()
-            del self._seats[seat]
-            for future in self._bury(seat):
-                died = WorkerDied(worker.pid, None, None, None, future._task_name, stack)
-                self._lose(future, died, stack)
-        if self._stopping:
-            return
-        self._zygote_deaths += 1
-        if self._zygote_deaths >= STILLBORN_MAX:
-            self._fail_all(PoolBroken(f"the process that starts workers ended (status {status})"))
-            return
-        self._start_zygote()
-
-    def _reap_zygote(self, timeout: float) -> int | None:
-        """Wait for the zygote's end, kill it when time is up; its status if it is known."""
-        if self._zygote_fd < 0:
-            return None
-        status: int | None = None
-        if not select.select([self._zygote_fd], [], [], timeout)[0]:
-            signal.pidfd_send_signal(self._zygote_fd, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            status = os.waitpid(self._zygote, 0)[1]
-        os.close(self._zygote_fd)
-        self._zygote_fd = -1
-        return status
-
-    def _kill(self, worker: _Worker) -> None:
-        if worker.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
-
-    def _on_suspects(self, seats: int) -> None:
-        """Workers that wrote nonsense into the shared memory: bit n is seat n modulo 64."""
-        with self._lock:
-            for seat, worker in self._seats.items():
-                if seats >> (seat % 64) & 1:
-                    self._kill(worker)
-
-    def _fail_all(self, error: Exception) -> None:
-        """Nothing works any more: every future fails with the error."""
-        self._break(error)
-        self._stopping = True
-        for future in [*self._recall(), *self._resting]:
-            if self._withdraw(future):
-                future._fail(error)
-        self._resting.clear()
-        self._dismiss()
-        self._order(b"Q")
-
-    # ---- stopping a task -----------------------------------------------------------
-
-    def _stop_task(self, future: Any, error: Exception | None = None) -> bool:
-        """Ask the worker that runs a future's task to stop it; kill it after the grace.
-
-        The future will end as cancelled, or with `error`. False when no worker has the task.
-        """
-        with self._lock:
-            seat = self._ask_stop(future, error)
-            if seat < 0:
-                return False
-            worker = self._seats.get(seat)
-            if worker is not None and worker.pidfd < 0:
-                self._on_control()  # its birth is told in a message that nobody has read yet
-            if worker is not None and worker.pidfd >= 0:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(worker.stackfd, 0)
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(worker.pidfd, _worker.STOP_SIGNAL)
-        self._watchdog.at(time.monotonic() + self._grace, "kill", future)
-        return True
-
-    def _on_due(self, what: str, future: Any) -> None:
-        """The watchdog calls: the time for something has come."""
-        if future._ended:
-            return
-        if what == "again":
-            self._try_again(future)
-            return
-        held = self._holder(future)
-        order = future._order
-        if what == "timeout":
-            now = time.monotonic()
-            if held is None or held[1] < 0:
-                # Not begun yet: it cannot be late before its whole time has passed from now.
-                self._watchdog.at(now + order.timeout, "timeout", future)
-                return
-            left = order.timeout - held[1] / 1e9
-            if left > 0:
-                self._watchdog.at(now + left, "timeout", future)
-            elif not future._stop:
-                self._stop_task(future, TaskTimeout(future._task_name, order.timeout))
-        elif held is not None:  # kill
-            with self._lock:
-                worker = self._seats.get(held[0])
-                if worker is None or self._holder(future) is None:
-                    return
-                self._kill(worker)
-                pidfd = worker.pidfd
-                if pidfd >= 0:
-                    pidfd = os.dup(pidfd)
-            # Nobody may be waiting, and then no one else sees to the future and a successor.
-            if pidfd >= 0:
-                select.select([pidfd], [], [], _SEE_TO)
-                os.close(pidfd)
-            self._see_to(seat=held[0])
-            if not future._ended and self._holder(future) is not None:
-                # Once more, when others had their turn: a busy machine takes its time.
-                self._watchdog.at(time.monotonic(), "kill", future)
-
-    def _see_to(self, seat: int) -> None:
-        """Wait a moment for the zygote's word on a worker that was killed."""
-        end = time.monotonic() + _SEE_TO
-        with self._lock:
-            worker = self._seats.get(seat)
-        while worker is not None and self._seats.get(seat) is worker:
-            control = self._control
-            left = end - time.monotonic()
-            if control is None or control.fileno() < 0 or left <= 0:
-                return
-            with contextlib.suppress(OSError, ValueError):
-                select.select([control], [], [], min(left, 0.05))
-            self._on_control()
-
-    def _take(self, options: Options, fn: Any, args: Any, kwargs: Any) -> Any:
-        """Submit with options."""
-        name = name_of(fn) if options.name is None else options.name
-        call = (fn, args, kwargs) if options.retries else None
-        order = Order(options.timeout, options.retries, call)
-        future = self._submit_order(
-            order, name, options.retries > 0, options.priority, fn, *args, **kwargs
-        )
-        if options.timeout is not None and not future._ended:
-            self._watchdog.at(time.monotonic() + options.timeout, "timeout", future)
-        return future
-
-    def _on_failed(self, futures: list[Any]) -> None:
-        """Tasks raised something, and have tries left."""
-        for future in futures:
-            order = future._order
-            error = future._peek_exception()
-            if self._stopping or not isinstance(error, Exception) or order.tries >= order.retries:
-                self._give_up(future)
-                continue
-            self._resting.add(future)
-            self._watchdog.at(time.monotonic() + order.delay(), "again", future)
-
-    def _try_again(self, future: Any) -> None:
-        self._resting.discard(future)
-        order = future._order
-        fn, args, kwargs = order.call
-        try:
-            self._submit_again(future, order.tries < order.retries, fn, *args, **kwargs)
-        except Exception as error:
-            if self._withdraw(future):
-                future._fail(error)
-            return
-        if order.timeout is not None:
-            self._watchdog.at(time.monotonic() + order.timeout, "timeout", future)
-
     # ---- audiences -----------------------------------------------------------------
 
     def _start_helper(self) -> None:
-        """Start the thread that collects results when no one waits for them."""
+        """Start the thread that looks after the pool when no one waits for it."""
         with self._lock:
             if self._helper is not None or self._stopped or self._forked:
                 return
-            self._helper = threading.Thread(
-                target=self._help_on, name="plait-pool-helper", daemon=True
-            )
-            self._helper_is(True)
+            self._helper = helper = Helper(self)
+            if self._control is not None:
+                helper.watch(self._control.fileno())
+            self._helper_is(helper.nudge)
             try:
-                self._helper.start()
+                helper.thread.start()
             except RuntimeError:  # the interpreter is about to end: shutdown collects
                 self._helper = None
-                self._helper_is(False)
-
-    def _help_on(self) -> None:
-        while not self._helper_stop:
-            try:
-                if not self._help():
-                    return
-            except Exception:
-                sys.excepthook(*sys.exc_info())
+                self._helper_is(-1)
+                helper.close()
 
     def _attach(self, loop: Any) -> None:
         """Have a loop look at results."""
@@ -858,16 +273,20 @@ class ProcessPool(_core.PoolBase, Executor):
 
     def _when_full(self) -> None:
         """Called by submit, in its thread, when there is no room."""
-        if self._on_full != "block":
-            advice = "" if self._on_full == "raise" else "; use `await pool.submit_soon(...)`"
-            raise PoolFull(
-                f"{self._outstanding} tasks are unfinished, as many as max_pending allows{advice}"
-            )
-        self._wait_room()
+        if self._on_full == "block" and not in_loop():
+            self._wait_room()
+            return
+        advice = "" if self._on_full == "raise" else "; use `await pool.submit_soon(...)`"
+        raise PoolFull(
+            f"{self._outstanding} tasks are unfinished, as many as max_pending allows{advice}"
+        )
 
     def _wait_room(self) -> None:
         while self._outstanding >= self._max_pending and not self._closed:
             self._wait_idle(-1.0)
+
+    def _places(self) -> int:
+        return self._max_pending - self._outstanding
 
     async def submit_soon(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Any:
         """Submit as soon as there is room, without blocking the event loop.
@@ -878,11 +297,17 @@ class ProcessPool(_core.PoolBase, Executor):
         Raises:
             RuntimeError: the pool was shut down.
         """
-        import asyncio
+        return await self._soon.submit(self.submit, fn, *args, **kwargs)
 
-        while self._max_pending and self._outstanding >= self._max_pending and not self._closed:
-            await asyncio.to_thread(self._wait_room)
-        return self.submit(fn, *args, **kwargs)
+    def _submit_when_room(self, loop: Any, fn: Callable[..., T], args: tuple[Any, ...]) -> Any:
+        """What run_in_executor of a loop of plait's does when there is no room."""
+        if self._on_full != "block":
+            self._when_full()
+
+        async def later() -> Any:
+            return await (await self.submit_soon(fn, *args))
+
+        return loop.create_task(later())
 
     def options(
         self,
@@ -911,50 +336,6 @@ class ProcessPool(_core.PoolBase, Executor):
             ValueError: timeout is not more than 0, retries is negative.
         """
         return Options(self, timeout, priority, name, retries)
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        unordered: bool = False,
-        progress: bool = False,
-    ) -> Iterator[T]:
-        """Call fn on the items of the iterables, in workers.
-
-        Args:
-            fn: the function.
-            iterables: as many as fn takes arguments; the shortest ends it.
-            timeout: seconds from this call within which each result must come.
-            chunksize: items that travel together as one task.
-            buffersize: tasks that are submitted ahead of the results that were taken. None
-                submits all at once when the iterables know their length, and otherwise a
-                window that keeps the workers busy: a generator without an end is welcome.
-            unordered: results come as they are ready, not in the order of the items.
-            progress: show how far it is, by rich or tqdm if one is installed, else on stderr.
-
-        Returns:
-            Iterator: of results. A task's error is raised in its place, and ends the
-            iteration; what has not begun by then is cancelled, as it is when the iterator is
-            closed.
-
-        Raises:
-            TypeError: fn, chunksize or buffersize is of the wrong type.
-            ValueError: chunksize or buffersize is less than 1.
-        """
-        return map_tasks(
-            self.submit,
-            fn,
-            iterables,
-            timeout=timeout,
-            chunksize=chunksize,
-            buffersize=buffersize,
-            unordered=unordered,
-            progress=progress,
-            submit_each=self._submit_each,
-        )
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
@@ -994,6 +375,9 @@ class ProcessPool(_core.PoolBase, Executor):
         elif not self._stopped:
             threading.Thread(target=self._finish, args=(end,), name="plait-pool-shutdown").start()
 
+    def _how_to_map(self, fn: Callable[..., Any], chunksize: int) -> Way:
+        return self.submit, chunksize, self._submit_each
+
     def _cancel_waiting(self) -> None:
         for future in [*self._recall(), *self._resting]:
             if self._withdraw(future):
@@ -1006,7 +390,7 @@ class ProcessPool(_core.PoolBase, Executor):
                 self._terminate()
                 return
             self._wait_idle(left)
-        grace = _RESULTS_GRACE
+        grace = RESULTS_GRACE
         if end is not None:
             grace = min(grace, max(0.1, end - time.monotonic()))
         self._stop(grace)
@@ -1018,32 +402,13 @@ class ProcessPool(_core.PoolBase, Executor):
                 return
             self._stopped = True
             self._stopping = self._stopping or True
-            self._dismiss()
-            self._order(b"Q")
-        end = time.monotonic() + grace
-        while self._control is not None and time.monotonic() < end:
-            self._wait_idle(max(0.001, end - time.monotonic()))
-        if self._control is not None:
-            self._unwatch(self._control.fileno())
-            self._control.close()  # the zygote kills its workers, and ends
-            self._control = None
-        with self._lock:  # the helper thread may be at the zygote's end in this moment
-            self._reap_zygote(1.0)
-        for seat, worker in list(self._seats.items()):
-            if worker.pidfd >= 0:
-                select.select([worker.pidfd], [], [], 1.0)
-            worker.close()
-            del self._seats[seat]
-            for future in self._bury(seat):
-                if not (future._stop and self._end_stopped(future)):
-                    future._fail(PlaitError("the pool was stopped while the task ran"))
+        self._dismiss_all(grace)
         self._watchdog.close()
         self._detach_loops()
-        helper = self._helper
-        self._helper_stop = True
-        self._wake_helper()
-        if helper is not None and helper is not threading.current_thread():
-            helper.join()
+        if self._helper is not None:
+            self._wake_helper()
+            self._helper_is(-1)  # its descriptors are about to be closed
+            self._helper.stop()
         _pools.discard(self)
 
     def _terminate(self) -> None:
@@ -1056,9 +421,7 @@ class ProcessPool(_core.PoolBase, Executor):
                 self._ask_stop(future, None)  # what runs ends as cancelled when it is killed
             for worker in self._seats.values():
                 self._kill(worker)
-            if self._control is not None:
-                with contextlib.suppress(OSError):
-                    self._control.shutdown(socket.SHUT_WR)
+            self._hang_up()
         self._stop(1.0)
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> bool | None:
@@ -1077,23 +440,8 @@ class ProcessPool(_core.PoolBase, Executor):
             self._stop(0.2)
 
 
-def _advise(error: Exception) -> Exception:
-    error.add_note(
-        "plait: functions and arguments travel as pickles; lambdas, closures and what is defined "
-        "in an interactive session can be sent when cloudpickle is installed."
-    )
-    return error
-
-
-def _cloudpickle() -> Any:
-    try:
-        import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError:
-        return None
-    return cloudpickle
-
-
-def _at_exit() -> None:
+def at_exit() -> None:
+    """End the pools that there are; for the end of the interpreter."""
     interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
     for pool in list(_pools):
         if pool._forked:
@@ -1107,9 +455,12 @@ def _at_exit() -> None:
 def _after_fork_in_child() -> None:
     for pool in list(_pools):
         pool._after_fork()
+        if pool._helper is not None:
+            pool._helper.close()
         pool._watchdog.after_fork()
+        pool._let_go()
     _pools.clear()
 
 
-atexit.register(_at_exit)
+atexit.register(at_exit)
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -112,7 +112,7 @@ def _check(
 ) -> dict[str, Any]:  # fmt: skip
     """Check everything before anything happens."""
     if workers is None:
-        from ._pool import default_workers
+        from ._processors import default_workers
 
         workers = min(default_workers(), _MOST_WORKERS)
     for name, value, least, most in (
@@ -134,8 +134,8 @@ def _check(
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number of seconds, not {value!r}")
         if not math.isfinite(value) or value < 0 or (optional and value < 0.5):
-            bound_text = "at least 0.5" if optional else "at least 0"
-            raise ValueError(f"{name} must be finite and {bound_text}, not {value!r}")
+            lowest = "at least 0.5" if optional else "at least 0"
+            raise ValueError(f"{name} must be finite and {lowest}, not {value!r}")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if ssl is not None and not callable(ssl):

@@ -42,6 +42,10 @@ class PoolStatistics:
         queue_wait: percentiles (50, 90, 99, 100) of the seconds from submission to begin; an
             approximation: each is the middle of a bucket a quarter of a doubling wide.
         run_time: the same of the seconds that tasks ran.
+        wake_up: seconds that waking a worker takes, as measured; how long one who runs dry may
+            look on before it sleeps.
+        spins: how often one of the present workers, or a thread that waited for results, did so.
+        spins_met: how often that found something. It is left out where it would not.
         workers: the workers, in the order of their seats.
     """
 
@@ -54,6 +58,9 @@ class PoolStatistics:
     retried: int
     queue_wait: Mapping[int, float]
     run_time: Mapping[int, float]
+    wake_up: float
+    spins: int
+    spins_met: int
     workers: tuple[WorkerStatistics, ...]
 
 
@@ -92,5 +99,8 @@ def gather(pool: Any) -> PoolStatistics:
         retried=figures["retried"],
         queue_wait=figures["waited"],
         run_time=figures["ran"],
+        wake_up=figures["wake_ns"] / 1e9,
+        spins=figures["spins"],
+        spins_met=figures["spins_met"],
         workers=tuple(workers),
     )

@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from ._pool import ProcessPool, default_workers
+from ._pool import ProcessPool
+from ._processors import default_workers
 from ._threads import ThreadPool
 
 __all__ = ["Timer", "later", "processes", "threads"]

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from . import _core
 from ._core import stop_requested as stop_requested
 from ._exceptions import PoolBroken
-from ._map import map_tasks
+from ._mapper import Mapper, Way
+from ._room import Room
 
 T = TypeVar("T")
 
@@ -252,7 +253,7 @@ def _count(name: str, value: Any, least: int, most: int) -> int:
     return value
 
 
-class ThreadOptions:
+class ThreadOptions(Mapper):
     """A thread pool with options for what is submitted: made by ThreadPool.options."""
 
     __slots__ = ("__weakref__", "_pool", "_spec")
@@ -265,30 +266,11 @@ class ThreadOptions:
         """As ThreadPool.submit, with these options."""
         return self._pool._submit_with(self._spec, fn, *args, **kwargs)
 
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        unordered: bool = False,
-        progress: bool = False,
-    ) -> Iterator[T]:
-        """As ThreadPool.map, with these options for each call."""
-        _count("chunksize", chunksize, 1, sys.maxsize)
-        return map_tasks(
-            self.submit,
-            fn,
-            iterables,
-            timeout=timeout,
-            buffersize=buffersize,
-            unordered=unordered,
-            progress=progress,
-        )
+    def _how_to_map(self, fn: Callable[..., Any], chunksize: int) -> Way:
+        return self.submit, 1, None  # threads have no use for chunks
 
 
-class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
+class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
     """A pool of threads: an Executor whose futures can be awaited.
 
     Threads are started when tasks need them. Idle ones are used last in, first out, and end
@@ -311,7 +293,9 @@ class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
         initargs: its arguments.
         max_pending: at most so many tasks may wait for a thread; None for no bound. Tasks of
             the pool itself, and event loops, may exceed it: they must not block.
-        when_full: what submit does then: "block" until there is room, or "raise" PoolFull.
+        when_full: what submit does then: "block" until there is room, or "raise" PoolFull, as
+            "await" does, for programs that use ``await pool.submit_soon(...)``. An event loop
+            is never blocked: in its thread "block" raises, too.
         idle_timeout: seconds after which an idle thread ends; None for never.
         daemon: whether the interpreter's end leaves running tasks behind and cancels waiting
             ones, instead of waiting for all. After Ctrl+C waiting tasks are cancelled, and
@@ -352,13 +336,13 @@ class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
             raise TypeError(f"initializer must be a callable or None, not {initializer!r}")
         if max_pending is not None:
             _count("max_pending", max_pending, 1, 2**31)
-        if when_full not in ("block", "raise"):
-            raise ValueError(f'when_full must be "block" or "raise", not {when_full!r}')
+        if when_full not in ("block", "raise", "await"):
+            raise ValueError(f'when_full must be "block", "raise" or "await", not {when_full!r}')
         idle = -1.0 if idle_timeout is None else _seconds("idle_timeout", idle_timeout)
         crew = _Crew(
             workers=workers,
             max_pending=max_pending or 0,
-            refuse=when_full == "raise",
+            refuse=when_full != "block",
             idle_timeout=idle,
             context=context,
             gentle=_gentle,
@@ -370,6 +354,8 @@ class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
         if _exiting:
             crew._close(True)
         self._open(crew)
+        self._max_pending = max_pending
+        self._soon = Room(self)
         _crews.add(crew)
 
     # ---- what ThreadPoolExecutor shows of itself, and programs look at
@@ -392,6 +378,24 @@ class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
         return bool(self._crew._closed)
 
     # ---- tasks
+
+    def _wait_room(self) -> None:
+        self._crew._wait_room()
+
+    def _places(self) -> int:
+        return (self._max_pending or 0) - int(self._crew._figures()["queued"])
+
+    async def submit_soon(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Any:
+        """Submit as soon as there is room, without blocking the event loop.
+
+        Returns:
+            Future: of the task, not yet awaited.
+
+        Raises:
+            RuntimeError: the pool was shut down.
+            PoolBroken: the initializer failed.
+        """
+        return await self._soon.submit(self.submit, fn, *args, **kwargs)
 
     def options(
         self,
@@ -426,48 +430,8 @@ class ThreadPool(_core.ThreadPoolBase, ThreadPoolExecutor):
             raise TypeError(f"name must be a str or None, not {name!r}")
         return ThreadOptions(self, (ns, priority, retries, name))
 
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        unordered: bool = False,
-        progress: bool = False,
-    ) -> Iterator[T]:
-        """Call fn on the items of the iterables, in threads.
-
-        Args:
-            fn: the function.
-            iterables: as many as fn takes arguments; the shortest ends it.
-            timeout: seconds from this call within which each result must come.
-            chunksize: taken as concurrent.futures takes it: it has no meaning for threads.
-            buffersize: calls that are submitted ahead of the results that were taken. None
-                submits all at once when the iterables know their length, and otherwise a
-                window that keeps the threads busy: a generator without an end is welcome.
-            unordered: results come as they are ready, not in the order of the items.
-            progress: show how far it is, by rich or tqdm if one is installed, else on stderr.
-
-        Returns:
-            Iterator: of results. A call's error is raised in its place, and ends the
-            iteration; what has not begun by then is cancelled, as it is when the iterator is
-            closed.
-
-        Raises:
-            TypeError: fn, chunksize or buffersize is of the wrong type.
-            ValueError: chunksize or buffersize is less than 1.
-        """
-        _count("chunksize", chunksize, 1, sys.maxsize)
-        return map_tasks(
-            self.submit,
-            fn,
-            iterables,
-            timeout=timeout,
-            buffersize=buffersize,
-            unordered=unordered,
-            progress=progress,
-        )
+    def _how_to_map(self, fn: Callable[..., Any], chunksize: int) -> Way:
+        return self.submit, 1, None
 
     def resize(self, workers: int) -> None:
         """Change how many threads there may be; those in excess end after their task.

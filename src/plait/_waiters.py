@@ -1,74 +1,33 @@
-"""Those who wait in a channel, a lock, a limiter or an event: a thread, or a task of a loop."""
+"""Threads that wait in a channel."""
 
 from __future__ import annotations
 
-import threading
-from asyncio import Future, events
+import time
+from asyncio import events
 
-__all__ = ["LoopWaiter", "ThreadWaiter", "Waiter", "check_may_block"]
+from . import _core
+
+__all__ = ["ThreadWaiter", "check_may_block"]
 
 
-class LoopWaiter:
-    """A task that waits on its loop.
+class ThreadWaiter(_core.ThreadWaiterBase):
+    """A thread that waits.
 
     `wake` may be called by any thread, more than once.
     """
 
-    __slots__ = ("_token", "future", "loop", "woken")
-
-    def __init__(self) -> None:
-        self.loop = events.get_running_loop()
-        self.future: Future[None] = self.loop.create_future()
-        self.woken = False
-        self._token = threading.Lock()
-
-    def wake(self) -> bool:
-        """Let the task go on; False when it has gone away or was woken already."""
-        if self.future.done() or not self._token.acquire(blocking=False):
-            return False
-        self.woken = True
-        if events._get_running_loop() is self.loop:
-            self.future.set_result(None)
-            return True
-        try:
-            self.loop.call_soon_threadsafe(self._set)
-        except RuntimeError:  # the loop is closed: its tasks are gone
-            return False
-        return True
-
-    def _set(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
-
-
-class ThreadWaiter:
-    """A thread that waits."""
-
-    __slots__ = ("gone", "lock", "woken")
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.lock.acquire()
-        self.woken = False
-        self.gone = False
-
-    def wake(self) -> bool:
-        """Let the thread go on; False when it has gone away or was woken already."""
-        if self.gone:
-            return False
-        try:
-            self.lock.release()
-        except RuntimeError:
-            return False
-        self.woken = True
-        return True
+    __slots__ = ()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait to be woken; False when the time is over."""
-        return self.lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
-
-
-Waiter = LoopWaiter | ThreadWaiter
+        if timeout is None:
+            while (told := self._park(None)) is None:
+                pass
+            return told
+        end = time.monotonic() + timeout
+        while (told := self._park(max(0.0, end - time.monotonic()))) is None:
+            pass
+        return told
 
 
 def check_may_block(what: str, instead: str) -> None:

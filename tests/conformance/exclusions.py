@@ -8,6 +8,7 @@ from __future__ import annotations
 
 _SAME = "the same tests with another of the selectors module's classes, which plait has not"
 _WINDOWS = "Windows only"
+_MOCKS = "asyncio's transport classes by themselves, between a mock loop and mock sockets"
 _MOCK_LOOP = "asyncio's pipe transport against a mock loop; test_events has the real one"
 _QUEUES = "looks into BaseEventLoop._ready and _scheduled, which are C structures here"
 _SELECT = "replaces the selector, or one of the private steps of BaseEventLoop's iteration"
@@ -22,8 +23,8 @@ _WITH_SELECTOR = "test_base_events.BaseEventLoopWithSelectorTests."
 EXCLUSIONS: dict[str, str] = {
     "*.PollEventLoopTests": _SAME,
     "*.SelectEventLoopTests": _SAME,
-    "*.KqueueEventLoopTests": _SAME,
-    "*.Proactor*": _WINDOWS,
+    "test_proactor_events.*": _WINDOWS,
+    "test_selector_events.*": _MOCKS,
     "test_unix_events.UnixReadPipeTransportTests": _MOCK_LOOP,
     "test_unix_events.UnixWritePipeTransportTests": _MOCK_LOOP,
     "test_ssl.TestSSL.test_remote_shutdown_receives_trailing_data": _HOOK,

@@ -82,6 +82,19 @@ static inline void pl_test_ok(intmax_t result, const char *file, int line, const
             pl_test_fail(__FILE__, __LINE__, #call, strerror(errno));                              \
     } while (0)
 
+/* Makes a loop with the backend that PL_TEST_BACKEND names; sys as in pl_loop_config. Where the
+ * kernel refuses io_uring the loop has epoll, and the test is the same as without the name. */
+static inline int pl_test_loop(struct pl_loop *loop, const struct pl_sys *sys)
+{
+    const char *name = getenv("PL_TEST_BACKEND");
+    bool uring = name != NULL && strncmp(name, "uring", 5) == 0;
+    struct pl_loop_config config = {
+        .sys = sys,
+        .backend = uring ? PL_BACKEND_URING : PL_BACKEND_EPOLL,
+    };
+    return pl_loop_init(loop, &config);
+}
+
 /* Runs iterations until cond holds; a test that waits for ever is ended by the runner. */
 #define RUN_UNTIL(loop, cond)                                                                      \
     do {                                                                                           \

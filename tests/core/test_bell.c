@@ -177,11 +177,84 @@ static void a_debt_is_made_only_with_a_payer(void)
     pl_pool_fini(&pool);
 }
 
+static int64_t clock_ns;
+
+static int64_t set_clock(void)
+{
+    return clock_ns;
+}
+
+/* Words that a worker has overwritten: the parent believes that nobody is parked, or that all
+ * spin already. */
+static void a_spoilt_board_strands_nobody(void)
+{
+    struct pl_pool pool;
+    struct pl_pool_config config = {.workers = 3, .slots = 8, .limit = 1 << 20};
+    struct pl_sys sys = *pl_sys_default();
+    sys.futex_wake = counting_wake;
+    sys.now = set_clock;
+    clock_ns = PL_NSEC_PER_SEC;
+    config.sys = &sys;
+    CHECK_OK(pl_pool_init(&pool, &config));
+    struct pl_member members[3];
+    uint32_t seats[3];
+    uint64_t low_mark;
+    for (int i = 0; i < 3; i++)
+        CHECK_OK(pl_pool_seat(&pool, &seats[i], &low_mark));
+    for (int i = 0; i < 2; i++) /* the third is still being started */
+        CHECK_OK(pl_member_init(&members[i], &sys, pool.base, pool.layout.total, pool.eventfd,
+                                seats[i], low_mark));
+    uint32_t cell;
+    uint32_t seat;
+    for (int what = 0; what < 2; what++) {
+        rung = 0;
+        atomic_store(&pool.share->parked[0], what == 0 ? 0 : UINT64_MAX);
+        atomic_store(&pool.share->spinning[0], what == 0 ? 0 : UINT64_MAX);
+        CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
+        pl_pool_post(&pool, cell);
+        pl_pool_flush(&pool);
+        CHECK_EQ(rung, 0);
+        pl_pool_check(&pool);
+        CHECK_EQ(rung, 3);
+        uint32_t begun;
+        CHECK_EQ(pl_member_take(&members[0], &begun), 1);
+        CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
+        pl_pool_post(&pool, cell);
+        rung = 0;
+        pl_pool_check(&pool);
+        CHECK_EQ(rung, 2); /* the one that has a task is let be */
+        CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 0);
+        CHECK_OK(pl_member_done(&members[0], begun));
+        CHECK_EQ(pl_member_take(&members[0], &cell), 1);
+        CHECK_OK(pl_member_done(&members[0], cell));
+        while (pl_pool_next(&pool, &cell, &seat) == 1)
+            pl_pool_release(&pool, cell);
+    }
+    /* One that never comes is told of, once; one that has not sat down is not. */
+    CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
+    pl_pool_post(&pool, cell);
+    CHECK_EQ(pl_member_take(&members[0], &cell), 1);
+    CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
+    pl_pool_post(&pool, cell);
+    for (int i = 0; i < 7; i++) {
+        CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 0);
+        CHECK(!pl_pool_ready(&pool));
+        pl_pool_check(&pool);
+        clock_ns += PL_NSEC_PER_SEC;
+    }
+    CHECK(pl_pool_ready(&pool));
+    CHECK_EQ(pl_pool_next(&pool, &cell, &seat), PL_EPROTO);
+    CHECK_EQ(seat, seats[1]);
+    CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 0);
+    for (int i = 0; i < 2; i++)
+        pl_member_fini(&members[i]);
+    pl_pool_fini(&pool);
+}
+
 static const struct pl_test tests[] = {
-    PL_TEST(no_wake_up_is_lost_when_all_park),
-    PL_TEST(no_wake_up_is_lost_at_the_end_of_a_spin),
-    PL_TEST(one_slot_is_waited_for),
-    PL_TEST(a_debt_is_made_only_with_a_payer),
+    PL_TEST(no_wake_up_is_lost_when_all_park), PL_TEST(no_wake_up_is_lost_at_the_end_of_a_spin),
+    PL_TEST(one_slot_is_waited_for),           PL_TEST(a_debt_is_made_only_with_a_payer),
+    PL_TEST(a_spoilt_board_strands_nobody),
 };
 
 PL_TEST_MAIN(tests)

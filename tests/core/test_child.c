@@ -45,7 +45,7 @@ static pid_t spawn(int code, int sig, int *release)
 static void tells_code_and_signal(void)
 {
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     int codes[] = {0, 1, 77, 255};
     for (size_t i = 0; i < PL_ARRAY_LEN(codes); i++) {
         struct watch w = {.child.exited = on_exited};
@@ -80,7 +80,7 @@ static void tells_code_and_signal(void)
 static void one_that_ended_before(void)
 {
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     struct watch w = {.child.exited = on_exited};
     int release;
     pid_t pid = spawn(3, 0, &release);
@@ -96,7 +96,7 @@ static void one_that_ended_before(void)
 static void one_that_someone_else_reaped(void)
 {
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     struct watch w = {.child.exited = on_exited};
     int release;
     pid_t pid = spawn(0, 0, &release);
@@ -112,7 +112,7 @@ static void one_that_someone_else_reaped(void)
 static void unwatched_it_is_left_alone(void)
 {
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     struct watch w = {.child.exited = on_exited};
     int release;
     pid_t pid = spawn(9, 0, &release);
@@ -158,7 +158,7 @@ static void without_a_pidfd_it_says_so(void)
 {
     struct pl_sys sys = *pl_sys_default();
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     struct watch w = {.child.exited = on_exited};
     int fds = count_fds();
     CHECK_EQ(pl_child_watch(&loop, &w.child, -1), -EINVAL);
@@ -176,7 +176,7 @@ static void without_a_pidfd_it_says_so(void)
 static void a_fork_leaves_the_parent_alone(void)
 {
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     struct watch w = {.child.exited = on_exited};
     int release;
     pid_t pid = spawn(5, 0, &release);

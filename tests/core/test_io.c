@@ -51,7 +51,7 @@ static void level_repeats_and_edge_does_not(void)
     struct probe edge = {0};
     int a[2];
     int b[2];
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     pair(a);
     pair(b);
     CHECK_OK(pl_io_open(&loop, &level.io, a[0], PL_IO_LEVEL, probe_run));
@@ -90,7 +90,7 @@ static void hang_up_is_told(void)
     struct pl_loop loop;
     struct probe p = {0};
     int fds[2];
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     pair(fds);
     CHECK_OK(pl_io_open(&loop, &p.io, fds[0], PL_IO_LEVEL, probe_run));
     CHECK_OK(pl_io_watch(&loop, &p.io, PL_READABLE));
@@ -112,7 +112,7 @@ static void a_place_is_taken_once(void)
     struct probe p = {0};
     struct probe q = {0};
     int fds[2];
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     pair(fds);
     CHECK_EQ(pl_io_open(&loop, &p.io, -1, PL_IO_LEVEL, probe_run), -EBADF);
     CHECK_OK(pl_io_open(&loop, &p.io, fds[0], PL_IO_LEVEL, probe_run));
@@ -140,7 +140,7 @@ static void an_idle_one_gives_way(void)
     struct probe idle = {0};
     struct probe heir = {0};
     int fds[2];
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     pair(fds);
     CHECK_OK(pl_io_open(&loop, &idle.io, fds[0], PL_IO_LEVEL, probe_run));
     CHECK_OK(pl_io_watch(&loop, &idle.io, PL_READABLE));
@@ -179,7 +179,7 @@ static void an_old_event_does_not_reach_a_new_descriptor(void)
     struct probe new = {0};
     int a[2];
     int b[2];
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     pair(a);
     pair(b);
     CHECK_OK(pl_io_open(&loop, &old.io, a[0], PL_IO_LEVEL, probe_run));
@@ -208,7 +208,7 @@ static void closing_within_the_batch(void)
     struct probe p[2] = {{{{0}}}};
     int a[2];
     int b[2];
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     pair(a);
     pair(b);
     CHECK_OK(pl_io_open(&loop, &p[0].io, a[0], PL_IO_LEVEL, probe_run));
@@ -239,7 +239,7 @@ static void watch_repairs_a_reused_descriptor(void)
     struct probe p = {0};
     int a[2];
     int b[2];
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     pair(a);
     pair(b);
     CHECK_OK(pl_io_open(&loop, &p.io, a[0], PL_IO_LEVEL, probe_run));
@@ -262,7 +262,7 @@ static void files_are_refused(void)
 {
     struct pl_loop loop;
     struct probe p = {0};
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     FILE *file = tmpfile();
     CHECK(file != NULL);
     CHECK_OK(pl_io_open(&loop, &p.io, fileno(file), PL_IO_LEVEL, probe_run));
@@ -280,7 +280,7 @@ static void many_descriptors(void)
     struct pl_loop loop;
     static struct probe p[N];
     static int fds[N][2];
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     memset(p, 0, sizeof(p));
     for (int i = 0; i < N; i++) {
         pair(fds[i]);

@@ -25,7 +25,7 @@ static void again(struct pl_loop *loop, struct pl_op *op)
 static void runs_exactly_what_was_ready(void)
 {
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     struct pl_op ops[5] = {{again}, {again}, {again}, {again}, {again}};
     for (int i = 0; i < 5; i++)
         CHECK_OK(pl_loop_enqueue(&loop, &ops[i]));
@@ -52,7 +52,7 @@ static void stop_here(struct pl_loop *loop, struct pl_op *op)
 static void stop_leaves_the_rest_queued(void)
 {
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     struct pl_op ops[3] = {{count}, {stop_here}, {count}};
     for (int i = 0; i < 3; i++)
         CHECK_OK(pl_loop_enqueue(&loop, &ops[i]));
@@ -98,7 +98,7 @@ static void posts_to_an_awake_loop_write_nothing(void)
     struct pl_sys sys = *pl_sys_default();
     sys.write = counting_write;
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     struct numbered nodes[64];
     ran = 0;
     wake_writes = 0;
@@ -117,14 +117,27 @@ static void posts_to_an_awake_loop_write_nothing(void)
 static struct pl_loop *posted_loop;
 static struct numbered batch[64];
 
-/* Called in the loop's own poll: what another thread would do while it is blocked. */
-static int post_while_waiting(int epfd, struct epoll_event *events, int max, int64_t timeout_ns)
+static void post_batch(void)
 {
     for (int i = 0; i < 64; i++) {
         batch[i] = (struct numbered){.post.op.run = record, .number = i};
         pl_loop_post(posted_loop, &batch[i].post);
     }
+}
+
+/* Called in the loop's own poll: what another thread would do while it is blocked. */
+static int post_while_waiting(int epfd, struct epoll_event *events, int max, int64_t timeout_ns)
+{
+    post_batch();
     return pl_sys_default()->epoll_wait(epfd, events, max, timeout_ns);
+}
+
+static int post_while_entering(int fd, uint32_t submit, uint32_t least, uint32_t flags,
+                               const void *arg, size_t size)
+{
+    if (least > 0)
+        post_batch();
+    return pl_sys_default()->uring_enter(fd, submit, least, flags, arg, size);
 }
 
 static void a_batch_of_posts_writes_once(void)
@@ -132,8 +145,9 @@ static void a_batch_of_posts_writes_once(void)
     struct pl_sys sys = *pl_sys_default();
     sys.write = counting_write;
     sys.epoll_wait = post_while_waiting;
+    sys.uring_enter = post_while_entering;
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     posted_loop = &loop;
     ran = 0;
     wake_writes = 0;
@@ -187,7 +201,7 @@ static void no_wake_up_is_lost(void)
 {
     struct pl_loop loop;
     static struct poster posters[POSTERS];
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     ran = 0;
     for (int i = 0; i < POSTERS; i++) {
         posters[i] = (struct poster){.post.op.run = poster_op, .loop = &loop};
@@ -208,7 +222,7 @@ static void *wake_main(void *arg)
 static void wake_ends_a_wait(void)
 {
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     for (int i = 0; i < 200; i++) {
         pthread_t thread;
         CHECK_EQ(pthread_create(&thread, NULL, wake_main, &loop), 0);
@@ -240,18 +254,28 @@ static int raising_wait(int epfd, struct epoll_event *events, int max, int64_t t
     return -EINTR;
 }
 
+static int raising_enter(int fd, uint32_t submit, uint32_t least, uint32_t flags, const void *arg,
+                         size_t size)
+{
+    (void)fd, (void)submit, (void)least, (void)flags, (void)arg, (void)size;
+    (void)raise(SIGUSR1);
+    return -EINTR;
+}
+
 static void an_interrupted_wait_tells(void)
 {
     struct pl_sys sys = *pl_sys_default();
     struct pl_loop loop;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     signal_loop = &loop;
     struct sigaction action = {.sa_handler = on_signal};
     CHECK_SYS(sigaction(SIGUSR1, &action, NULL));
     sys.epoll_wait = raising_wait;
+    sys.uring_enter = raising_enter;
     CHECK_EQ(pl_loop_wait(&loop, -1), -EINTR);
     CHECK_OK(pl_loop_collect(&loop));
     sys.epoll_wait = pl_sys_default()->epoll_wait;
+    sys.uring_enter = pl_sys_default()->uring_enter;
     CHECK_OK(pl_loop_wait(&loop, -1)); /* the handler's wake-up was kept */
     pl_loop_fini(&loop);
 }
@@ -273,8 +297,8 @@ static void two_loops_do_not_meet(void)
 {
     struct pl_loop a;
     struct pl_loop b;
-    CHECK_OK(pl_loop_init(&a, NULL));
-    CHECK_OK(pl_loop_init(&b, NULL));
+    CHECK_OK(pl_test_loop(&a, NULL));
+    CHECK_OK(pl_test_loop(&b, NULL));
     struct pl_op op = {count};
     ran = 0;
     CHECK_OK(pl_loop_enqueue(&a, &op));

@@ -63,7 +63,7 @@ static void making_a_loop(void)
     close(first_free);
     for (int rung = 0;; rung++) {
         budget = rung;
-        int r = pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys});
+        int r = pl_test_loop(&loop, &sys);
         if (r == 0)
             break;
         CHECK_EQ(r, -ENOMEM);
@@ -84,7 +84,7 @@ static void growing_the_ready_queue(void)
     struct pl_sys sys = lean();
     struct pl_loop loop;
     budget = 100;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     struct pl_op op = {count};
     int queued = 0;
     int refused = 0;
@@ -115,7 +115,7 @@ static void growing_the_timers(void)
     struct pl_loop loop;
     static struct pl_timer timers[N];
     budget = 100;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     int refused = 0;
     for (int i = 0; i < N; i++) {
         timers[i] = (struct pl_timer){.op.run = count};
@@ -167,7 +167,7 @@ static void posts_survive(void)
     struct pl_loop loop;
     static struct numbered nodes[N];
     budget = 100;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     for (int i = 0; i < N; i++) {
         nodes[i] = (struct numbered){.post.op.run = record, .number = i};
         pl_loop_post(&loop, &nodes[i].post);
@@ -206,7 +206,7 @@ static void descriptors_grow_and_edges_survive(void)
     static struct pl_io ios[N];
     static int fds[N][2];
     budget = 100;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     int refused = 0;
     for (int i = 0; i < N; i++) {
         CHECK_OK(sys.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds[i]));
@@ -272,7 +272,7 @@ static void a_write_that_cannot_be_queued(void)
     struct pl_stream s;
     int fds[2];
     budget = 100;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     CHECK_OK(sys.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds));
     CHECK_OK(pl_stream_open(&loop, &s, fds[0], true, &ops));
     struct pl_chunk chunks[9];
@@ -313,7 +313,7 @@ static void many_ends_without_memory(void)
     struct pl_stream s[N];
     int fds[N][2];
     budget = 100;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     for (int i = 0; i < N; i++) {
         CHECK_OK(sys.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds[i]));
         CHECK_OK(pl_stream_open(&loop, &s[i], fds[i][0], true, &ops));
@@ -367,14 +367,14 @@ static void opening_the_rest(void)
     CHECK_SYS(dup2(fds[0], high));
 
     struct pl_stream s;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     budget = 0;
     CHECK_EQ(pl_stream_open(&loop, &s, high, true, &ops), -ENOMEM);
     pl_loop_fini(&loop);
 
     struct pl_listener l = {.accepted = no_accept, .closed = listener_closed};
     budget = 100;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     budget = 0;
     CHECK_EQ(pl_listener_open(&loop, &l, high), -ENOMEM);
     CHECK(pl_io_find(&loop, high) == NULL);
@@ -385,7 +385,7 @@ static void opening_the_rest(void)
     int filler[MANY];
     struct pl_child child = {.exited = exited};
     budget = 100;
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     for (int i = 0; i < MANY; i++)
         filler[i] = dup(fds[0]);
     int expected = dup(fds[0]);

@@ -117,7 +117,7 @@ static void *room(struct pl_stream *s, size_t hint, size_t *len)
 static void on_read(struct pl_stream *s, void *buf, ssize_t n)
 {
     struct user *u = of(s);
-    CHECK(buf == u->buf);
+    CHECK(buf == u->buf || n <= 0 || s->borrows);
     u->reads++;
     u->last_read = n;
     if (n > 0 && u->got != NULL) {
@@ -182,6 +182,13 @@ static const struct pl_stream_ops ops = {
     .closed = on_closed,
 };
 
+/* Whether the user takes bytes from memory that is not its own. */
+static bool borrows(void)
+{
+    const char *name = getenv("PL_TEST_BACKEND");
+    return name != NULL && strcmp(name, "uring-borrows") == 0;
+}
+
 static void start(struct fixture *f)
 {
     memset(f, 0, sizeof(*f));
@@ -191,19 +198,24 @@ static void start(struct fixture *f)
     f->sys.sendmsg = fault_sendmsg;
     f->sys.recv = fault_recv;
     f->sys.epoll_ctl = fault_ctl;
-    CHECK_OK(pl_loop_init(&f->loop, &(struct pl_loop_config){.sys = &f->sys}));
+    CHECK_OK(pl_test_loop(&f->loop, &f->sys));
     int fds[2];
     CHECK_OK(f->sys.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds));
     f->fd = fds[0];
     f->peer = fds[1];
     CHECK_OK(pl_stream_open(&f->loop, &f->u.stream, f->fd, true, &ops));
+    f->u.stream.borrows = borrows();
 }
 
 static void turn(struct fixture *f)
 {
-    CHECK_OK(pl_loop_wait(&f->loop, 0));
-    CHECK_OK(pl_loop_collect(&f->loop));
-    CHECK_OK(pl_loop_run(&f->loop, NULL));
+    /* Where the backend receives, an end of a request may come between event and read. */
+    int n = f->loop.backend->input != NULL ? 3 : 1;
+    while (n-- > 0) {
+        CHECK_OK(pl_loop_wait(&f->loop, 0));
+        CHECK_OK(pl_loop_collect(&f->loop));
+        CHECK_OK(pl_loop_run(&f->loop, NULL));
+    }
 }
 
 static void turns(struct fixture *f, int n)
@@ -264,7 +276,8 @@ static void reads_what_arrives_then_the_end(void)
     int calls = f.u.reads;
     turns(&f, 3);
     CHECK_EQ(f.u.reads, calls);
-    CHECK_EQ(f.u.rooms, f.u.reads + f.u.agains);
+    if (f.loop.backend->input == NULL)
+        CHECK_EQ(f.u.rooms, f.u.reads + f.u.agains);
     CHECK_OK(pl_stream_read_start(&f.u.stream)); /* harmless after the end */
     turns(&f, 2);
     CHECK_EQ(f.u.reads, calls);
@@ -293,6 +306,10 @@ static void a_vain_event_gives_the_buffer_back(void)
 {
     struct fixture f;
     start(&f);
+    if (f.loop.backend->input != NULL) {
+        end(&f);
+        PL_SKIP("the backend receives, so recv is not called");
+    }
     f.sys.recv = recv_again;
     CHECK_OK(pl_stream_read_start(&f.u.stream));
     CHECK_EQ(write(f.peer, "x", 1), 1);
@@ -307,6 +324,10 @@ static void a_failed_read_is_told_once(void)
 {
     struct fixture f;
     start(&f);
+    if (f.loop.backend->input != NULL) {
+        end(&f);
+        PL_SKIP("the backend receives, so recv is not called");
+    }
     f.sys.recv = recv_reset;
     CHECK_OK(pl_stream_read_start(&f.u.stream));
     CHECK_EQ(write(f.peer, "x", 1), 1);
@@ -326,6 +347,10 @@ static void no_read_comes_after_read_stop(void)
 {
     struct fixture f;
     start(&f);
+    if (f.loop.backend->input != NULL) {
+        end(&f);
+        PL_SKIP("the backend receives, so recv is not called");
+    }
     f.u.on_read = stop_reading;
     CHECK_OK(pl_stream_read_start(&f.u.stream));
     fault.limit = 1;
@@ -603,6 +628,10 @@ static void without_the_poller_a_blocked_stream_fails(void)
 {
     struct fixture f;
     start(&f);
+    if (f.loop.backend->input != NULL) {
+        end(&f);
+        PL_SKIP("watching takes no call that could fail");
+    }
     memset(owners, 0, sizeof(owners));
     fault.refuse = 1;
     fault.ctl_error = -ENOSPC;

@@ -59,7 +59,7 @@ static void equal_deadlines_run_in_start_order(void)
     struct pl_sys sys = fake_sys();
     struct pl_loop loop;
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     for (int i = 0; i < MANY; i++)
         CHECK_OK(pl_timer_start(&loop, &items[(i * 7) % MANY].timer, 2000));
     clock_now = 1999;
@@ -78,13 +78,13 @@ static void a_moved_timer_starts_anew(void)
     struct pl_sys sys = fake_sys();
     struct pl_loop loop;
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     CHECK_OK(pl_timer_start(&loop, &items[0].timer, 2000));
     CHECK_OK(pl_timer_start(&loop, &items[1].timer, 2000));
     CHECK_OK(pl_timer_start(&loop, &items[0].timer, 2000)); /* now behind the other */
     CHECK_OK(pl_timer_start(&loop, &items[2].timer, 5000));
     CHECK_OK(pl_timer_start(&loop, &items[2].timer, 1500)); /* earlier */
-    CHECK_EQ(loop.timers.len, 3);
+    CHECK_EQ(pl_timers_len(&loop.timers), 3);
     clock_now = 9000;
     turn(&loop);
     CHECK_EQ(nfired, 3);
@@ -103,12 +103,16 @@ static void agrees_with_a_model(void)
     uint64_t seed = 42;
     uint64_t order = 0;
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     for (int step = 0; step < 20000; step++) {
         struct item *item = &items[pl_test_random(&seed) % MANY];
         switch (pl_test_random(&seed) % 8) {
         default:
-            item->deadline = clock_now + (int64_t)(pl_test_random(&seed) % 64);
+            /* The same delay most of the time, and for long stretches always: those go to the
+             * run, others to the heap. */
+            item->deadline = clock_now + (pl_test_random(&seed) % 4 != 0 || step / 2000 % 2 != 0
+                                              ? 32
+                                              : (int64_t)(pl_test_random(&seed) % 64));
             item->order = order++;
             item->active = true;
             CHECK_OK(pl_timer_start(&loop, &item->timer, item->deadline));
@@ -144,12 +148,41 @@ static void agrees_with_a_model(void)
         CHECK(!pl_timer_active(&items[k].timer));
 }
 
+/* What keep-alive timers do: each is stopped and started again, in any order. */
+static void stopped_timers_leave_no_memory_behind(void)
+{
+    struct pl_sys sys = fake_sys();
+    struct pl_loop loop;
+    uint64_t seed = 7;
+    reset();
+    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    for (int step = 0; step < 100000; step++) {
+        struct item *item = &items[pl_test_random(&seed) % 100];
+        clock_now++;
+        CHECK_EQ(pl_timer_stop(&loop, &item->timer), item->active);
+        item->active = true;
+        CHECK_OK(pl_timer_start(&loop, &item->timer, clock_now + 60000));
+    }
+    CHECK_EQ(pl_timers_len(&loop.timers), 100);
+    CHECK_EQ(loop.timers.len, 0); /* no work for the heap */
+    CHECK_CMP(loop.timers.run_cap, <=, 256);
+    uint32_t met = 0;
+    for (uint32_t i = 0; i < pl_timers_places(&loop.timers); i++)
+        met += pl_timers_at(&loop.timers, i) != NULL;
+    CHECK_EQ(met, 100);
+    clock_now += 60000;
+    turn(&loop);
+    CHECK_EQ(nfired, 100);
+    CHECK(pl_timers_first(&loop.timers) == NULL);
+    pl_loop_fini(&loop);
+}
+
 static void extremes_do_not_overflow(void)
 {
     struct pl_sys sys = fake_sys();
     struct pl_loop loop;
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     CHECK_EQ(pl_loop_timeout(&loop), -1);
     CHECK_OK(pl_timer_start(&loop, &items[0].timer, INT64_MAX));
     CHECK_CMP(pl_loop_timeout(&loop), >, 0);
@@ -188,7 +221,7 @@ static void callbacks_may_start_and_stop(void)
     struct pl_timer stopper = {.op.run = stop_other};
     struct pl_timer self = {.op.run = restart_self};
     reset();
-    CHECK_OK(pl_loop_init(&loop, &(struct pl_loop_config){.sys = &sys}));
+    CHECK_OK(pl_test_loop(&loop, &sys));
     to_stop = &items[0].timer;
     /* Both are due in one collect: the second is in the ready queue by then. */
     CHECK_OK(pl_timer_start(&loop, &stopper, 1000));
@@ -215,7 +248,7 @@ static void a_real_wait_is_never_early(void)
 {
     struct pl_loop loop;
     reset();
-    CHECK_OK(pl_loop_init(&loop, NULL));
+    CHECK_OK(pl_test_loop(&loop, NULL));
     for (int i = 0; i < 20; i++) {
         int64_t deadline = pl_loop_now(&loop) + 300000 * i;
         nfired = 0;
@@ -230,6 +263,7 @@ static const struct pl_test tests[] = {
     PL_TEST(equal_deadlines_run_in_start_order),
     PL_TEST(a_moved_timer_starts_anew),
     PL_TEST(agrees_with_a_model),
+    PL_TEST(stopped_timers_leave_no_memory_behind),
     PL_TEST(extremes_do_not_overflow),
     PL_TEST(callbacks_may_start_and_stop),
     PL_TEST(a_real_wait_is_never_early),

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 kept: list[Any] = []
@@ -149,10 +150,14 @@ def scribble(x: Any) -> Any:
     return x
 
 
-def nested() -> int:
+def fill(x: Any, value: float) -> None:
+    x[:] = value
+
+
+def nested(start_method: str | None = None) -> int:
     import plait
 
-    with plait.ProcessPool(1) as pool:
+    with plait.ProcessPool(1, start_method=start_method) as pool:
         return pool.submit(plus_one, 41).result()
 
 
@@ -305,3 +310,23 @@ def import_then_sleep(folder: str, module: str) -> None:
 
 def value_of(module: str) -> Any:
     return sys.modules[module].VALUE  # type: ignore[attr-defined]
+
+
+def noop_of() -> Callable[[], None]:
+    """What a callable is turned into on its way."""
+    return noop
+
+
+def zeros(n: int) -> bytes:
+    """A result of some size."""
+    return bytes(n)
+
+
+def end_once_ready() -> None:
+    """An initializer after which the worker ends as soon as it is ready."""
+    from plait import _core
+
+    def end(*_: Any) -> None:
+        os._exit(9)
+
+    _core.worker_run = end

@@ -167,7 +167,7 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["python"]["version"] == ".".join(map(str, sys.version_info[:3]))
     assert found["cpu"]["usable"] == sorted(os.sched_getaffinity(0))
     assert found["kernel"]["epoll"]["works"]
-    assert found["backend"]["name"] in ("epoll", "io_uring")
+    assert found["backend"]["name"] in ("epoll", "uring")
     assert found["backend"]["reason"]
     assert set(found["extras"]["lab"]) == {"rich", "matplotlib", "jinja2"}
 

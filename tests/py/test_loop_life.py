@@ -486,7 +486,7 @@ def test_run_in_debug_mode() -> None:
 def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     for backend in ("auto", "epoll"):
         loop = plait.Loop(backend=backend)
-        assert loop.statistics()["backend"] == "epoll"
+        assert loop.backend == loop.statistics()["backend"] == "epoll"
         loop.close()
     with pytest.raises(ValueError, match=r"backend must be one of .*'kqueue'"):
         plait.Loop(backend="kqueue")

@@ -456,6 +456,7 @@ def test_await(pool: plait.ProcessPool, factory: Any) -> None:
 
 def test_await_starts_no_thread(pool: plait.ProcessPool) -> None:
     async def main() -> None:
+        assert await pool.submit(tasks.plus_one, 0) == 1  # the pool's helper comes with it
         threads = threading.active_count()
         for i in range(20):
             assert await pool.submit(tasks.plus_one, i) == i + 1

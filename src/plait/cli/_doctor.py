@@ -7,6 +7,7 @@ import ctypes
 import errno
 import importlib.metadata
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -65,7 +66,7 @@ def examine() -> dict[str, Any]:
             "switch_interval_s": sys.getswitchinterval(),
         },
         "kernel": kernel,
-        "backend": _backend(),
+        "backend": _backend(kernel["io_uring"]),
         "files": _files(build, kernel["io_uring"]),
         "cpu": {
             "count": os.cpu_count(),
@@ -149,9 +150,32 @@ def _futex() -> dict[str, Any]:
     return _works() if woken == 0 else _fails(os.strerror(ctypes.get_errno()))
 
 
-def _backend() -> dict[str, str]:
-    """Which poller a loop gets, and why not the other one."""
-    return {"name": "epoll", "reason": "this version of plait has no other poller"}
+def _backend(uring: dict[str, Any]) -> dict[str, str]:
+    """Which poller a loop gets, and why not the other one: one is made to see."""
+    from .._loop import Loop
+
+    wanted = os.environ.get("PLAIT_BACKEND") or "auto"
+    logger = logging.getLogger("asyncio")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it would tell of a refusal, which is told here
+    try:
+        loop = Loop()
+    except ValueError as error:
+        return {"name": "none", "reason": f"of an error: {error}"}
+    finally:
+        logger.setLevel(level)
+    name = loop.backend
+    loop.close()
+    if name == wanted:
+        reason = f"PLAIT_BACKEND={wanted}"
+    elif wanted == "uring":
+        why = "of features that this kernel lacks" if uring["works"] else uring["reason"]
+        reason = f"io_uring, which PLAIT_BACKEND={wanted} asks for, is refused: {why}"
+    elif uring["works"]:
+        reason = "io_uring works but is not faster for sockets; PLAIT_BACKEND=uring takes it"
+    else:
+        reason = f"io_uring: {uring['reason']}"
+    return {"name": name, "reason": reason}
 
 
 def _files(build: dict[str, Any], uring: dict[str, Any]) -> dict[str, str]:
