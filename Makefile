@@ -163,7 +163,8 @@ endef
 .PHONY: asan-py
 asan-py: build ## Run the Python tests with the extension under AddressSanitizer and UBSan
 	$(call sanitized,build/asan-$(pytag),address$(comma)undefined)
-	@tools/sanitized build/asan-$(pytag) $(PY) -m pytest --timeout=600 $(PYTEST_ARGS)
+	@tools/sanitized build/asan-$(pytag) $(PY) -m pytest --timeout=600 \
+	    -o faulthandler_timeout=590 $(PYTEST_ARGS)
 
 .PHONY: tsan-py
 tsan-py: build ## Run what crosses threads, from Python, with the extension under ThreadSanitizer

@@ -129,9 +129,7 @@ def measure(case: str, method: str | None = None) -> float:
         folder = pathlib.Path(name)
         victim = folder / "victim.py"
         body = CASES.get(case, "pass")
-        victim.write_text(
-            VICTIM.format(tasks=str(TASKS), folder=name, method=method, body=body)
-        )
+        victim.write_text(VICTIM.format(tasks=str(TASKS), folder=name, method=method, body=body))
         if case in CASES:
             return press([sys.executable, str(victim)], folder)
         test = folder / "test_long.py"
