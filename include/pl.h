@@ -21,6 +21,7 @@
 #include "pl_file.h"
 #include "pl_loop.h"
 #include "pl_pool.h"
+#include "pl_rota.h"
 #include "pl_sys.h"
 #include "pl_thread.h"
 

@@ -80,6 +80,9 @@ enum pl_io_events {
 enum pl_io_mode {
     PL_IO_LEVEL, /* reported again as long as it lasts: for callers that may not drain */
     PL_IO_EDGE,  /* reported once: the caller tries until EAGAIN or a short read */
+    /* As PL_IO_LEVEL, for reading only, of a descriptor that several processes wait for: one of
+     * those that sleep is woken, the one that has not asked for the longest time. */
+    PL_IO_SHARED,
     /* As PL_IO_LEVEL, of sockets that the loop has for itself: nobody else closes them or
      * receives from them. The backend may do that work. */
     PL_IO_STREAM,
@@ -145,6 +148,7 @@ struct pl_loop {
     struct pl_timers timers;
     struct pl_fd_slot *fds; /* owns; indexed by descriptor */
     uint32_t nfds;
+    uint32_t open;            /* descriptors that have their place in fds */
     pid_t pid;                /* of the process that made it */
     int64_t now;              /* the last reading of the clock by this loop */
     struct pl_stream *corked; /* list of streams with writes to flush */
@@ -224,6 +228,11 @@ int pl_loop_collect(struct pl_loop *loop) PL_MUST_CHECK;
  * ends the run early and leaves the rest queued (a binding stops so for an error
  * that must leave the loop). */
 int pl_loop_run(struct pl_loop *loop, const volatile int *stop);
+
+/* To be called before another thread runs the loop than the one that did: waits for the file
+ * operations that are in the loop's own ring (pl_files_join), at most timeout_ns (-1: for ever).
+ * They are collected by the next iteration. Touches nothing but the poller. */
+void pl_loop_park(struct pl_loop *loop, int64_t timeout_ns);
 
 /* One iteration: wait, collect, run. -EINTR or -ENOMEM as above. */
 int pl_loop_once(struct pl_loop *loop) PL_MUST_CHECK;
@@ -321,8 +330,8 @@ struct pl_stream_ops {
      * good size (what arrived last). NULL stops reading (the user has dealt with the
      * reason). */
     void *(*room)(struct pl_stream *stream, size_t hint, size_t *len);
-    /* n > 0 bytes were put into the buffer that room gave (or another, see `borrows`). n == 0: end of stream.
-     * Also called with n < 0, a -errno, when the read failed: the stream stops reading
+    /* n > 0 bytes were put into the buffer that room gave (or another, see `borrows`). n == 0: end
+     * of stream. Also called with n < 0, a -errno, when the read failed: the stream stops reading
      * and the user closes it. After each room comes exactly one of read or again. */
     void (*read)(struct pl_stream *stream, void *buf, ssize_t n);
     /* The buffer given by room is not needed: nothing was there. */
@@ -415,15 +424,20 @@ struct pl_stream *pl_stream_of_op(struct pl_op *op);
 
 /* ---- listeners ---------------------------------------------------------- */
 
+struct pl_rota;
+
 struct pl_listener {
     struct pl_io io;
     struct pl_loop *loop;
     struct pl_timer retry;
-    uint32_t batch; /* accepts per event at most */
+    uint32_t batch;       /* accepts per event at most */
+    struct pl_rota *rota; /* borrows; NULL unless other processes accept as well */
+    int64_t stepped_back; /* when it last came back from stepping aside; 0: never */
     bool accepting;
-    bool backing_off; /* out of descriptors: waiting for `retry` */
     /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. addr is the peer's
      * address, or NULL where the backend did not ask for it. */
+    bool backing_off; /* out of descriptors, or stepped aside: waiting for `retry` */
+    /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. */
     void (*accepted)(struct pl_listener *l, int fd, const struct sockaddr *addr, socklen_t len);
     /* accept failed for want of resources (-EMFILE, -ENFILE, -ENOBUFS, -ENOMEM): it is tried
      * again after PL_LISTENER_RETRY. May be NULL. */
@@ -436,11 +450,16 @@ struct pl_listener {
 #define PL_LISTENER_RETRY PL_NSEC_PER_SEC
 
 /* Accepts from a listening non-blocking socket, which it borrows. The caller has set the
- * callbacks and `batch` (0: 128); accepting starts at once. */
+ * callbacks, `batch` (0: 128), and `rota` if other processes accept from the same socket
+ * (pl_rota.h); accepting starts at once. */
 int pl_listener_open(struct pl_loop *loop, struct pl_listener *l, int fd) PL_MUST_CHECK;
 
 /* Stops accepting; `closed` comes from the ready queue. The fd stays open. */
 void pl_listener_close(struct pl_listener *l);
+
+/* With a rota: looks for connections that nobody takes. The kernel wakes one process for each;
+ * when that one ends, or is busy, the others are not told. */
+void pl_listener_look(struct pl_listener *l);
 
 /* As pl_stream_forget and pl_stream_of_op. */
 void pl_listener_forget(struct pl_listener *l);

@@ -120,30 +120,25 @@ def bench_loops(args: argparse.Namespace) -> tuple[list[measure.Series], str]:
 
 
 def bench_pools(args: argparse.Namespace) -> tuple[list[measure.Series], str]:
-    """Run the pools' own script, and show its rows.
+    """Run the pools' own program, and take over its figures.
 
     Raises:
-        RuntimeError: the script failed or is not there.
+        RuntimeError: it failed.
     """
-    script = Path(__file__).resolve().parents[1] / "pools.py"
-    if not script.exists():
-        raise RuntimeError(f"{script} is not there")
-    command = [sys.executable, str(script), "--json", *(["--quick"] if args.quick else [])]
+    path = args.json.with_name("bench-pools.json")
+    command = [sys.executable, "-m", "pools", "--json", str(path)]
+    if args.quick:
+        command.append("--quick")
     measure.progress("pools")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{script.name} ended with {done.returncode}")
-    series: dict[tuple[str, str], measure.Series] = {}
-    for item in json.loads(done.stdout):
-        row = f"{item['row']}, {item['unit']}"
-        key = row, item["peer"]
-        found = series.setdefault(key, measure.Series(row, item["peer"], item["unit"]))
-        if isinstance(item["value"], int | float):
-            found.values.append(item["value"])
-        else:
-            found.error = str(item["value"])
-    peers = list(dict.fromkeys(s.peer for s in series.values()))
-    return list(series.values()), tables.plain_table("Pools", list(series.values()), peers)
+        raise RuntimeError(f"the pools ended with {done.returncode}")
+    series = []
+    for item in json.loads(path.read_text())["figures"]:
+        found = measure.Series(f"{item['row']}, {item['unit']}", item["peer"], item["unit"])
+        found.values.extend(item["values"])
+        series.append(found)
+    return series, "Pools\n\n" + done.stdout
 
 
 def main() -> int:

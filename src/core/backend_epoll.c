@@ -47,6 +47,12 @@ int pl__epoll_watch(struct pl_epoll_set *set, int fd, uint64_t key, unsigned wan
         ev.events |= EPOLLOUT;
     if (mode == PL_IO_EDGE)
         ev.events |= EPOLLET;
+    if (mode == PL_IO_SHARED) {
+        /* It cannot be modified, and adding it anew is what puts it at the end of the line. */
+        ev.events = EPOLLIN | EPOLLEXCLUSIVE;
+        (void)sys->epoll_ctl(set->fd, EPOLL_CTL_DEL, fd, &ev); /* mostly there; else nothing lost */
+        *known = false;
+    }
 
     /* What we believe may be wrong, when the descriptor was closed and reused, or dup'ed,
      * behind our back: the kernel's answer decides. */

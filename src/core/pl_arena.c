@@ -9,8 +9,9 @@
  * up to classes, four per doubling, so that what is freed fits what comes next; each class has
  * a list of free blocks. A larger free block is split, a freed one is merged with its free
  * neighbours, and only when none will do the slice is used further up. A slice is several
- * times as large as its limit, so that some scattering does no harm; only touched pages
- * cost memory, and beyond WARM_MAX of them those of freed blocks are given back.
+ * times as large as its limit, so that scattering does no harm (programs that free in the
+ * worst of orders are another matter: Robson 1974); only touched pages cost memory, and beyond
+ * WARM_MAX of them those of freed blocks are given back.
  *
  * The other side gives a block back by pushing its id onto a list (one list for each pair of
  * owner and holder) whose links lie in shared memory. The owner takes the whole list with
@@ -358,6 +359,16 @@ static uint32_t heap_extend(struct pl_heap *heap, uint64_t size)
     return number;
 }
 
+/* A free block that is large enough although its class is not: for a slice that has nothing
+ * else left. Its number, or 0. */
+static uint32_t heap_search(const struct pl_heap *heap, uint32_t cls, uint64_t size)
+{
+    uint32_t number = cls == 0 ? 0 : heap->free_list[cls - 1];
+    while (number != 0 && heap->blocks[number - 1].size < size)
+        number = heap->blocks[number - 1].next;
+    return number;
+}
+
 int pl__heap_alloc(struct pl_heap *heap, uint64_t size, uint32_t *id, uint64_t *offset)
 {
     if (size > heap->limit)
@@ -373,10 +384,11 @@ int pl__heap_alloc(struct pl_heap *heap, uint64_t size, uint32_t *id, uint64_t *
     if (number != 0) {
         heap_unlist(heap, number);
         heap_split(heap, number, full);
-    } else {
-        number = heap_extend(heap, full);
+    } else if ((number = heap_extend(heap, full)) == 0) {
+        number = heap_search(heap, cls, size);
         if (number == 0)
             return -ENOMEM;
+        heap_unlist(heap, number);
     }
     struct pl_heap_block *block = &heap->blocks[number - 1];
     block->state = PL__BLOCK_OWN;

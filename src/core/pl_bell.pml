@@ -6,13 +6,18 @@
  * head (pl_member_take), the finish and the look at `armed` (pl_member_done), spinning,
  * parking and the hungry knock (pl_member_wait), posting with its three ways of not ringing
  * (pl__bell_posted), the flush, the leader's arm-look-sleep, the submitter that finds the
- * board full, the helper that pays a wake-up which is owed, and a worker that is killed
- * between any two of its steps. Spin's memory is sequentially consistent, which is what the
- * code asks for (seq_cst) wherever one side writes one word and looks at another.
+ * board full, the helper that pays a wake-up which is owed, a worker that is killed between any
+ * two of its steps, and its burial: by the leader, with a successor at once, or, where nobody
+ * waits (UNWATCHED), by the helper, with a successor that is so late that the others must do.
+ * Spin's memory is sequentially consistent, which is what the code asks for (seq_cst) wherever
+ * one side writes one word and looks at another. What the code does after a second without news
+ * (pl_pool_check) mends spoilt memory: the protocol does without, and so does the model. How
+ * long one spins does not matter to it: a spin may end at any look.
  *
- * What is proved: no run ends with somebody asleep who should not be. Task 0 is long: it
- * ends only when all others have been run, so a wake-up that comes "when something else
- * happens" is not in time, and shows as a deadlock. Each task ends exactly once.
+ * What is proved: no run ends with somebody asleep who should not be. Task 0 is long (but not
+ * where nobody waits): it ends only when all others have been run, so a wake-up that comes
+ * "when something else happens" is not in time, and shows as a deadlock. Each task ends exactly
+ * once.
  *
  * Each BREAK_* leaves one step of the protocol out; spin must find that. The script that runs
  * this (tests/models/check) fails if it does not.
@@ -26,7 +31,12 @@
 #define KILLS 1     /* workers that are killed */
 #endif
 
-#define SEATS (NW + KILLS) /* a dead one's successor sits on a fresh one */
+#ifdef UNWATCHED
+#define SUCCESSOR 0
+#else
+#define SUCCESSOR KILLS /* sits on a fresh seat */
+#endif
+#define SEATS (NW + SUCCESSOR)
 #define LAST (SEATS - 1)
 
 #define FREE 0
@@ -77,8 +87,8 @@ byte n;
 #define OTHERS_RAN (state[1] >= FINISHED && state[NT - 1] >= FINISHED)
 #define TOLD (told[0] || told[1] || told[NT - 1])
 #define WAITING (tail - head)
-#define SPINNING (spinning[0] + spinning[1] + (KILLS * spinning[LAST]))
-#define PARKED (parked[0] + parked[1] + (KILLS * parked[LAST]))
+#define SPINNING (spinning[0] + spinning[1] + (SUCCESSOR * spinning[LAST]))
+#define PARKED (parked[0] + parked[1] + (SUCCESSOR * parked[LAST]))
 
 /* A ring: change the bell, then wake. */
 inline ring(w)
@@ -183,7 +193,7 @@ inline bury(w)
 #endif
         parked[w] = 0;
         spinning[w] = 0;
-#if KILLS
+#if SUCCESSOR
         run Worker(LAST);
 #endif
 #ifndef BREAK_BURIAL
@@ -235,7 +245,9 @@ take:
 
         /* The task. */
         if
+#ifndef UNWATCHED
         :: t == 0 -> OTHERS_RAN
+#endif
         :: else
         fi;
 
@@ -349,6 +361,16 @@ inline submit_all(left)
     od
 }
 
+inline close()
+{
+    closing = 1;
+    if :: !dead[0] -> parked[0] = 0; ring(0) :: else fi;
+    if :: !dead[1] -> parked[1] = 0; ring(1) :: else fi;
+#if SUCCESSOR
+    parked[LAST] = 0; ring(LAST);
+#endif
+}
+
 /* Waits for the results of all tasks, in their order. */
 proctype Leader()
 {
@@ -399,12 +421,16 @@ again:
     od;
     LOCK;
     assert(ended == NT);
-    closing = 1;
-    if :: !dead[0] -> parked[0] = 0; ring(0) :: else fi;
-    if :: !dead[1] -> parked[1] = 0; ring(1) :: else fi;
-#if KILLS
-    parked[LAST] = 0; ring(LAST);
-#endif
+    close();
+    UNLOCK
+}
+
+/* Nobody waits: all tasks are run all the same. */
+proctype Judge()
+{
+    state[0] >= FINISHED && OTHERS_RAN;
+    LOCK;
+    close();
     UNLOCK
 }
 
@@ -419,7 +445,7 @@ proctype Submitter()
 #endif
 }
 
-/* Pays what is owed, after a moment. */
+/* Pays what is owed, after a moment, and buries the dead where nobody else does. */
 proctype Helper()
 {
 #ifndef BREAK_DEBT
@@ -432,6 +458,13 @@ end:
         :: else
         fi;
         UNLOCK
+#if defined(UNWATCHED) && !defined(BREAK_WATCH)
+    :: pidfd[0] || pidfd[1] ->
+        LOCK;
+        bury(0);
+        bury(1);
+        UNLOCK
+#endif
     od
 #else
     skip
@@ -454,7 +487,11 @@ init
         run Worker(1);
         post(0);
         submitted = 1;
+#ifdef UNWATCHED
+        run Judge();
+#else
         run Leader();
+#endif
         run Submitter();
         run Helper();
 #if KILLS

@@ -51,6 +51,7 @@ int pl_io_open(struct pl_loop *loop, struct pl_io *io, int fd, enum pl_io_mode m
     *io = (struct pl_io){.op.run = run, .fd = fd, .mode = (uint8_t)mode};
     slot->io = io;
     slot->known = false;
+    loop->open++;
     return 0;
 }
 
@@ -92,6 +93,7 @@ void pl_io_close(struct pl_loop *loop, struct pl_io *io)
     if (loop->backend->drop != NULL)
         loop->backend->drop(loop, io->fd);
     *slot = (struct pl_fd_slot){.generation = slot->generation + 1};
+    loop->open--;
     io->want = 0;
     io->ready = 0;
 }

@@ -1,5 +1,10 @@
-/* pl_listener.c - accepting connections, with back-off when resources run out. */
+/* pl_listener.c - accepting connections, with back-off when resources run out.
+ *
+ * With a rota, other processes accept from the same socket: one connection at a time is
+ * taken, and then the listener goes to the end of the line, or steps aside.
+ */
 #include "pl_internal.h"
+#include "pl_rota.h"
 
 #include <errno.h>
 
@@ -12,11 +17,15 @@ int pl_listener_open(struct pl_loop *loop, struct pl_listener *l, int fd)
 {
     if (l->batch == 0)
         l->batch = DEFAULT_BATCH;
+    if (l->rota != NULL)
+        l->batch = 1;
     l->loop = loop;
     l->accepting = true;
     l->backing_off = false;
+    l->stepped_back = 0;
     l->retry = (struct pl_timer){.op.run = retry_run};
-    int r = pl_io_open(loop, &l->io, fd, PL_IO_LISTEN, listener_run);
+    enum pl_io_mode mode = l->rota == NULL ? PL_IO_LISTEN : PL_IO_SHARED;
+    int r = pl_io_open(loop, &l->io, fd, mode, listener_run);
     if (r < 0)
         return r;
     r = pl_io_watch(loop, &l->io, PL_READABLE);
@@ -57,17 +66,38 @@ static bool passing(int error)
     }
 }
 
-static void back_off(struct pl_listener *l, int error)
+static void rest(struct pl_listener *l, int64_t ns)
 {
-    int64_t deadline = pl_loop_now(l->loop) + PL_LISTENER_RETRY;
     /* Without memory for the timer the listener stays registered, and tries again at
      * once: busy, but not deaf. */
-    if (pl_timer_start(l->loop, &l->retry, deadline) == 0) {
+    if (pl_timer_start(l->loop, &l->retry, pl_loop_now(l->loop) + ns) == 0) {
         l->backing_off = true;
         pl__io_unwatch(l->loop, &l->io);
     }
+}
+
+static void back_off(struct pl_listener *l, int error)
+{
+    rest(l, PL_LISTENER_RETRY);
     if (l->starved != NULL)
         l->starved(l, error);
+}
+
+/* After a connection: the next ones are the others', in turn or for a while. */
+static void make_way(struct pl_listener *l)
+{
+    if (!l->accepting || l->backing_off)
+        return;
+    bool waited = l->stepped_back != 0 && pl_loop_now(l->loop) < l->stepped_back + PL_ROTA_ASIDE;
+    l->stepped_back = 0;
+    if (pl_rota_took(l->rota, l->loop->open, waited)) {
+        rest(l, PL_ROTA_ASIDE);
+        l->stepped_back = l->loop->now + PL_ROTA_ASIDE;
+    } else {
+        int r = pl_io_watch(l->loop, &l->io, PL_READABLE);
+        if (r < 0)
+            back_off(l, r);
+    }
 }
 
 static void retry_run(struct pl_loop *loop, struct pl_op *op)
@@ -106,6 +136,8 @@ static void listener_run(struct pl_loop *loop, struct pl_op *op)
         int fd = next_connection(l, &addr, &len);
         if (fd >= 0) {
             l->accepted(l, fd, len > 0 ? (struct sockaddr *)&addr : NULL, len);
+            if (l->rota != NULL)
+                make_way(l);
             continue;
         }
         if (fd == -EAGAIN)
@@ -129,6 +161,15 @@ static void listener_run(struct pl_loop *loop, struct pl_op *op)
     /* The retry op may sit in the ready queue; `closed` then waits for it (retry_run). */
     if (!l->accepting && !l->io.queued && !l->backing_off)
         l->closed(l);
+}
+
+void pl_listener_look(struct pl_listener *l)
+{
+    if (l->rota == NULL || !l->accepting || l->backing_off)
+        return;
+    int r = pl_io_watch(l->loop, &l->io, PL_READABLE);
+    if (r < 0)
+        back_off(l, r);
 }
 
 void pl_listener_forget(struct pl_listener *l)

@@ -493,7 +493,8 @@ struct plait_budget {
     struct plait_budget *owner; /* whose deadline is armed: this one, or one further out */
     int64_t deadline;
     int64_t length;
-    PyObject *code; /* borrows from the function that runs; NULL when it is not Python's own */
+    PyObject *code;      /* owns: of the function that runs; NULL when it is not Python's own */
+    PyFrameObject *base; /* owns: who calls a function without code; NULL when nobody does */
     bool raised;
 };
 
@@ -503,6 +504,32 @@ static PyObject *code_of(PyObject *fn)
     if (PyMethod_Check(fn))
         fn = PyMethod_GET_FUNCTION(fn);
     return PyFunction_Check(fn) ? PyFunction_GET_CODE(fn) : NULL;
+}
+
+/* The same for a budget: sees through partials and __call__. A new reference, or NULL. */
+static PyObject *code_behind(PyObject *fn)
+{
+    PyObject *code = code_of(fn);
+    if (PL_LIKELY(code != NULL) || PyCFunction_Check(fn))
+        return Py_XNewRef(code);
+    Py_INCREF(fn);
+    while (code == NULL && strcmp(Py_TYPE(fn)->tp_name, "functools.partial") == 0) {
+        PyObject *inner = PyObject_GetAttrString(fn, "func");
+        if (inner == NULL)
+            break;
+        Py_SETREF(fn, inner);
+        code = code_of(fn);
+    }
+    if (code == NULL && !PyErr_Occurred() && !PyType_Check(fn)) {
+        PyObject *call = PyObject_GetAttrString((PyObject *)Py_TYPE(fn), "__call__");
+        if (call != NULL)
+            Py_SETREF(fn, call);
+        code = code_of(fn);
+    }
+    PyErr_Clear();
+    Py_XINCREF(code);
+    Py_DECREF(fn);
+    return code;
 }
 
 /* Whether `code` belongs to a handler of a signal. */
@@ -546,17 +573,21 @@ static bool is_shielded(PyCodeObject *code)
 }
 
 /* Whether the exception may be raised in what this thread runs now: the function must be on
- * the stack, and on top of it nothing that must not be left half done. Errors count as no. */
-static bool may_raise(PyThreadState *tstate, PyObject *code)
+ * the stack, and on top of it nothing that must not be left half done. Of a function without
+ * code, what is above its caller counts: that is Python that it has called, or a destructor.
+ * Errors count as no. */
+static bool may_raise(PyThreadState *tstate, const struct plait_budget *b)
 {
-    if (code == NULL)
-        return true;
     PyFrameObject *frame = PyThreadState_GetFrame(tstate);
     PyObject *signal_module = NULL;
     bool found = false;
     for (int i = 0; frame != NULL && i < FRAMES_MAX; i++) {
+        if (frame == b->base) { /* at the top of the stack: nothing of the function's runs */
+            found = i > 0;
+            break;
+        }
         PyCodeObject *running = PyFrame_GetCode(frame);
-        found = (PyObject *)running == code;
+        found = (PyObject *)running == b->code;
         bool shielded = !found && is_shielded(running);
         if (!found && !shielded && i < 8) {
             if (signal_module == NULL)
@@ -569,6 +600,7 @@ static bool may_raise(PyThreadState *tstate, PyObject *code)
         PyFrameObject *back = PyFrame_GetBack(frame);
         Py_DECREF(frame);
         frame = back;
+        found = frame == NULL && b->code == NULL && b->base == NULL; /* C called it */
     }
     Py_XDECREF(frame);
     Py_XDECREF(signal_module);
@@ -591,7 +623,7 @@ static int on_pending(void *arg)
         owner = slot->top->owner;
     int64_t now = plait_budget_now();
     if (owner != NULL && now >= owner->deadline) {
-        if (may_raise(slot->tstate, owner->code)) {
+        if (may_raise(slot->tstate, owner)) {
             owner->raised = true;
             owner->deadline = now + owner->length; /* again, in case it is swallowed */
             PyErr_SetNone(m->over_budget);
@@ -636,8 +668,7 @@ static void fire_async(struct plait_monitor *m, struct plait_slot *slot, uint64_
 #ifndef Py_GIL_DISABLED
         /* Its frames stand still while this thread has the lock. Whoever claimed the word
          * keeps the budget's frame in C from being left. */
-        PyObject *code = slot->top->owner->code;
-        bool allowed = due && !aside && may_raise(slot->tstate, code);
+        bool allowed = due && !aside && may_raise(slot->tstate, slot->top->owner);
 #else
         bool allowed = due && !aside;
 #endif
@@ -757,8 +788,10 @@ int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObje
         .owner = &b,
         .deadline = start + length,
         .length = length,
-        .code = code_of(fn),
+        .code = code_behind(fn),
     };
+    if (PL_UNLIKELY(b.code == NULL))
+        b.base = PyThreadState_GetFrame(PyThreadState_Get());
     if (b.outer != NULL && b.outer->owner->deadline <= b.deadline)
         b.owner = b.outer->owner;
     if (b.owner == &b && b.outer != NULL && disarm(slot)) {
@@ -767,6 +800,8 @@ int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObje
         PyErr_SetNone(m->over_budget);
         atomic_store_explicit(&slot->deadline, start + LOOK_MAX, memory_order_relaxed);
         arm(slot, b.outer->owner);
+        Py_XDECREF(b.code);
+        Py_XDECREF(b.base);
         *result = NULL;
         *took = 0;
         return 0;
@@ -789,6 +824,8 @@ int plait_budget_call(struct plait_state *state, struct plait_slot *slot, PyObje
             arm(slot, b.outer->owner);
     }
     *took = plait_budget_now() - start;
+    Py_XDECREF(b.code);
+    Py_XDECREF(b.base);
     if (!b.raised || must_pass(m->over_budget))
         return 0;
     PyErr_Clear();

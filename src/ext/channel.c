@@ -53,17 +53,18 @@ void plait_waits_remove(struct plait_wait *wait)
     list->len--;
 }
 
-void plait_waits_wake(struct plait_waits *list)
+bool plait_waits_wake(struct plait_waits *list)
 {
     while (list->first != NULL) {
         struct plait_wait *wait = list->first;
         plait_waits_remove(wait);
         wait->woken = list;
         list->woken++;
-        if (wait->thread ? plait_waiter_wake(wait) : plait_channel_op_wake(wait))
-            return;
+        if (wait->thread ? plait_waiter_wake(wait) : plait_op_wake(wait))
+            return true;
         (void)plait_waits_settle(wait);
     }
+    return false;
 }
 
 bool plait_waits_settle(struct plait_wait *wait)
@@ -77,8 +78,8 @@ bool plait_waits_settle(struct plait_wait *wait)
 
 static void wake_all(struct plait_waits *list)
 {
-    while (list->first != NULL)
-        plait_waits_wake(list);
+    while (plait_waits_wake(list))
+        ;
 }
 
 /* ---- the ring ---- */
@@ -138,7 +139,7 @@ int plait_channel_push(struct channel *c, PyObject *item)
     c->len++;
     c->sent++;
     if (c->receivers.first != NULL)
-        plait_waits_wake(&c->receivers);
+        (void)plait_waits_wake(&c->receivers);
     return 1;
 }
 
@@ -152,7 +153,7 @@ int plait_channel_pop(struct channel *c, PyObject **item)
     c->len--;
     c->received++;
     if (c->senders.first != NULL)
-        plait_waits_wake(&c->senders);
+        (void)plait_waits_wake(&c->senders);
     return 1;
 }
 
@@ -237,7 +238,7 @@ static PyObject *channel_leave(PyObject *self, PyObject *const *args, Py_ssize_t
     if (thread_of(c, args[0], &wait, &woken) < 0)
         return NULL;
     if (woken)
-        plait_waits_wake(args[1] == Py_True ? &c->senders : &c->receivers);
+        (void)plait_waits_wake(args[1] == Py_True ? &c->senders : &c->receivers);
     Py_RETURN_NONE;
 }
 
@@ -334,9 +335,24 @@ PyDoc_STRVAR(receive_doc,
              "Raises:\n"
              "    ChannelClosed: there is none, and never will be.");
 
+static PyObject *channel_send(PyObject *self, PyObject *item)
+{
+    return plait_op_new(CHANNEL(self)->state, self, PLAIT_OP_SEND, item);
+}
+
+static PyObject *channel_receive(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return plait_op_new(CHANNEL(self)->state, self, PLAIT_OP_RECEIVE, NULL);
+}
+
+static PyObject *channel_next(PyObject *self)
+{
+    return plait_op_new(CHANNEL(self)->state, self, PLAIT_OP_NEXT, NULL);
+}
+
 static PyMethodDef channel_methods[] = {
-    {"send", plait_channel_send, METH_O, send_doc},
-    {"receive", plait_channel_receive, METH_NOARGS, receive_doc},
+    {"send", channel_send, METH_O, send_doc},
+    {"receive", channel_receive, METH_NOARGS, receive_doc},
     {"close", channel_close, METH_NOARGS, close_doc},
     {"_push", (PyCFunction)(void (*)(void))channel_push, METH_FASTCALL, NULL},
     {"_pop", (PyCFunction)(void (*)(void))channel_pop, METH_FASTCALL, NULL},
@@ -365,7 +381,7 @@ static PyType_Slot channel_slots[] = {
     {Py_tp_members, channel_members},
     {Py_sq_length, channel_len},
     {Py_am_aiter, PyObject_SelfIter},
-    {Py_am_anext, plait_channel_next},
+    {Py_am_anext, channel_next},
     {Py_tp_doc, "A bounded ring of references. Base of plait.Channel."},
     {0, NULL},
 };
@@ -383,7 +399,8 @@ int plait_channel_exec(PyObject *module, struct plait_state *state)
         (PyTypeObject *)PyType_FromModuleAndSpec(module, &channel_spec, NULL);
     if (state->channel_base_type == NULL || PyModule_AddType(module, state->channel_base_type) < 0)
         return -1;
-    if (plait_waiter_exec(module, state) < 0 || plait_channel_op_exec(module, state) < 0)
+    if (plait_waiter_exec(module, state) < 0 || plait_op_exec(module, state) < 0 ||
+        plait_locks_exec(module, state) < 0)
         return -1;
     return plait_channel_ring_exec(module, state);
 }

@@ -1,42 +1,57 @@
-/* channel_op.c - channel.send(), receive() and `async for`: calls that look like coroutines.
+/* channel_op.c - what coroutines await of channels, locks and events: calls that look like
+ * coroutines themselves.
  *
  * Nothing happens before a call is awaited. Its first step tries; done, it returns at once,
  * without a future or a turn of the loop. Else it joins a list of the channel and yields a
  * future of its loop; woken, it tries again, and waits in front of the others when somebody was
  * faster. A send keeps its item until it is in the ring, and a receive takes one in the step
- * that returns it: so one that is cancelled has done nothing.
+ * that returns it: so one that is cancelled has done nothing. A token of a lock is handed over
+ * when one waits, and given to the next by a call that is cancelled after that.
  *
- * Calls that never have to wait would keep the loop from everything else. So once in
+ * Calls on channels that never have to wait would keep the loop from everything else. So once in
  * STREAK_MAX, a call on a channel lets the loop turn first, before it has done anything.
  *
  * A step runs in the thread of its loop; other threads wake a call by a post to that loop.
  */
-#include "call.h"
 #include "channel.h"
+#include "stop.h"
 #include "stream_reader.h"
 
 #include <stddef.h>
+#include <string.h>
 
 #define STREAK_MAX 64
 
-enum kind { SEND, RECEIVE, NEXT };
 enum phase { FRESH, TURNING, WAITING, ENDED };
 
-/* plait._core.ChannelCall. */
+/* plait._core.StrandCall. */
 struct op {
     PyObject_HEAD
-    struct channel *channel; /* owns; NULL at the end */
-    PyObject *item;          /* owns; of SEND */
-    PyObject *future;        /* owns; what it waits by */
-    PyObject *loop;          /* owns; whose future it is */
+    struct plait_state *state; /* borrows: the type keeps the module */
+    PyObject *target;          /* owns; NULL at the end */
+    PyObject *item;            /* owns; of SEND */
+    PyObject *future;          /* owns; what it waits by */
+    PyObject *loop;            /* owns; whose future it is */
     struct plait_wait wait;
     uint8_t kind;
     uint8_t phase;
 };
 
 #define OP(o) ((struct op *)(o))
+#define CHANNEL_OF(op) ((struct channel *)(op)->target)
+#define TOKENS_OF(op) ((struct plait_tokens *)(op)->target)
+#define EVENT_OF(op) ((struct plait_event *)(op)->target)
 
-static const char *const names[] = {"send", "receive", "__anext__"};
+static const char *const names[] = {"send",       "receive",   "__anext__", "acquire",
+                                    "__aenter__", "__aexit__", "wait"};
+
+/* The class without its package. Static, or the type's. */
+static const char *class_name(struct op *op)
+{
+    const char *name = op->target == NULL ? "Channel" : Py_TYPE(op->target)->tp_name;
+    const char *dot = strrchr(name, '.');
+    return dot == NULL ? name : dot + 1;
+}
 
 /* ---- waking ---- */
 
@@ -49,7 +64,7 @@ static PyObject *running_loop(struct plait_state *state)
 /* Sets the future's result. False when it was cancelled; what else goes wrong is told. */
 static bool set_result(struct op *op, PyObject *future)
 {
-    struct plait_state *state = op->channel->state;
+    struct plait_state *state = op->state;
     PyObject *told = PyObject_CallMethodOneArg(future, state->str_set_result, Py_None);
     if (told == NULL) {
         if (PyErr_ExceptionMatches(state->gen_invalid_state))
@@ -64,10 +79,10 @@ static bool set_result(struct op *op, PyObject *future)
     return true;
 }
 
-bool plait_channel_op_wake(struct plait_wait *wait)
+bool plait_op_wake(struct plait_wait *wait)
 {
     struct op *op = PL_CONTAINER_OF(wait, struct op, wait);
-    struct plait_state *state = op->channel->state;
+    struct plait_state *state = op->state;
     PyObject *future = op->future;
     bool woken = false;
     Py_INCREF(op);
@@ -121,7 +136,20 @@ static PyObject *op_wake(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 static struct plait_waits *list_of(struct op *op)
 {
-    return op->kind == SEND ? &op->channel->senders : &op->channel->receivers;
+    switch ((enum plait_op_kind)op->kind) {
+    case PLAIT_OP_SEND:
+        return &CHANNEL_OF(op)->senders;
+    case PLAIT_OP_RECEIVE:
+    case PLAIT_OP_NEXT:
+        return &CHANNEL_OF(op)->receivers;
+    case PLAIT_OP_WAIT:
+        return &EVENT_OF(op)->waits;
+    case PLAIT_OP_ACQUIRE:
+    case PLAIT_OP_ENTER:
+    case PLAIT_OP_EXIT:
+        break;
+    }
+    return &TOKENS_OF(op)->waits;
 }
 
 /* It goes away: what it waited by, and its place. */
@@ -139,14 +167,16 @@ static void abandon(struct op *op)
     if (op->phase == WAITING)
         stop_waiting(op);
     op->phase = ENDED;
-    if (was_woken)
-        plait_waits_wake(list_of(op));
+    if (was_woken && op->kind <= PLAIT_OP_NEXT)
+        (void)plait_waits_wake(list_of(op));
+    else if (was_woken && op->kind != PLAIT_OP_WAIT)
+        plait_tokens_give(TOKENS_OF(op));
     Py_CLEAR(op->item);
 }
 
 static PySendResult begin_wait(struct op *op, bool in_front, PyObject **out)
 {
-    struct plait_state *state = op->channel->state;
+    struct plait_state *state = op->state;
     PyObject *loop = running_loop(state);
     PyObject *future = NULL;
     if (loop == Py_None)
@@ -160,7 +190,8 @@ static PySendResult begin_wait(struct op *op, bool in_front, PyObject **out)
         Py_XDECREF(loop);
         return PYGEN_ERROR;
     }
-    op->channel->streak = 0;
+    if (op->kind <= PLAIT_OP_NEXT)
+        CHANNEL_OF(op)->streak = 0;
     op->future = Py_NewRef(future);
     op->loop = loop;
     op->phase = WAITING;
@@ -169,43 +200,64 @@ static PySendResult begin_wait(struct op *op, bool in_front, PyObject **out)
     return PYGEN_NEXT;
 }
 
-/* 1 with a result, 0 to wait, -1 with an exception. */
-static int attempt(struct op *op, PyObject **out)
+static int receive(struct op *op, PyObject **out)
 {
-    if (op->kind == SEND) {
-        int told = plait_channel_push(op->channel, op->item);
-        if (told == 1)
-            *out = Py_NewRef(Py_None);
-        return told;
-    }
-    int told = plait_channel_pop(op->channel, out);
-    if (told < 0 && op->kind == NEXT)
+    int told = plait_channel_pop(CHANNEL_OF(op), out);
+    if (told < 0 && op->kind == PLAIT_OP_NEXT)
         PyErr_SetNone(PyExc_StopAsyncIteration);
     else if (told < 0)
         (void)plait_channel_raise_closed("the channel is closed and empty");
     return told;
 }
 
+/* 1 with a result, 0 to wait, -1 with an exception. */
+static int attempt(struct op *op, bool woken, PyObject **out)
+{
+    int told = 0;
+    switch ((enum plait_op_kind)op->kind) {
+    case PLAIT_OP_SEND:
+        told = plait_channel_push(CHANNEL_OF(op), op->item);
+        break;
+    case PLAIT_OP_RECEIVE:
+    case PLAIT_OP_NEXT:
+        return receive(op, out);
+    case PLAIT_OP_ACQUIRE:
+    case PLAIT_OP_ENTER:
+        told = woken || plait_tokens_take(TOKENS_OF(op)); /* woken: it was handed over */
+        break;
+    case PLAIT_OP_EXIT:
+        told = plait_tokens_release(TOKENS_OF(op)) < 0 ? -1 : 1;
+        break;
+    case PLAIT_OP_WAIT:
+        told = woken || EVENT_OF(op)->set;
+        break;
+    }
+    if (told == 1)
+        *out = Py_NewRef(Py_None);
+    return told;
+}
+
 static PySendResult step(struct op *op, PyObject **out)
 {
     *out = NULL;
-    bool waited = op->phase == WAITING;
-    if (op->phase == FRESH && ++op->channel->streak > STREAK_MAX) {
-        op->channel->streak = 0;
-        op->phase = TURNING;
-        *out = Py_NewRef(Py_None);
-        return PYGEN_NEXT;
-    }
     if (op->phase == ENDED) {
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
         return PYGEN_ERROR;
     }
+    bool waited = op->phase == WAITING;
+    if (op->phase == FRESH && op->kind <= PLAIT_OP_NEXT && ++CHANNEL_OF(op)->streak > STREAK_MAX) {
+        CHANNEL_OF(op)->streak = 0;
+        op->phase = TURNING;
+        *out = Py_NewRef(Py_None);
+        return PYGEN_NEXT;
+    }
+    bool woken = false;
     if (waited) {
         stop_waiting(op);
-        (void)plait_waits_settle(&op->wait);
+        woken = plait_waits_settle(&op->wait);
     }
     op->phase = ENDED; /* unless it waits */
-    int told = attempt(op, out);
+    int told = attempt(op, woken, out);
     if (told == 0)
         return begin_wait(op, waited, out);
     Py_CLEAR(op->item);
@@ -224,7 +276,7 @@ static PyObject *op_iternext(PyObject *self)
     if (r != PYGEN_RETURN)
         return out;
     if (out != Py_None)
-        plait_stop_iteration(OP(self)->channel->state, out);
+        plait_stop_raise(OP(self)->state, out);
     Py_DECREF(out);
     return NULL; /* without an exception: the end, with None */
 }
@@ -281,15 +333,15 @@ static PyObject *get_running(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure)
 
 static PyObject *op_repr(PyObject *self)
 {
-    return PyUnicode_FromFormat("<coroutine object Channel.%s at %p>", names[OP(self)->kind],
-                                (void *)self);
+    return PyUnicode_FromFormat("<coroutine object %s.%s at %p>", class_name(OP(self)),
+                                names[OP(self)->kind], (void *)self);
 }
 
 static int op_traverse(PyObject *self, visitproc visit, void *arg)
 {
     struct op *op = OP(self);
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(op->channel);
+    Py_VISIT(op->target);
     Py_VISIT(op->item);
     Py_VISIT(op->future);
     Py_VISIT(op->loop);
@@ -299,9 +351,9 @@ static int op_traverse(PyObject *self, visitproc visit, void *arg)
 static int op_clear(PyObject *self)
 {
     struct op *op = OP(self);
-    if (op->channel != NULL) {
+    if (op->target != NULL) {
         abandon(op);
-        Py_CLEAR(op->channel);
+        Py_CLEAR(op->target);
     }
     return 0;
 }
@@ -314,36 +366,31 @@ static void op_dealloc(PyObject *self)
     if (PL_UNLIKELY(op->phase == FRESH)) {
         PyObject *t, *error, *traceback;
         PyErr_Fetch(&t, &error, &traceback);
-        if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine 'Channel.%s' was never awaited",
-                             names[op->kind]) < 0)
+        if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%s.%s' was never awaited",
+                             class_name(op), names[op->kind]) < 0)
             PyErr_WriteUnraisable((PyObject *)type);
         PyErr_Restore(t, error, traceback);
     }
     if (op->phase != ENDED)
         abandon(op);
-#ifndef Py_GIL_DISABLED
-    struct plait_state *state = op->channel != NULL ? op->channel->state : NULL;
-    if (state != NULL && op->kind != SEND)
+    struct plait_state *state = op->state;
+    if (op->kind != PLAIT_OP_SEND)
         plait_stop_forget(state);
-    Py_CLEAR(op->channel);
-    /* The channel's end may have run anything: what is looked at is looked at now. A state that
-     * is being cleared has no type any more: it would not be freed again. */
-    if (state != NULL && state->channel_op_type == type &&
-        state->scope.free_ops_len < PLAIT_FREE_CHANNEL_OPS) {
+    Py_CLEAR(op->target); /* may run anything */
+#ifndef Py_GIL_DISABLED
+    /* A state that is being cleared has no type any more: it would not be freed again. */
+    if (state->channel_op_type == type && state->scope.free_ops_len < PLAIT_FREE_CHANNEL_OPS) {
         state->scope.free_ops[state->scope.free_ops_len++] = self;
         return;
     }
-#else
-    Py_CLEAR(op->channel);
 #endif
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }
 
-static PyObject *op_new(PyObject *self, enum kind kind, PyObject *item)
+PyObject *plait_op_new(struct plait_state *state, PyObject *target, enum plait_op_kind kind,
+                       PyObject *item)
 {
-    struct channel *c = (struct channel *)self;
-    struct plait_state *state = c->state;
     struct op *op;
 #ifndef Py_GIL_DISABLED
     if (state->scope.free_ops_len > 0) {
@@ -357,7 +404,8 @@ static PyObject *op_new(PyObject *self, enum kind kind, PyObject *item)
         if (op == NULL)
             return NULL;
     }
-    op->channel = (struct channel *)Py_NewRef(self);
+    op->state = state;
+    op->target = Py_NewRef(target);
     op->item = Py_XNewRef(item);
     op->future = op->loop = NULL;
     op->wait = (struct plait_wait){.thread = false};
@@ -365,21 +413,6 @@ static PyObject *op_new(PyObject *self, enum kind kind, PyObject *item)
     op->phase = FRESH;
     PyObject_GC_Track(op);
     return (PyObject *)op;
-}
-
-PyObject *plait_channel_send(PyObject *self, PyObject *item)
-{
-    return op_new(self, SEND, item);
-}
-
-PyObject *plait_channel_receive(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    return op_new(self, RECEIVE, NULL);
-}
-
-PyObject *plait_channel_next(PyObject *self)
-{
-    return op_new(self, NEXT, NULL);
 }
 
 static PyMethodDef op_methods[] = {
@@ -392,14 +425,14 @@ static PyMethodDef op_methods[] = {
 };
 
 static PyGetSetDef op_getset[] = {
-    {"__name__", get_name, NULL, "The channel's method.", NULL},
-    {"__qualname__", get_name, NULL, "The channel's method, with its class.", (void *)"Channel"},
+    {"__name__", get_name, NULL, "The method.", NULL},
+    {"__qualname__", get_name, NULL, "The method, with its class.", (void *)"class"},
     {"cr_running", get_running, NULL, "Whether a step of it runs.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot op_slots[] = {
-    {Py_tp_doc, (void *)"A call on a channel under way; await it."},
+    {Py_tp_doc, (void *)"A call on a channel, a lock or an event under way; await it."},
     {Py_tp_dealloc, op_dealloc},
     {Py_tp_traverse, op_traverse},
     {Py_tp_clear, op_clear},
@@ -414,14 +447,14 @@ static PyType_Slot op_slots[] = {
 };
 
 static PyType_Spec op_spec = {
-    .name = "plait._core.ChannelCall",
+    .name = "plait._core.StrandCall",
     .basicsize = sizeof(struct op),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
              Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = op_slots,
 };
 
-int plait_channel_op_exec(PyObject *module, struct plait_state *state)
+int plait_op_exec(PyObject *module, struct plait_state *state)
 {
     state->str_wake = PyUnicode_InternFromString("_wake");
     if (state->str_wake == NULL)

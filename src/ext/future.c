@@ -155,7 +155,7 @@ void plait_future_end(struct plait_future *f, bool cancelled)
     Py_XDECREF(fn);
 }
 
-static PyObject *running_loop(struct plait_state *state)
+PyObject *plait_running_loop(struct plait_state *state)
 {
     if (state->get_running_loop == NULL) {
         PyObject *events = PyImport_ImportModule("asyncio.events");
@@ -211,7 +211,7 @@ static void tell_loop(struct plait_state *state, struct plait_future *f, PyObjec
 {
     PyObject *loop = PyTuple_GET_ITEM(pair, 0);
     PyObject *target = PyTuple_GET_ITEM(pair, 1);
-    PyObject *current = running_loop(state);
+    PyObject *current = plait_running_loop(state);
     int error;
     if (current == NULL) {
         error = -1;
@@ -556,7 +556,7 @@ out:
 static PyObject *future_await(PyObject *self)
 {
     struct plait_state *state = state_of(self);
-    PyObject *loop = state == NULL ? NULL : running_loop(state);
+    PyObject *loop = state == NULL ? NULL : plait_running_loop(state);
     if (loop == NULL)
         return NULL;
     if (loop == Py_None) {

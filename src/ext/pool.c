@@ -387,8 +387,21 @@ static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "_submit_to_loop() needs a loop and a callable");
         return NULL;
     }
+    struct plait_pool *pool = POOL(self);
+    if (pool->max_pending != 0 && pool->outstanding >= pool->max_pending &&
+        plait_pool_accepts(pool)) {
+        /* A loop is not blocked, whatever submit does when the pool is full. */
+        PyObject *rest = PyTuple_New(nargs - 2);
+        for (Py_ssize_t i = 2; rest != NULL && i < nargs; i++)
+            PyTuple_SET_ITEM(rest, i - 2, Py_NewRef(args[i]));
+        if (rest == NULL)
+            return NULL;
+        return PyObject_CallMethod(self, "_submit_when_room", "OON", args[0], args[1], rest);
+    }
+    if (PyErr_Occurred())
+        return NULL;
     struct plait_call call = {.fn = args[1], .args = args + 2, .nargs = nargs - 2};
-    struct plait_future *f = plait_pool_submit(POOL(self), &call);
+    struct plait_future *f = plait_pool_submit(pool, &call);
     if (f == NULL)
         return NULL;
     PyObject *target = plait_future_for_loop(POOL(self)->state, f, args[0]);
@@ -719,7 +732,7 @@ static PyMethodDef pool_methods[] = {
     {"_holder", pool_holder, METH_O, NULL},
     {"_end_stopped", pool_end_stopped, METH_O, NULL},
     {"_submit_each", METHOD(pool_submit_each), METH_FASTCALL, NULL},
-    {"share", plait_pool_share, METH_VARARGS, plait_pool_share_doc},
+    {"share", METHOD(plait_pool_share), METH_VARARGS | METH_KEYWORDS, plait_pool_share_doc},
     {"_open", pool_open, METH_VARARGS, NULL},
     {"_on_ready", plait_pool_on_ready, METH_NOARGS, NULL},
     {"_help", plait_pool_help, METH_O, NULL},
@@ -784,6 +797,10 @@ static PyType_Spec pool_spec = {
 };
 
 static PyMethodDef module_methods[] = {
+    {"own_bytes", plait_own_bytes, METH_O,
+     "own_bytes($module, buffer, /)\n--\n\nCopy a buffer into bytes."},
+    {"own_bytearray", plait_own_bytearray, METH_O,
+     "own_bytearray($module, buffer, /)\n--\n\nCopy a buffer into a bytearray."},
     {"worker_run", plait_worker_run, METH_VARARGS, plait_worker_run_doc},
     {"fork", plait_fork, METH_NOARGS, plait_fork_doc},
     {"die_with_parent", plait_die_with_parent, METH_O,

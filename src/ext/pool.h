@@ -148,13 +148,16 @@ void plait_pool_notify(struct plait_pool *pool);
 
 /* ---- shared buffers (pool_share.c) -------------------------------------------- */
 
-PyObject *plait_pool_share(PyObject *self, PyObject *args);
+PyObject *plait_pool_share(PyObject *self, PyObject *args, PyObject *kwargs);
 extern const char plait_pool_share_doc[];
 /* Takes a block that dies out of its pool's list. */
 void plait_pool_unshare(struct plait_block *block);
 /* Whether the memory lies in a shared block: 1 with a ticket for it, 0, -1 on error. */
 int plait_pool_ticket(struct plait_pool *pool, const void *data, uint64_t size,
                       struct pl_block *ticket);
+/* What pickles of large bytes and bytearrays call: one copy, into an object of its own. */
+PyObject *plait_own_bytes(PyObject *module, PyObject *arg);
+PyObject *plait_own_bytearray(PyObject *module, PyObject *arg);
 /* A new reference to what is sent in place of `value`: itself, or for large bytes, bytearrays
  * and memoryviews a wrapper whose pickle leaves the bytes out of band. */
 PyObject *plait_sendable(struct plait_state *state, PyObject *value);

@@ -9,21 +9,24 @@
 #include "pool.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 const char plait_pool_share_doc[] =
-    "share($self, buffer, writable=False, /)\n--\n\n"
+    "share($self, buffer, /, writable=False)\n--\n\n"
     "Place an array or a buffer in the pool's memory, to be handed to many tasks.\n\n"
     "The result is used as an argument of tasks, whole or in contiguous parts, and is not\n"
     "copied again: workers see the same memory. Its own copy is made here, once.\n\n"
     "Args:\n"
     "    buffer: an object whose pickle has out-of-band buffers (a numpy array, an Arrow\n"
     "        table), or bytes, a bytearray, or a contiguous memoryview.\n"
-    "    writable: whether tasks and the caller may write to it. Nothing orders their writes:\n"
-    "        a task that writes, and others that look at the same place, need an order of\n"
-    "        their own, such as one task's end before another's submit.\n\n"
+    "    writable: whether tasks and the caller may write to it. They all write to the same\n"
+    "        memory, and nothing orders their writes: a task that writes, and others that look\n"
+    "        at the same place, need an order of their own, such as one task's end before\n"
+    "        another's submit. Without it a write is an error, here and in tasks.\n\n"
     "Returns:\n"
     "    object: of the type of `buffer`; for bytes and the like a memoryview. The memory is\n"
-    "    given back when it, what was made from it, and all uses in workers are gone.\n\n"
+    "    given back when it, what was made from it, and all uses in workers are gone. A task\n"
+    "    that returns it returns a copy.\n\n"
     "Raises:\n"
     "    TypeError: `buffer` has nothing to share.\n"
     "    MemoryError: it does not fit the pool's shared memory.\n"
@@ -98,12 +101,13 @@ fail:
     return NULL;
 }
 
-PyObject *plait_pool_share(PyObject *self, PyObject *args)
+PyObject *plait_pool_share(PyObject *self, PyObject *args, PyObject *kwargs)
 {
+    static char *names[] = {"", "writable", NULL};
     struct plait_pool *pool = (struct plait_pool *)self;
     PyObject *buffer;
     int writable = 0;
-    if (!PyArg_ParseTuple(args, "O|p:share", &buffer, &writable))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|p:share", names, &buffer, &writable))
         return NULL;
     if (!pool->open || pool->closed || pool->forked || pl_pool_forked(&pool->core)) {
         PyErr_SetString(PyExc_RuntimeError,
@@ -173,4 +177,55 @@ PyObject *plait_sendable(struct plait_state *state, PyObject *value)
             return NULL;
     }
     return PyObject_CallOneArg(state->large_type, value);
+}
+
+/* ---- bytes and bytearrays at their destination ---- */
+
+#define HUGE_PAGE (2 << 20)
+#define WITHOUT_LOCK (1 << 20)
+
+/* The memory of a large object is new to this process more often than not, and its pages are
+ * made while it is written to: large ones, where the system has them, take half the time. */
+static void prefer_huge_pages(char *data, size_t size)
+{
+    uintptr_t from = ((uintptr_t)data + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1);
+    uintptr_t to = ((uintptr_t)data + size) & ~(uintptr_t)(HUGE_PAGE - 1);
+    if (from < to)
+        (void)madvise((void *)from, to - from, MADV_HUGEPAGE); /* refused: as before */
+}
+
+/* Copies a buffer into an object that owns its bytes; arg is what unpickling brought. */
+static PyObject *own(PyObject *arg, bool is_bytes)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(arg, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    PyObject *object = is_bytes ? PyBytes_FromStringAndSize(NULL, view.len)
+                                : PyByteArray_FromStringAndSize(NULL, view.len);
+    if (object != NULL && view.len > 0) {
+        size_t size = (size_t)view.len;
+        char *data = is_bytes ? PyBytes_AS_STRING(object) : PyByteArray_AS_STRING(object);
+        if (size < WITHOUT_LOCK) {
+            memcpy(data, view.buf, size);
+        } else {
+            /* Nobody else has the object yet, and the view keeps its source. */
+            Py_BEGIN_ALLOW_THREADS prefer_huge_pages(data, size);
+            memcpy(data, view.buf, size);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    PyBuffer_Release(&view);
+    return object;
+}
+
+PyObject *plait_own_bytes(PyObject *module, PyObject *arg)
+{
+    (void)module;
+    return own(arg, true);
+}
+
+PyObject *plait_own_bytearray(PyObject *module, PyObject *arg)
+{
+    (void)module;
+    return own(arg, false);
 }

@@ -263,7 +263,7 @@ out:
 static struct plait_block *find_held(const struct worker *w, const struct held *held,
                                      const Py_buffer *view)
 {
-    if (held->buffers == NULL || view->readonly)
+    if (held->buffers == NULL)
         return NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(held->buffers); i++) {
         struct plait_block *block = (struct plait_block *)PyList_GET_ITEM(held->buffers, i);
@@ -333,6 +333,25 @@ static int put_message(struct worker *w, struct pl_slot *slot, uint16_t kind, co
 
 /* Encodes and writes a value; takes over the reference. -1 with an exception set and nothing
  * lent. `held` is emptied. */
+/* Pickles by value what pickle refused with the error that is set, if Python's side agrees that
+ * this is called for. The error is taken in any case. */
+static PyObject *dump_again(PyObject *value, PyObject **buffers)
+{
+    PyObject *error = plait_take_exception();
+    PyObject *module = PyImport_ImportModule("plait._worker");
+    PyObject *pair =
+        module == NULL ? NULL : PyObject_CallMethod(module, "dump_again", "OO", value, error);
+    PyObject *body = NULL;
+    if (pair != NULL && PyArg_ParseTuple(pair, "SO!", &body, &PyList_Type, buffers)) {
+        Py_INCREF(body);
+        Py_INCREF(*buffers);
+    }
+    Py_XDECREF(pair);
+    Py_XDECREF(module);
+    Py_XDECREF(error);
+    return body;
+}
+
 static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, struct held *held)
 {
     struct plait_bytes out = {0};
@@ -349,6 +368,8 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
     Py_DECREF(value);
     value = sent;
     PyObject *body = value == NULL ? NULL : plait_dumps(w->state, value, &buffers);
+    if (body == NULL && value != NULL)
+        body = dump_again(value, &buffers);
     struct plait_bytes tail = {0};
     struct pl_wire_buf *table = NULL;
     struct plait_block **moved = NULL; /* owned references to the task's blocks, by buffer */
@@ -579,7 +600,10 @@ static PyObject *on_stop(PyObject *capsule, PyObject *args)
     struct worker *w = PyCapsule_GetPointer(capsule, NULL);
     if (w == NULL)
         return NULL;
-    if (w->ticket == w->told || !pl_member_asked(&w->member, w->ticket)) {
+    bool asked = pl_member_asked(&w->member, w->ticket);
+    if (asked && w->ticket == w->told)
+        Py_RETURN_NONE; /* Asked again. The stack that this left is as good as the first. */
+    if (!asked) {
         /* Meant for a task that is over, or not by us: the stack that the signal left is of no
          * use to anyone. Without the descriptor there is nothing to clear. */
         if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
@@ -665,7 +689,13 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
             break;
         }
         Py_BEGIN_ALLOW_THREADS error = pl_member_wait(&w.member);
-        Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) break;
+        Py_END_ALLOW_THREADS
+            /* A signal's handler is the user's, and may fork as a task may. It runs here rather
+             * than in the next task. */
+            int handled = PyErr_CheckSignals();
+        leave_if_forked(&w);
+        if (handled < 0)
+            break;
         if (error < 0 && error != -EINTR) {
             (void)plait_raise(w.state, error, "telling the pool of a free worker");
             break;

@@ -281,6 +281,18 @@ static int is_current(struct scope *s)
     return same;
 }
 
+/* Calls a method that ends what was not to begin; the exception that is set stays. */
+static void call_off(PyObject *method, PyObject *what)
+{
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyObject *told = PyObject_CallMethodNoArgs(what, method);
+    if (told == NULL)
+        PyErr_WriteUnraisable(what);
+    Py_XDECREF(told);
+    PyErr_Restore(type, error, traceback);
+}
+
 static PyObject *start_coroutine(struct scope *s, PyObject *fn, PyObject *const *args,
                                  Py_ssize_t nargs)
 {
@@ -298,20 +310,27 @@ static PyObject *start_coroutine(struct scope *s, PyObject *fn, PyObject *const 
     PyObject *create_task = Py_NewRef(s->create_task);
     PyObject *task = PyObject_CallOneArg(create_task, coro);
     Py_DECREF(create_task);
-    Py_DECREF(coro);
-    if (task == NULL)
+    if (task == NULL) {
+        call_off(s->state->str_close, coro);
         goto fail;
+    }
     Py_XSETREF(h->task, Py_NewRef(task));
     PyObject *call[] = {task, (PyObject *)h};
     PyObject *added = PyObject_VectorcallMethod(s->state->str_add_done_callback, call,
                                                 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    Py_DECREF(task);
-    if (added == NULL)
+    if (added == NULL) {
+        /* Nobody would learn of its end, so it must not begin. */
+        call_off(s->state->gen_str_cancel, task);
+        Py_DECREF(task);
         goto fail;
+    }
+    Py_DECREF(task);
+    Py_DECREF(coro);
     Py_DECREF(added);
     return (PyObject *)h;
 
 fail:
+    Py_DECREF(coro);
     if (h->linked) {
         handle_unlink(s, h);
         Py_DECREF(h);

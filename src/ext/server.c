@@ -3,6 +3,7 @@
  * A listener is owned by its registration in the core until it is closed. It keeps the
  * socket object that it was given, but does not close it: asyncio.Server's side does.
  */
+#include "rota.h"
 #include "watch.h"
 
 #include <errno.h>
@@ -10,14 +11,15 @@
 
 /* X(name): what it owns: the socket; the factory of protocols; the asyncio.Server or None;
  * the context of the code that started serving; what is called with each socket in place of
- * making a transport here, or None. */
+ * making a transport here, or None; the Rota of the processes that accept from it, or None. */
 // clang-format off
 #define LISTENER_OBJECTS(X) \
     X(sock)                 \
     X(factory)              \
     X(server)               \
     X(context)              \
-    X(adopt)
+    X(adopt)                \
+    X(rota)
 // clang-format on
 
 typedef struct {
@@ -148,28 +150,45 @@ static PyObject *listener_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(listener_doc,
-             "Listener(loop, sock, factory, server, batch, adopt, context)\n--\n\n"
-             "Accept from a listening socket.\n\n"
-             "Args:\n"
-             "    loop (Loop): the loop.\n"
-             "    sock (socket.socket): listening, non-blocking.\n"
-             "    factory (Callable): makes the protocols.\n"
-             "    server (asyncio.Server | None): what the transports are attached to.\n"
-             "    batch (int): accepts per event at most.\n"
-             "    adopt (Callable | None): takes each new socket in place of a transport\n"
-             "        made here (TLS).\n"
-             "    context (contextvars.Context | None): copied for each connection.");
+PyDoc_STRVAR(look_doc, "look($self, /)\n--\n\n"
+                       "Look for a connection that another process was woken for and left.");
+
+static PyObject *listener_look(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    ListenerObject *l = (ListenerObject *)self;
+    if (l->registered && l->loop->core_ready)
+        pl_listener_look(&l->core);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(
+    listener_doc,
+    "Listener(loop, sock, factory, server, batch, adopt, context,\n         rota=None)\n--\n\n"
+    "Accept from a listening socket.\n\n"
+    "Args:\n"
+    "    loop (Loop): the loop.\n"
+    "    sock (socket.socket): listening, non-blocking.\n"
+    "    factory (Callable): makes the protocols.\n"
+    "    server (asyncio.Server | None): what the transports are attached to.\n"
+    "    batch (int): accepts per event at most.\n"
+    "    adopt (Callable | None): takes each new socket in place of a transport\n"
+    "        made here (TLS).\n"
+    "    context (contextvars.Context | None): copied for each connection.\n"
+    "    rota (Rota | None): the board of the processes that accept from it.");
 
 static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"loop", "sock", "factory", "server", "batch", "adopt", "context", NULL};
+    static char *names[] = {"loop",  "sock",    "factory", "server", "batch",
+                            "adopt", "context", "rota",    NULL};
     struct plait_state *state = plait_state_of_type(type);
-    PyObject *loop, *sock, *factory, *server, *adopt, *context;
+    PyObject *loop, *sock, *factory, *server, *adopt, *context, *rota = Py_None;
     unsigned batch;
-    if (state == NULL ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOIOO:Listener", names, state->loop_type,
-                                     &loop, &sock, &factory, &server, &batch, &adopt, &context))
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOIOO|O:Listener", names,
+                                                      state->loop_type, &loop, &sock, &factory,
+                                                      &server, &batch, &adopt, &context, &rota))
+        return NULL;
+    struct pl_rota *board = plait_rota_of(state, rota);
+    if (board == NULL && PyErr_Occurred())
         return NULL;
     if (plait_loop_check((LoopObject *)loop) < 0)
         return NULL;
@@ -184,6 +203,7 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     l->factory = Py_NewRef(factory);
     l->server = Py_NewRef(server);
     l->adopt = Py_NewRef(adopt);
+    l->rota = Py_NewRef(rota);
     l->context = context == Py_None ? PyContext_CopyCurrent() : Py_NewRef(context);
     if (l->context == NULL) {
         Py_DECREF(l);
@@ -191,6 +211,7 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     }
     l->core = (struct pl_listener){
         .batch = batch,
+        .rota = board,
         .accepted = on_accepted,
         .starved = on_starved,
         .failed = on_failed,
@@ -238,6 +259,7 @@ static void listener_dealloc(PyObject *self)
 
 static PyMethodDef listener_methods[] = {
     {"close", listener_close, METH_NOARGS, close_doc},
+    {"look", listener_look, METH_NOARGS, look_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,6 +12,9 @@
     X(PyTypeObject, channel_base_type)             \
     X(PyTypeObject, channel_op_type)               \
     X(PyTypeObject, thread_waiter_type)            \
+    X(PyTypeObject, tokens_type)                   \
+    X(PyTypeObject, event_type)                    \
+    X(PyObject, pause) /* a function of Python's that does nothing */ \
     X(PyTypeObject, shared_ring_type)              \
     X(PyObject, str_add_done_callback)             \
     X(PyObject, str_ended)                         \

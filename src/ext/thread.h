@@ -118,6 +118,7 @@ void plait_crew_clear_line(struct plait_crew *crew, PyObject *exception);
 PyObject *plait_crew_stop_running(struct plait_crew *crew);
 /* The threads' own. */
 PyObject *plait_crew_run(PyObject *self, PyObject *ignored);
+PyObject *plait_crew_wait_room(PyObject *self, PyObject *ignored);
 PyObject *plait_crew_watch(PyObject *self, PyObject *ignored);
 /* False with an exception set when the crew cannot be used by this process. */
 bool plait_crew_usable(struct plait_crew *crew);

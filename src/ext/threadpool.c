@@ -280,6 +280,7 @@ static void crew_dealloc(PyObject *self)
 static PyMethodDef crew_methods[] = {
     {"_run", plait_crew_run, METH_NOARGS, NULL},
     {"_watch", plait_crew_watch, METH_NOARGS, NULL},
+    {"_wait_room", plait_crew_wait_room, METH_NOARGS, NULL},
     {"_close", crew_close, METH_O, NULL},
     {"_cancel_line", crew_cancel_line, METH_NOARGS, NULL},
     {"_stop_running", crew_stop_running, METH_NOARGS, NULL},

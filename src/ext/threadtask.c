@@ -379,6 +379,32 @@ static struct plait_task *new_task(struct plait_crew *crew, PyObject *const *arg
     return task;
 }
 
+/* Whether this thread may block: 1, 0 when an event loop runs in it, -1 on error. */
+static int no_loop_runs(struct plait_state *state)
+{
+    PyObject *loop = plait_running_loop(state);
+    if (loop == NULL)
+        return -1;
+    Py_DECREF(loop);
+    return loop == Py_None;
+}
+
+/* Waits until there is room, or the crew is closed. -1 with what a signal's handler raised. */
+static int wait_room(struct plait_crew *crew)
+{
+    int error;
+    Py_BEGIN_ALLOW_THREADS error = pl_crew_wait_room(&crew->core, -1);
+    Py_END_ALLOW_THREADS return error == -EINTR && PyErr_CheckSignals() < 0 ? -1 : 0;
+}
+
+PyObject *plait_crew_wait_room(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    struct plait_crew *crew = PLAIT_CREW(self);
+    if (!plait_crew_usable(crew) || wait_room(crew) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 /* Puts the task into the line; waits for room when it has to. */
 static int post(struct plait_crew *crew, struct plait_task *task, bool push)
 {
@@ -395,15 +421,15 @@ static int post(struct plait_crew *crew, struct plait_task *task, bool push)
                 PyErr_SetString(PyExc_RuntimeError, "cannot schedule new futures after shutdown");
             return -1;
         }
-        if (crew->refuses) {
-            PyErr_Format(crew->state->pool_full, "%u tasks are waiting already (max_pending)",
-                         crew->core.room);
+        int may_block = crew->refuses ? 0 : no_loop_runs(crew->state);
+        if (may_block <= 0) {
+            if (may_block == 0)
+                PyErr_Format(crew->state->pool_full, "%u tasks are waiting already (max_pending)%s",
+                             crew->core.room,
+                             crew->refuses ? "" : "; use `await pool.submit_soon(...)`");
             return -1;
         }
-        int error;
-        Py_BEGIN_ALLOW_THREADS error = pl_crew_wait_room(&crew->core, -1);
-        Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0) return -1;
-        if (!accepts(crew))
+        if (wait_room(crew) < 0 || !accepts(crew))
             return -1;
     }
 }

@@ -9,7 +9,6 @@
  */
 #include "channel.h"
 
-#include <math.h>
 #include <stddef.h>
 #include <structmember.h>
 
@@ -101,23 +100,20 @@ static void get_up(struct thread_waiter *w)
     w->next = NULL;
 }
 
-/* park(seconds): True when woken, False when the time is over, None to look around and call
- * again. Nobody else may be in it. */
-static PyObject *waiter_park(PyObject *self, PyObject *arg)
+int plait_waiter_sleep(PyObject *self, int64_t end)
 {
     struct thread_waiter *w = WAITER(self);
-    double seconds = arg == Py_None ? -1.0 : PyFloat_AsDouble(arg);
-    if (seconds == -1.0 && PyErr_Occurred())
-        return NULL;
     if (w->slot != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a thread waits by this waiter already");
-        return NULL;
+        return -1;
     }
     if (w->woken)
-        Py_RETURN_TRUE;
-    PY_TIMEOUT_T us = arg == Py_None || !(seconds < 3e8) ? -1
-                      : seconds <= 0                     ? 0
-                                                         : (PY_TIMEOUT_T)ceil(seconds * 1e6);
+        return 1;
+    PY_TIMEOUT_T us = -1;
+    if (end != INT64_MAX) {
+        int64_t left = end - pl_sys_default()->now();
+        us = left <= 0 ? 0 : left / 1000 + 1;
+    }
     Py_INCREF(self);
     fall_asleep(w);
     PyLockStatus status;
@@ -125,17 +121,33 @@ static PyObject *waiter_park(PyObject *self, PyObject *arg)
     Py_END_ALLOW_THREADS get_up(w);
     bool woken = w->woken;
     bool again = w->kicked || status == PY_LOCK_INTR;
-    if (w->kicked && !woken && status != PY_LOCK_ACQUIRED)
+    if (w->kicked && status != PY_LOCK_ACQUIRED)
         (void)PyThread_acquire_lock(w->lock, NOWAIT_LOCK);
     w->kicked = false;
     Py_DECREF(self);
     if (woken)
-        Py_RETURN_TRUE;
+        return 1;
     if (!again)
-        Py_RETURN_FALSE;
-    if (PyErr_CheckSignals() < 0)
-        return NULL;
-    Py_RETURN_NONE;
+        return 0;
+    return PyErr_CheckSignals() < 0 ? -1 : PLAIT_LOOK;
+}
+
+/* park(seconds): True when woken, False when the time is over, None to look around and call
+ * again. Nobody else may be in it. */
+static PyObject *waiter_park(PyObject *self, PyObject *arg)
+{
+    int64_t end = INT64_MAX;
+    if (arg != Py_None) {
+        double seconds = PyFloat_AsDouble(arg);
+        if (seconds == -1.0 && PyErr_Occurred())
+            return NULL;
+        if (seconds < 3e8)
+            end = pl_sys_default()->now() + (seconds <= 0 ? 0 : (int64_t)(seconds * 1e9));
+    }
+    int told = plait_waiter_sleep(self, end);
+    if (told == PLAIT_LOOK)
+        Py_RETURN_NONE;
+    return told < 0 ? NULL : PyBool_FromLong(told);
 }
 
 /* ---- the type ---- */

@@ -22,6 +22,7 @@ from ._exceptions import PoolBroken as PoolBroken
 from ._exceptions import PoolFull as PoolFull
 from ._exceptions import RemoteError as RemoteError
 from ._exceptions import ScopeClosed as ScopeClosed
+from ._exceptions import ServeFailed as ServeFailed
 from ._exceptions import TaskStopped as TaskStopped
 from ._exceptions import TaskTimeout as TaskTimeout
 from ._exceptions import Unstopped as Unstopped
@@ -44,6 +45,11 @@ from ._report import ScopeReport as ScopeReport
 from ._scope import Scope as Scope
 from ._scope import current_scope as current_scope
 from ._scope import scope as scope
+from ._serve import serve as serve
+from ._serve_setup import ServeReport as ServeReport
+from ._serve_setup import WorkerFigures as WorkerFigures
+from ._serve_worker import Serving as Serving
+from ._serve_worker import serving as serving
 from ._start import freeze_support as freeze_support
 from ._threads import ThreadPool as ThreadPool
 from ._threads import stop_requested as stop_requested
@@ -69,6 +75,9 @@ __all__ = [
     "Scope",
     "ScopeClosed",
     "ScopeReport",
+    "ServeFailed",
+    "ServeReport",
+    "Serving",
     "SharedChannel",
     "Task",
     "TaskStopped",
@@ -77,6 +86,7 @@ __all__ = [
     "ThreadPool",
     "Unstopped",
     "WorkerDied",
+    "WorkerFigures",
     "__version__",
     "auto",
     "call",
@@ -90,6 +100,8 @@ __all__ = [
     "open_file",
     "run",
     "scope",
+    "serve",
+    "serving",
     "stop_requested",
     "task",
     "to_process",

@@ -31,7 +31,7 @@ from ._core import Call as Call
 from ._core import OverBudget as OverBudget
 from ._core import Task as Task
 from ._core import call as call
-from ._measure import SAMPLE, Measured, measured, size_of
+from ._measure import CANNOT_GO, SAMPLE, Measured, examined, measured, size_of
 
 __all__ = ["call", "place", "task", "use_pool"]
 
@@ -149,12 +149,22 @@ class State:
             return "thread"
         return known.strand
 
+    def in_thread(
+        self, task: AnyTask, fn: Callable[..., Any], index: int
+    ) -> Callable[..., Measured]:
+        """How a call in a thread is measured."""
+        known = self.away_of(task, fn, index)
+        movable = known.strand == "thread" and not known.refused and self.refused in (None, "")
+        return examined if movable else measured
+
     def note(self, fn: Callable[..., Any], index: int, strand: str, m: Measured) -> None:
         task = self.task()
         if task is None:
             return
         known = self.away_of(task, fn, index)
         known.strands[strand].add(m)
+        if m.size == CANNOT_GO and strand == "thread":
+            known.refused = known.refused or f"its result cannot be pickled: {type(m.value)!r}"
         known.vote(m, task.budget)
         if m.size >= 0:
             self.received = m.size
@@ -251,10 +261,10 @@ class _Elsewhere:
                 self.where = "process"
                 return
             except Exception as error:
-                if not _is_pickling(error):
+                if not is_pickling(error):
                     raise
                 state.away_of(task, self._fn, self._index).refused = _say(error)
-        far = functools.partial(measured, self._fn)
+        far = functools.partial(state.in_thread(task, self._fn, self._index), self._fn)
         self.future = _pool("thread", state).submit(far, *self._args, **self._kwargs)
         self.where = "thread"
 
@@ -267,7 +277,7 @@ class _Elsewhere:
     def _again(self, error: Exception) -> bool:
         """Whether it runs again in a thread, since what it returned could not be sent."""
         task = self._state.task()
-        if self.where != "process" or task is None or not _is_pickling(error):
+        if self.where != "process" or task is None or not is_pickling(error):
             return False
         self._state.away_of(task, self._fn, self._index).refused = _say(error)
         if not task.pure:
@@ -317,7 +327,7 @@ class _Elsewhere:
         return f"{self.where}, {'done' if self.done() else 'running'}"
 
 
-def _is_pickling(error: BaseException) -> bool:
+def is_pickling(error: BaseException) -> bool:
     """Whether it tells that something cannot be sent; pickle has no one type for that."""
     if isinstance(error, pickle.PicklingError):
         return True
@@ -339,7 +349,7 @@ def _elsewhere(
     strand = state.choose(task, fn, index)
     if wait and strand == "thread":
         # The caller waits in any case, so its own thread will do.
-        m = measured(fn, *args, **kwargs)
+        m = state.in_thread(task, fn, index)(fn, *args, **kwargs)
         state.note(fn, index, "thread", m)
         return m.value
     call = _Elsewhere(state, fn, index, args, kwargs)

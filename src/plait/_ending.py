@@ -24,7 +24,7 @@ from contextvars import Token
 from functools import partial
 from typing import Any
 
-from . import _core, _strands
+from . import _core, _place, _strands
 from ._exceptions import DeadlineExceeded, TaskStopped, TaskTimeout, Unstopped
 from ._handle import (
     CANCELLED,
@@ -243,6 +243,8 @@ class Ending(_core.ScopeBase):
             if stopped and extra.expired:
                 error = TaskTimeout(handle.name, extra.timeout)
                 stopped = False
+            if isinstance(error, Exception) and self._goes_to_thread(handle, extra, error):
+                return
             if (
                 isinstance(error, Exception)
                 and extra.attempts <= extra.retries
@@ -262,6 +264,30 @@ class Ending(_core.ScopeBase):
             self._end(handle, FAILED, None, error)
         else:
             self._end(handle, DONE, result, None)
+
+    def _goes_to_thread(self, handle: Handle[Any], extra: Extra, error: Exception) -> bool:
+        """Whether what ran in a process runs again in a thread.
+
+        Only who was placed there unasked, and may run again; others do so the next time.
+        """
+        place = extra.placement
+        if (
+            handle._where != PROCESS
+            or not extra.auto
+            or place.refused is None
+            or not _place.is_pickling(error)
+        ):
+            return False
+        place.refused(error)
+        if not place.again or self._cancelled or extra.cancelled or extra.expired:
+            return False
+        handle._where = THREAD
+        try:
+            self._run(handle)
+        except Exception:
+            handle._where = PROCESS
+            return False
+        return True
 
     def _end(
         self, handle: Handle[Any], state: int, result: Any, error: BaseException | None

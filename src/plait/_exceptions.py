@@ -11,6 +11,7 @@ BaseException
           ├── RemoteError      a task raised what cannot be sent between processes
           ├── DeadlineExceeded a scope was not over by its deadline
           ├── Unstopped        a scope ended while something that it had cancelled went on
+          ├── ServeFailed      the workers of a server could not be kept running
           ├── ScopeClosed      something was to be started in a scope that is not open
           └── ChannelClosed    a channel has ended
 """
@@ -29,6 +30,7 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "ScopeClosed",
+    "ServeFailed",
     "TaskStopped",
     "TaskTimeout",
     "Unstopped",
@@ -206,6 +208,10 @@ class Unstopped(PlaitError):
 
 class ScopeClosed(PlaitError, RuntimeError):
     """Something was to be started in a scope that has ended or was not entered."""
+
+
+class ServeFailed(PlaitError):
+    """The workers of a server could not be started, or ended again and again."""
 
 
 class ChannelClosed(PlaitError):

@@ -182,6 +182,7 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
 
     def __init__(self, *, backend: str | None = None) -> None:
         self._listeners: dict[int, _core.Listener] = {}
+        self._rotas: dict[int, _core.Rota] = {}  # of sockets that other processes share
         try:
             if _choose_backend(backend) == "uring" and (code := self._use_uring()):
                 _private.logger.warning(
@@ -394,7 +395,14 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
                     raise
 
         self._listeners[sock.fileno()] = _core.Listener(
-            self, sock, protocol_factory, server, max(backlog, 1), adopt, context
+            self,
+            sock,
+            protocol_factory,
+            server,
+            max(backlog, 1),
+            adopt,
+            context,
+            self._rotas.get(sock.fileno()),
         )
 
     def _stop_serving(self, sock: socket.socket) -> None:

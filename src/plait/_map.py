@@ -246,9 +246,11 @@ class RichBar:
     """Progress by rich."""
 
     def __init__(self, total: int | None) -> None:
+        from rich.console import Console  # type: ignore[import-not-found,unused-ignore]
         from rich.progress import Progress  # type: ignore[import-not-found,unused-ignore]
 
-        self.progress = Progress(transient=False)
+        # As the others do: stdout is for the program's own words.
+        self.progress = Progress(console=Console(stderr=True))
         self.task = self.progress.add_task("map", total=total)
         self.progress.start()
 
@@ -313,6 +315,8 @@ def make_bar(total: int | None) -> Bar:
     for kind in (RichBar, TqdmBar):
         try:
             return kind(total)
-        except ImportError:
+        except Exception:
+            # Not installed, or it refuses (older richs have one live display at a time): how far
+            # it is can be told in other ways, and the work goes on in any case.
             continue
     return PlainBar(total)

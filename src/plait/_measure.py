@@ -15,6 +15,13 @@ SAMPLE = 16
 """Sizes are taken of every so-manyth call."""
 
 
+CANNOT_GO = -2
+"""The size of a value that cannot be sent to another process."""
+
+_LONG = 1_000_000
+"""Nanoseconds of CPU time: who takes so long may be sent to a process the next time."""
+
+
 class Measured(NamedTuple):
     """What a call elsewhere gave and cost. Nanoseconds and bytes; -1: not taken."""
 
@@ -55,6 +62,15 @@ _calls = itertools.count()
 
 def measured(target: Any, *args: Any, **kwargs: Any) -> Measured:
     """Run a function as a task and measure it. Runs in a worker process or thread."""
+    return _measure(target, args, kwargs, False)
+
+
+def examined(target: Any, *args: Any, **kwargs: Any) -> Measured:
+    """As `measured`, and see whether a long call's result could come from a process, too."""
+    return _measure(target, args, kwargs, True)
+
+
+def _measure(target: Any, args: Any, kwargs: Any, examine: bool) -> Measured:
     fn = target.fn if isinstance(target, _core.Task) else target
     queued = _clock.queued()
     cpu = time.thread_time_ns()
@@ -64,16 +80,16 @@ def measured(target: Any, *args: Any, **kwargs: Any) -> Measured:
     cpu = time.thread_time_ns() - cpu
     queued = _clock.queued() - queued
     size = -1
-    if next(_calls) % SAMPLE == 0:
+    if (examine and cpu >= _LONG) or next(_calls) % SAMPLE == 0:
         size = size_of(value)
     return Measured(value, wall, cpu, queued, size)
 
 
 def size_of(value: Any) -> int:
-    """How many bytes a value takes on its way to another process; -1: it cannot go."""
+    """How many bytes a value takes on its way to another process, or CANNOT_GO."""
     buffers: list[pickle.PickleBuffer] = []
     try:
         size = len(pickle.dumps(value, 5, buffer_callback=buffers.append))
         return size + sum(buffer.raw().nbytes for buffer in buffers)
     except Exception:
-        return -1
+        return CANNOT_GO

@@ -12,10 +12,17 @@ from types import BuiltinMethodType
 from typing import Any, NamedTuple
 
 from . import _auto
-from ._core import ChannelBase, Task
+from ._core import ChannelBase, EventBase, Task, TokensBase
 from ._measure import measured
 
-__all__ = ["Placement", "call_inline", "choose", "drive", "is_coroutine_function"]
+__all__ = [
+    "Placement",
+    "call_inline",
+    "choose",
+    "drive",
+    "is_coroutine_function",
+    "is_pickling",
+]
 
 
 class Placement(NamedTuple):
@@ -25,13 +32,15 @@ class Placement(NamedTuple):
         strand: "inline", "thread" or "process".
         far: what is run there in the function's place; None for the function itself.
         note: gets what `far` returned, and gives the function's own result.
-        refused: called when the call cannot be sent to a process.
+        refused: called when the call cannot be sent to a process, or its result back.
+        again: whether it may run again when its result cannot be sent back.
     """
 
     strand: str
     far: Callable[..., Any] | None = None
     note: Callable[[Any], Any] | None = None
     refused: Callable[[BaseException], object] | None = None
+    again: bool = False
 
 
 def choose(
@@ -63,7 +72,13 @@ def choose(
     def refused(error: BaseException) -> None:
         state.away_of(task, plain, index).refused = f"{type(error).__name__}: {error}"
 
-    return Placement(strand, functools.partial(measured, target), note, refused)
+    how = measured if strand == "process" else state.in_thread(task, plain, index)
+    return Placement(strand, functools.partial(how, target), note, refused, task.pure)
+
+
+def is_pickling(error: BaseException) -> bool:
+    """Whether it tells that something cannot be sent to another process, or back."""
+    return _auto.is_pickling(error)
 
 
 def call_inline(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -80,8 +95,10 @@ def is_coroutine_function(fn: Callable[..., Any]) -> bool:
     inner = fn
     while isinstance(inner, functools.partial):
         inner = inner.func
-    if isinstance(inner, BuiltinMethodType) and isinstance(inner.__self__, ChannelBase):
-        return inner.__name__ in ("send", "receive")
+    if isinstance(inner, BuiltinMethodType) and isinstance(
+        inner.__self__, ChannelBase | TokensBase | EventBase
+    ):
+        return inner.__name__ in ("send", "receive", "acquire", "wait")
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
         getattr(type(fn), "__call__", None)  # noqa: B004
     )

@@ -20,6 +20,7 @@ from ._helper import Helper
 from ._mapper import Mapper, Way
 from ._options import Options
 from ._processors import MAX_WORKERS, default_workers
+from ._room import Room, in_loop
 from ._sending import Sender, find_cloudpickle, main_module
 from ._sending import decode_exception as decode_exception
 from ._sending import log_callback_error as log_callback_error
@@ -67,6 +68,8 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         when_full: what submit does beyond that: "block" waits for room, "raise" raises
             `PoolFull`, and so does "await", for programs on a loop that submit with
             ``await pool.submit_soon(...)``, which waits for room without blocking the loop.
+            An event loop is never blocked: in its thread "block" raises, too, and the
+            ``run_in_executor`` of a loop of plait's waits for room in its future.
         shared_memory: bound in bytes of what tasks, and the results of each worker, may have
             in shared memory at once; None for half of the machine's memory.
 
@@ -151,6 +154,7 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         self._grace = float(grace)
         self._max_pending = max_pending or 0
         self._on_full = when_full
+        self._soon = Room(self)
         self._watchdog = Watchdog(self)
         self._stopped = False
         by_value = self._main[0] == "none" and find_cloudpickle() is not None
@@ -160,6 +164,7 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         told = {
             "main": ("own", None) if self._own_main else self._main,
             "setup": setup,
+            "by_value": by_value,
             "most": max_tasks_per_worker or 0,
             "memory_limit": memory_limit or 0,
         }
@@ -268,16 +273,20 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
 
     def _when_full(self) -> None:
         """Called by submit, in its thread, when there is no room."""
-        if self._on_full != "block":
-            advice = "" if self._on_full == "raise" else "; use `await pool.submit_soon(...)`"
-            raise PoolFull(
-                f"{self._outstanding} tasks are unfinished, as many as max_pending allows{advice}"
-            )
-        self._wait_room()
+        if self._on_full == "block" and not in_loop():
+            self._wait_room()
+            return
+        advice = "" if self._on_full == "raise" else "; use `await pool.submit_soon(...)`"
+        raise PoolFull(
+            f"{self._outstanding} tasks are unfinished, as many as max_pending allows{advice}"
+        )
 
     def _wait_room(self) -> None:
         while self._outstanding >= self._max_pending and not self._closed:
             self._wait_idle(-1.0)
+
+    def _places(self) -> int:
+        return self._max_pending - self._outstanding
 
     async def submit_soon(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Any:
         """Submit as soon as there is room, without blocking the event loop.
@@ -288,11 +297,17 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         Raises:
             RuntimeError: the pool was shut down.
         """
-        import asyncio
+        return await self._soon.submit(self.submit, fn, *args, **kwargs)
 
-        while self._max_pending and self._outstanding >= self._max_pending and not self._closed:
-            await asyncio.to_thread(self._wait_room)
-        return self.submit(fn, *args, **kwargs)
+    def _submit_when_room(self, loop: Any, fn: Callable[..., T], args: tuple[Any, ...]) -> Any:
+        """What run_in_executor of a loop of plait's does when there is no room."""
+        if self._on_full != "block":
+            self._when_full()
+
+        async def later() -> Any:
+            return await (await self.submit_soon(fn, *args))
+
+        return loop.create_task(later())
 
     def options(
         self,

@@ -307,7 +307,11 @@ class Scope(Ending):
             raise
         if handle._live:  # an eager task may have ended the scope already
             handle._task = task
-        task.add_done_callback(handle)
+        try:
+            task.add_done_callback(handle)
+        except BaseException:
+            task.cancel()  # nobody would learn of its end, so it must not begin
+            raise
 
     def _in_thread(
         self, extra: Extra, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

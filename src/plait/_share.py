@@ -5,13 +5,15 @@ from __future__ import annotations
 from pickle import PickleBuffer
 from typing import Any
 
+from . import _core
+
 
 class Large:
     """Stands for large bytes, a bytearray or a memoryview in a message.
 
     pickle copies them into its output; this leaves the bytes to the pool, which copies them
-    once. bytes and bytearrays own their memory, so the other side copies them once more; a
-    memoryview is mapped.
+    once. bytes and bytearrays own their memory, as CPython has it: there is no way to make one
+    on memory that exists. So the other side copies them once more; a memoryview is mapped.
     """
 
     __slots__ = ("value",)
@@ -25,7 +27,8 @@ class Large:
             if not value.c_contiguous:
                 raise BufferError("a memoryview must be contiguous to be sent to a task")
             return (view, (PickleBuffer(value), value.format, value.shape, value.readonly))
-        return (type(value), (PickleBuffer(value),))
+        own = _core.own_bytes if isinstance(value, bytes) else _core.own_bytearray
+        return (own, (PickleBuffer(value),))
 
 
 def view(buffer: Any, format: str, shape: tuple[int, ...], readonly: bool) -> memoryview:

@@ -11,11 +11,14 @@ from typing import Any
 from . import _worker
 from ._exceptions import TaskTimeout, WorkerDied
 from ._options import Options, Order, name_of
-from ._staff import Staff
+from ._staff import Staff, Worker
 from ._watchdog import Watchdog
 from ._zygote import wait_for
 
 _SEE_TO = 0.1
+_NUDGES = (0.05, 0.25)
+"""Seconds after which a worker is asked again: a signal that comes just before a system call
+begins, as time.sleep's, is not seen by Python before that ends."""
 
 
 class Stopper(Staff):
@@ -36,13 +39,21 @@ class Stopper(Staff):
             worker = self._seats.get(seat)
             if worker is not None and worker.pidfd < 0:
                 self._on_control()  # its birth is told in a message that nobody has read yet
-            if worker is not None and worker.pidfd >= 0:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(worker.stackfd, 0)
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(worker.pidfd, _worker.STOP_SIGNAL)
-        self._watchdog.at(time.monotonic() + self._grace, "kill", future)
+            self._nudge(worker)
+        now = time.monotonic()
+        for delay in _NUDGES:
+            if delay < self._grace:
+                self._watchdog.at(now + delay, "nudge", future)
+        self._watchdog.at(now + self._grace, "kill", future)
         return True
+
+    def _nudge(self, worker: Worker | None) -> None:
+        """Send the signal that asks a worker to stop its task."""
+        if worker is not None and worker.pidfd >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(worker.stackfd, 0)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker.pidfd, _worker.STOP_SIGNAL)
 
     def _on_due(self, what: str, future: Any) -> None:
         """The watchdog calls: the time for something has come."""
@@ -64,6 +75,10 @@ class Stopper(Staff):
                 self._watchdog.at(now + left, "timeout", future)
             elif not future._stop:
                 self._stop_task(future, TaskTimeout(future._task_name, order.timeout))
+        elif what == "nudge":
+            if held is not None:
+                with self._lock:
+                    self._nudge(self._seats.get(held[0]))
         elif held is not None:  # kill
             with self._lock:
                 worker = self._seats.get(held[0])

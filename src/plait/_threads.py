@@ -19,6 +19,7 @@ from . import _core
 from ._core import stop_requested as stop_requested
 from ._exceptions import PoolBroken
 from ._mapper import Mapper, Way
+from ._room import Room
 
 T = TypeVar("T")
 
@@ -292,7 +293,9 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
         initargs: its arguments.
         max_pending: at most so many tasks may wait for a thread; None for no bound. Tasks of
             the pool itself, and event loops, may exceed it: they must not block.
-        when_full: what submit does then: "block" until there is room, or "raise" PoolFull.
+        when_full: what submit does then: "block" until there is room, or "raise" PoolFull, as
+            "await" does, for programs that use ``await pool.submit_soon(...)``. An event loop
+            is never blocked: in its thread "block" raises, too.
         idle_timeout: seconds after which an idle thread ends; None for never.
         daemon: whether the interpreter's end leaves running tasks behind and cancels waiting
             ones, instead of waiting for all. After Ctrl+C waiting tasks are cancelled, and
@@ -333,13 +336,13 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
             raise TypeError(f"initializer must be a callable or None, not {initializer!r}")
         if max_pending is not None:
             _count("max_pending", max_pending, 1, 2**31)
-        if when_full not in ("block", "raise"):
-            raise ValueError(f'when_full must be "block" or "raise", not {when_full!r}')
+        if when_full not in ("block", "raise", "await"):
+            raise ValueError(f'when_full must be "block", "raise" or "await", not {when_full!r}')
         idle = -1.0 if idle_timeout is None else _seconds("idle_timeout", idle_timeout)
         crew = _Crew(
             workers=workers,
             max_pending=max_pending or 0,
-            refuse=when_full == "raise",
+            refuse=when_full != "block",
             idle_timeout=idle,
             context=context,
             gentle=_gentle,
@@ -351,6 +354,8 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
         if _exiting:
             crew._close(True)
         self._open(crew)
+        self._max_pending = max_pending
+        self._soon = Room(self)
         _crews.add(crew)
 
     # ---- what ThreadPoolExecutor shows of itself, and programs look at
@@ -373,6 +378,24 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
         return bool(self._crew._closed)
 
     # ---- tasks
+
+    def _wait_room(self) -> None:
+        self._crew._wait_room()
+
+    def _places(self) -> int:
+        return (self._max_pending or 0) - int(self._crew._figures()["queued"])
+
+    async def submit_soon(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Any:
+        """Submit as soon as there is room, without blocking the event loop.
+
+        Returns:
+            Future: of the task, not yet awaited.
+
+        Raises:
+            RuntimeError: the pool was shut down.
+            PoolBroken: the initializer failed.
+        """
+        return await self._soon.submit(self.submit, fn, *args, **kwargs)
 
     def options(
         self,

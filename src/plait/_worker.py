@@ -79,6 +79,23 @@ def load_function(data: bytes) -> Any:
     return _pickle.loads(data)
 
 
+by_value = False
+"""Whether results may be of classes that the parent's main module made and nobody can import."""
+
+
+def dump_again(value: Any, error: BaseException) -> tuple[bytes, list[Any]]:
+    """Pickle a result by value, after pickle refused it with `error`."""
+    if not by_value:
+        raise error
+    from ._sending import find_cloudpickle
+
+    cloudpickle = find_cloudpickle()
+    if cloudpickle is None:
+        raise error
+    buffers: list[Any] = []
+    return cloudpickle.dumps(value, 5, buffer_callback=buffers.append), buffers
+
+
 def run_each(fn: Any, items: Any) -> list[Any]:
     """Call fn on each item of a chunk."""
     return [fn(item) for item in items]
@@ -93,7 +110,10 @@ def dump_exception(error: BaseException) -> bytes:
     error.__traceback__ = None
     kind = type(error)
     try:
-        data = _pickle.dumps(error, 5)
+        try:
+            data = _pickle.dumps(error, 5)
+        except Exception as refused:
+            data = dump_again(error, refused)[0]
         _pickle.loads(data)
     except Exception:
         data = None
@@ -156,9 +176,11 @@ def serve(
     Returns:
         int: the exit code of the process.
     """
+    global by_value
     from ._zygote import HEAD, TEXT_MAX, load_setup, send
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    by_value = data["by_value"]
     if data["main"][0] == "own":
         sys.modules["__mp_main__"] = sys.modules["__main__"]
     else:
@@ -170,7 +192,10 @@ def serve(
             limit_memory(data["memory_limit"])
         initializer, initargs = load_setup(data)
         if initializer is not None:
+            me = os.getpid()
             initializer(*initargs)
+            if os.getpid() != me:
+                return 0  # it has forked, and its copy has no part in the pool
     except BaseException:
         import traceback
 

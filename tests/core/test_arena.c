@@ -1,6 +1,8 @@
 /* test_arena.c - the shared memory of a pool: blocks, their return, reclaim after a death. */
 #include "pl_test.h"
 
+#include "pl_pool_internal.h"
+
 #include <unistd.h>
 
 #define LIMIT (UINT64_C(8) << 20)
@@ -121,6 +123,74 @@ static void freed_blocks_merge(void)
     CHECK_EQ(pool.heap.blocks[pool.heap.last - 1].offset, 0);
     CHECK_EQ(pool.heap.blocks[pool.heap.last - 1].size, pool.heap.top);
     CHECK_CMP(pool.heap.top, <=, 2 * LIMIT);
+    pl_pool_fini(&pool);
+}
+
+/* Small and large ones, of very different lives, always near the limit: what fits it is had. */
+static void scattering_fails_no_request_that_fits(void)
+{
+    struct pl_pool pool;
+    open_pool(&pool);
+    uint64_t random = 5;
+    static struct pl_block blocks[2000];
+    uint32_t n = 0;
+    uint64_t refused = 0;
+    uint64_t top = 0;
+    for (int step = 0; step < 300000; step++) {
+        /* Sizes over eleven doublings, the small ones most often; every class of sizes has its
+         * turn, so that holes of one are met by requests of another. */
+        uint64_t size = (UINT64_C(1) << (6 + (pl_test_random(&random) % 12))) +
+                        pl_test_random(&random) % 1000 + (step / 50000) * 700;
+        void *data;
+        if (n < PL_ARRAY_LEN(blocks)) {
+            /* Rounding up costs at most a quarter. */
+            bool fits = pool.heap.used + size + size / 4 + 1024 <= LIMIT;
+            int error = pl_pool_alloc(&pool, size, &blocks[n], &data);
+            CHECK(error == 0 || !fits);
+            refused += error < 0;
+            n += error == 0;
+            if (error == 0)
+                continue;
+        }
+        /* Full: some go, the old as well as the new. */
+        for (int i = 0; i < 3 && n > 0; i++) {
+            uint32_t k = (uint32_t)(pl_test_random(&random) % n);
+            pl_pool_free(&pool, &blocks[k]);
+            blocks[k] = blocks[--n];
+        }
+        top = pool.heap.top > top ? pool.heap.top : top;
+    }
+    CHECK_CMP(refused, >, 1000);
+    CHECK_CMP(top, <=, 3 * LIMIT);
+    while (n > 0)
+        pl_pool_free(&pool, &blocks[--n]);
+    CHECK_EQ(pool.heap.used, 0);
+    pl_pool_fini(&pool);
+}
+
+/* At the end of a slice a block serves that is large enough, whatever class it is listed in. */
+static void the_last_piece_of_a_slice_serves(void)
+{
+    struct pl_pool pool;
+    open_pool(&pool);
+    struct pl_block block;
+    void *data;
+    CHECK_OK(pl_pool_alloc(&pool, LIMIT / 8 * 7, &block, &data));
+    pl_pool_free(&pool, &block);
+    pool.heap.size = pool.heap.top - 4096; /* of no class's size */
+    pool.heap.blocks[0].size -= 4096;
+    pool.heap.blocks[0].warm = 0;
+    pool.heap.cached = 0;
+    pool.heap.top -= 4096;
+    uint64_t whole = pool.heap.top;
+    memset(pool.heap.free_list, 0, sizeof(pool.heap.free_list));
+    pool.heap.blocks[0].state = PL__BLOCK_OWN; /* freeing it lists it anew, by its size */
+    pool.heap.used = whole;
+    pl_pool_free(&pool, &block);
+    CHECK_EQ(pl_pool_alloc(&pool, whole + 1, &block, &data), -ENOMEM);
+    CHECK_OK(pl_pool_alloc(&pool, whole, &block, &data));
+    pl_pool_free(&pool, &block);
+    CHECK_EQ(pool.heap.used, 0);
     pl_pool_fini(&pool);
 }
 
@@ -415,6 +485,8 @@ static const struct pl_test tests[] = {
     PL_TEST(sizes_are_served),
     PL_TEST(the_limit_holds),
     PL_TEST(freed_blocks_merge),
+    PL_TEST(scattering_fails_no_request_that_fits),
+    PL_TEST(the_last_piece_of_a_slice_serves),
     PL_TEST(a_block_lives_as_long_as_its_tickets),
     PL_TEST(tasks_blocks_come_back),
     PL_TEST(results_are_viewed_and_handed_back),

@@ -63,3 +63,12 @@ def crunch(seconds: float) -> int:
     while time.thread_time() < end:
         pass
     return os.getpid()
+
+
+@plait.task(pure=True, budget=0.001)
+def jumpy(n: int, seconds: float) -> tuple[int, float]:
+    """Compute for as long as it is told."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return n, seconds

@@ -9,7 +9,7 @@ import pathlib
 import signal
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -142,3 +142,16 @@ def mine(loop: Any) -> Callable[[Awaitable[Any]], Any]:
         return loop.run_until_complete(asyncio.wait_for(coroutine, LIMIT))
 
     return run
+
+
+@pytest.fixture
+def run(
+    any_loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Run a coroutine on each kind of loop, for a minute at most."""
+
+    def run_it(coro: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=any_loop_factory) as runner:
+            return runner.run(asyncio.wait_for(coro, 60))
+
+    return run_it

@@ -151,10 +151,14 @@ def scribble(x: Any) -> Any:
     return x
 
 
-def nested() -> int:
+def fill(x: Any, value: float) -> None:
+    x[:] = value
+
+
+def nested(start_method: str | None = None) -> int:
     import plait
 
-    with plait.ProcessPool(1) as pool:
+    with plait.ProcessPool(1, start_method=start_method) as pool:
         return pool.submit(plus_one, 41).result()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -62,3 +63,13 @@ def count_down(n: int) -> int:
     while n > 0:
         n -= 1
     return n
+
+
+@plait.task(pure=True, budget=0.005)
+def unsendable(seconds: float) -> Any:
+    """Compute for so long and return what cannot be pickled."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    lock = threading.Lock()
+    return lambda: (lock, seconds)[1]

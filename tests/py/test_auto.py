@@ -17,6 +17,7 @@ from typing import Any
 
 import auto_tasks
 import pytest
+from auto_costs import Costs
 
 import plait
 from plait import _auto, _core
@@ -158,7 +159,7 @@ def test_a_stop_iteration_of_the_function_is_no_result() -> None:
 
 
 def test_calls_as_iterators_pile_up_no_tracebacks() -> None:
-    @plait.task(pure=True)
+    @plait.task(pure=True, budget=60.0)
     def double(value: list[int]) -> list[int]:
         return value * 2
 
@@ -216,9 +217,9 @@ def test_what_cannot_be_returned_from_a_process_runs_in_a_thread(fresh: Any) -> 
 def test_a_closure_runs_in_a_thread_when_it_cannot_be_sent(
     fresh: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plait import _pool
+    from plait import _sending
 
-    monkeypatch.setattr(_pool, "_cloudpickle", lambda: None)
+    monkeypatch.setattr(_sending, "find_cloudpickle", lambda: None)
     task = plait.task(pure=True)(lambda n: auto_tasks.fib(n))
     assert asyncio.run(_await(task(28))) == 317811
     told = plait.explain(task)
@@ -299,33 +300,6 @@ def test_queueing_for_a_processor_is_no_waiting() -> None:
     for _ in range(100):
         away.vote(Measured(None, 100_000_000, 10_000_000, 89_000_000, -1), 0.001)
     assert away.strand == "process"
-
-
-class Costs:
-    """A function whose cost the test sets; the budget is judged from what C is told."""
-
-    def __init__(self, pure: bool) -> None:
-        self.cost = 0
-        self.away = 0
-        self.task = _core.Task(self.run, self.elsewhere, 0.001, pure)
-
-    def run(self, shape: int) -> int:
-        return shape
-
-    def elsewhere(self, task: Any, fn: Any, index: int, args: Any, kwargs: Any, wait: bool) -> int:
-        self.away += 1
-        task._note_away(index, self.cost, self.cost)
-        return fn(*args, **kwargs)  # type: ignore[no-any-return]
-
-    def call(self, shape: int) -> bool:
-        """One call; whether it was inline and too long."""
-        before = self.away
-        assert self.task.sync(shape) == shape
-        if self.away > before or self.cost <= 1_000_000:
-            return False
-        index, _ = self.task._record((shape,), {})
-        self.task._note_here(index, self.cost)  # as a measured inline call of that cost
-        return True
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import random
@@ -332,7 +333,10 @@ def test_a_signal_handler_on_top_is_left_alone() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_destructors_of_the_functions_variables_are_left_alone(anywhere: Any) -> None:
+def test_destructors_of_the_functions_variables_are_left_alone() -> None:
+    """In the main thread. In others one that was on its way when the function returned can meet
+    the first of them; the interpreter offers no way to take it back in time."""
+
     def body() -> None:
         whole: list[str] = []
 
@@ -350,6 +354,77 @@ def test_destructors_of_the_functions_variables_are_left_alone(anywhere: Any) ->
         for _ in range(20):
             assert task.sync() == 1
         assert len(whole) >= 20
+
+    body()
+
+
+class Dying:
+    """Whose end takes longer than any budget, and is seen to come to its end."""
+
+    ended = 0
+
+    def __del__(self) -> None:
+        spin(LONG)
+        Dying.ended += 1
+
+
+def clear(items: list[object]) -> None:
+    items.clear()
+
+
+@pytest.mark.parametrize("kind", ["C", "partial", "partial of C"])
+def test_destructors_within_a_function_of_c_are_left_alone(
+    anywhere: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function without code of its own has no frame, so its caller tells what is above."""
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(args.exc_type))
+
+    def body() -> None:
+        Dying.ended = 0
+        items: list[object] = [Dying() for _ in range(3)]
+        fn = {
+            "C": items.clear,
+            "partial": functools.partial(clear, items),
+            "partial of C": functools.partial(list.clear, items),
+        }[kind]
+        task, _ = make(fn)
+        assert task.sync() is None
+        assert Dying.ended == 3
+
+    anywhere(body)
+    assert unraisable == []
+
+
+@pytest.mark.parametrize("kind", ["C", "instance", "partial of an instance"])
+def test_python_within_what_has_no_code_is_interrupted(anywhere: Any, kind: str) -> None:
+    """What a function of C calls, and what stands behind partials and instances."""
+
+    class Spinning:
+        def __call__(self, n: int) -> int:
+            spin(LONG)
+            return n
+
+    def body() -> None:
+        seen = 0
+
+        def key(n: int) -> int:
+            nonlocal seen
+            seen += 1
+            spin(LONG / 4)
+            return n
+
+        fn: Any = {
+            "C": functools.partial(sorted, key=key),
+            "instance": Spinning(),
+            "partial of an instance": functools.partial(Spinning(), 3),
+        }[kind]
+        task, elsewhere = make(fn)
+        args: Any = {"C": [[3, 1, 2] * 4], "instance": [3]}.get(kind, [])
+        assert task.sync(*args) in (3, [1] * 4 + [2] * 4 + [3] * 4)
+        assert elsewhere.again == 1
+        if kind == "C":
+            assert seen < 24  # the first run did not come to its end
 
     anywhere(body)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -154,7 +156,7 @@ def test_events_wake_all() -> None:
             for _ in range(3):
                 s.start(thread, where="thread")
                 s.start(coroutine)
-            while len(event._waiters) < 6:
+            while event._waiting < 6:
                 await asyncio.sleep(0)
             s.start(event.set, where="thread")
 
@@ -171,8 +173,76 @@ def test_waiters_of_a_closed_loop_are_passed_over() -> None:
     loop = plait.new_event_loop()
     task = loop.create_task(lock.acquire())
     loop.run_until_complete(asyncio.sleep(0))
-    assert len(lock._waiters) == 1
+    assert lock._waiting == 1
     loop.close()
     lock.release()
     assert lock.acquire_blocking(TIMEOUT)
     del task
+
+
+@pytest.mark.parametrize("contended", [False, True])
+def test_a_stop_at_any_moment_leaves_the_lock_released(contended: bool) -> None:
+    """Before, in and after the block, while it waits and while it hands over."""
+    lock, limiter = plait.Lock(), plait.Limiter(2)
+    begun = threading.Semaphore(0)
+
+    def work() -> None:
+        begun.release()
+        while True:
+            with lock, limiter:
+                pass
+
+    with plait.ThreadPool(2) as pool:
+        for turn in range(80):
+            futures = [pool.submit(work) for _ in range(2 if contended else 1)]
+            for _ in futures:
+                assert begun.acquire(timeout=TIMEOUT)
+            for _ in range(turn):  # another moment each time
+                pass
+            for future in futures:
+                assert future.cancel()
+            for future in futures:
+                with pytest.raises(concurrent.futures.CancelledError):
+                    future.result(TIMEOUT)
+            assert lock._free == 1
+            assert limiter.available == 2
+            assert lock._waiting == limiter._waiting == 0
+
+
+def test_a_lock_that_was_handed_to_a_cancelled_task_goes_on() -> None:
+    async def main() -> None:
+        lock = plait.Lock()
+        await lock.acquire()
+        tasks = [asyncio.create_task(lock.acquire()) for _ in range(3)]
+        await asyncio.sleep(0)
+        lock.release()  # the first one's now
+        tasks[0].cancel()
+        await asyncio.wait_for(tasks[1], TIMEOUT)
+        assert tasks[0].cancelled()
+        assert not tasks[2].done()
+        lock.release()
+        await asyncio.wait_for(tasks[2], TIMEOUT)
+        lock.release()
+        assert not lock.locked()
+
+    plait.run(main())
+
+
+def test_with_gives_back_what_it_took_whatever_is_raised() -> None:
+    async def main() -> None:
+        lock = plait.Lock()
+
+        async def use(call: Callable[[], object]) -> None:
+            async with lock:
+                assert lock.locked()
+                call()
+
+        with pytest.raises(ZeroDivisionError):
+            await use(lambda: 1 // 0)
+        assert not lock.locked()
+        with pytest.raises(RuntimeError, match="nobody has it"):
+            lock.release()
+        with pytest.raises(RuntimeError, match="nobody has it"):
+            await use(lock.release)
+
+    plait.run(main())

@@ -65,6 +65,68 @@ def test_full_pool_is_awaited(gate: Gate) -> None:
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
+def test_a_full_pool_does_not_block_a_loop(gate: Gate) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with plait.ProcessPool(1, max_pending=2) as pool:
+            gate.hold(pool)
+            first = loop.run_in_executor(pool, tasks.noop)
+            with pytest.raises(plait.PoolFull, match="submit_soon"):
+                pool.submit(tasks.noop)
+            waiting = [loop.run_in_executor(pool, tasks.plus_one, n) for n in range(5)]
+            dropped = loop.run_in_executor(pool, tasks.noop)
+            dropped.cancel()
+            await asyncio.sleep(0)
+            assert not any(future.done() for future in [first, *waiting])
+            gate.open()
+            assert await first is None
+            assert await asyncio.gather(*waiting) == [1, 2, 3, 4, 5]
+            assert dropped.cancelled()
+        with plait.ProcessPool(1, max_pending=1, when_full="raise") as pool:
+            pool.submit(tasks.noop)
+            with pytest.raises(plait.PoolFull):
+                loop.run_in_executor(pool, tasks.noop)
+
+    plait.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_many_coroutines_wait_for_room() -> None:
+    async def main() -> None:
+        with plait.ProcessPool(1, max_pending=4) as pool:
+            order: list[int] = []
+
+            async def one(n: int) -> int:
+                future = await pool.submit_soon(tasks.plus_one, n)
+                order.append(n)
+                return int(await asyncio.wrap_future(future))
+
+            jobs = [asyncio.ensure_future(one(n)) for n in range(300)]
+            for job in jobs[100:300:7]:
+                job.cancel()
+            found = await asyncio.gather(*jobs, return_exceptions=True)
+            assert [x for x in found if isinstance(x, int)] == [n + 1 for n in order]
+            assert order == sorted(order)
+            assert sum(isinstance(x, asyncio.CancelledError) for x in found) == 29
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_the_end_of_the_pool_reaches_those_who_wait_for_room(gate: Gate) -> None:
+    async def main() -> None:
+        pool = plait.ProcessPool(1, max_pending=1)
+        gate.hold(pool)
+        soon = [asyncio.ensure_future(pool.submit_soon(tasks.noop)) for _ in range(3)]
+        await asyncio.sleep(0)
+        pool.shutdown(wait=False, cancel_futures=True)
+        gate.open()
+        for job in soon:
+            with pytest.raises(RuntimeError, match="shutdown"):
+                await job
+        pool.shutdown()
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error"),
     [

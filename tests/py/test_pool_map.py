@@ -288,11 +288,94 @@ def test_bad_arguments(
         pool.map(5, [1])  # type: ignore[arg-type]
 
 
-def test_progress_on_stderr(
-    pool: plait.ProcessPool, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+BARS = {"rich": _map.RichBar, "tqdm": _map.TqdmBar}
+NAMES = {"rich": ["rich", "rich.progress", "rich.console"], "tqdm": ["tqdm"]}
+
+
+def only(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    """Let none but one of the packages be imported."""
+    for other, modules in NAMES.items():
+        if other == name:
+            pytest.importorskip(other)
+            continue
+        for module in modules:
+            monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.parametrize("name", ["rich", "tqdm"])
+@pytest.mark.parametrize("chunksize", [1, 4])
+@pytest.mark.parametrize("unordered", [False, True])
+def test_progress_by_what_is_installed(
+    pool: plait.ProcessPool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    chunksize: int,
+    unordered: bool,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "rich.progress", None)
-    monkeypatch.setitem(sys.modules, "tqdm", None)
+    only(monkeypatch, name)
+    assert type(_map.make_bar(1)) is BARS[name]
+    found = pool.map(negate, range(10), chunksize=chunksize, unordered=unordered, progress=True)
+    assert sorted(found) == [-x for x in range(9, -1, -1)]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "100%" in err
+    assert name == "rich" or "10/10" in err
+
+
+@pytest.mark.parametrize("name", ["rich", "tqdm", None])
+def test_progress_without_a_known_length(
+    pool: plait.ProcessPool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str | None,
+) -> None:
+    only(monkeypatch, name)
+    found = pool.map(negate, (x for x in range(10)), chunksize=3, progress=True)
+    assert list(found) == [-x for x in range(10)]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("map" if name == "rich" else "10") in err
+    assert "of" not in err
+
+
+@pytest.mark.parametrize("name", ["rich", "tqdm", None])
+def test_progress_ends_with_the_iteration(
+    pool: plait.ProcessPool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str | None,
+) -> None:
+    only(monkeypatch, name)
+    for _ in range(2):  # rich has one live display at a time: the first must have ended
+        results = pool.map(fail_at_5, range(10), progress=True)
+        with pytest.raises(ValueError, match="five"):
+            list(results)
+        results = pool.map(negate, range(10), progress=True)
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_of_two_maps_at_once(
+    pool: plait.ProcessPool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only(monkeypatch, "rich")
+    both = zip(
+        pool.map(negate, range(10), progress=True),
+        pool.map(negate, range(10), progress=True),
+        strict=True,
+    )
+    assert [a for a, _ in both] == [-x for x in range(10)]
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_on_stderr(
+    pool: plait.ProcessPool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    only(monkeypatch, None)
     assert list(pool.map(negate, range(10), chunksize=4, progress=True)) == [-x for x in range(10)]
     assert "map: 10 of 10 done" in capsys.readouterr().err
 
@@ -307,11 +390,3 @@ def test_plain_progress_speaks_once_a_second(capsys: pytest.CaptureFixture[str])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("map: 11 done")
-
-
-def test_what_is_installed_shows_progress(pool: plait.ProcessPool) -> None:
-    for name, kind in (("rich", _map.RichBar), ("tqdm", _map.TqdmBar)):
-        pytest.importorskip(name)
-        bar = kind(3)
-        bar.advance(2)
-        bar.close()

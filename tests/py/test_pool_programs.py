@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import zipfile
-from collections.abc import Callable
 
 import pytest
 
@@ -112,50 +110,6 @@ if __name__ == "__main__":
     with plait.ProcessPool(2) as pool:
         print([b.value for b in pool.map(double, [Box(i) for i in range(3)])])
 """
-
-
-def by_path(folder: pathlib.Path) -> list[str]:
-    (folder / "program.py").write_text(MAIN)
-    return [str(folder / "program.py")]
-
-
-def by_module(folder: pathlib.Path) -> list[str]:
-    (folder / "program.py").write_text(MAIN)
-    return ["-m", "program"]
-
-
-def by_package(folder: pathlib.Path) -> list[str]:
-    (folder / "program").mkdir()
-    (folder / "program" / "__init__.py").touch()
-    (folder / "program" / "__main__.py").write_text(MAIN)
-    return ["-m", "program"]
-
-
-def by_folder(folder: pathlib.Path) -> list[str]:
-    (folder / "program").mkdir()
-    (folder / "program" / "__main__.py").write_text(MAIN)
-    return ["program"]
-
-
-def by_archive(folder: pathlib.Path) -> list[str]:
-    with zipfile.ZipFile(folder / "program.pyz", "w") as archive:
-        archive.writestr("__main__.py", MAIN)
-    return ["program.pyz"]
-
-
-@pytest.mark.parametrize("how", [by_path, by_module, by_package, by_folder, by_archive])
-def test_functions_and_classes_of_the_script(
-    how: Callable[[pathlib.Path], list[str]], tmp_path: pathlib.Path
-) -> None:
-    done = subprocess.run(
-        [sys.executable, *how(tmp_path)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert (done.stdout, done.stderr) == ("[0, 2, 4]\n", "")
 
 
 @pytest.mark.parametrize("how", ["-c", "-"])

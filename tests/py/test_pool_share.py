@@ -98,13 +98,60 @@ def test_shared_bytes_are_placed_once(pool: plait.ProcessPool) -> None:
     assert used(pool) == base
 
 
-def test_writes_are_seen_by_all(pool: plait.ProcessPool) -> None:
-    view = pool.share(bytes(SIZE), True)
+@pytest.mark.parametrize("how", [((True,), {}), ((), {"writable": True})])
+def test_writes_are_seen_by_all(pool: plait.ProcessPool, how: Any) -> None:
+    positional, named = how
+    view = pool.share(bytes(SIZE), *positional, **named)
+    assert not view.readonly
     for i in range(20):
         pool.submit(store, view, i, i + 1).result(TIMEOUT)
     assert list(view[:20]) == list(range(1, 21))
     view[0] = 77
     assert pool.submit(first, view).result(TIMEOUT) == 77
+
+
+def test_read_only_is_for_all(pool: plait.ProcessPool) -> None:
+    for view in (pool.share(bytearray(SIZE)), pool.share(bytearray(SIZE), writable=False)):
+        assert view.readonly
+        with pytest.raises(TypeError):
+            view[0] = 1
+        error = pool.submit(store, view, 0, 1).exception(TIMEOUT)
+        assert isinstance(error, TypeError)
+        assert view[0] == 0
+
+
+def test_the_source_stays_the_callers(pool: plait.ProcessPool) -> None:
+    source = bytearray(SIZE)
+    view = pool.share(source, writable=True)
+    pool.submit(store, view, 0, 7).result(TIMEOUT)
+    source[1] = 9
+    assert (source[0], view[0], view[1]) == (0, 7, 0)
+    source.clear()  # nothing holds its memory
+
+
+def test_writes_to_parts_reach_the_whole(pool: plait.ProcessPool) -> None:
+    np = pytest.importorskip("numpy")
+    shared = pool.share(np.zeros((4, SIZE)), writable=True)
+    futures = [pool.submit(tasks.fill, shared[i], i + 1) for i in range(4)]
+    for future in futures:
+        future.result(TIMEOUT)
+    assert [row.sum() for row in shared] == [SIZE * (i + 1) for i in range(4)]
+
+
+def test_what_is_shared_from_a_shared_one_is_placed_anew(pool: plait.ProcessPool) -> None:
+    first = pool.share(bytes(SIZE), writable=True)
+    second = pool.share(first)
+    first[0] = 5
+    assert second[0] == 0
+
+
+def test_arguments_of_share(pool: plait.ProcessPool) -> None:
+    with pytest.raises(TypeError):
+        pool.share()  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        pool.share(b"x", write=True)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        pool.share(buffer=b"x")  # type: ignore[call-arg]
 
 
 def test_a_result_is_a_copy_of_what_is_shared(pool: plait.ProcessPool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pathlib
 import select
@@ -114,32 +113,3 @@ with plait.ProcessPool(2) as pool:
 @needs_plain_memory
 def test_little_address_space() -> None:
     subprocess.run([sys.executable, "-c", LIMITED], check=True, timeout=60)
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"start_method": "zygote"},
-        {"mp_context": multiprocessing.get_context("spawn")},
-        {"mp_context": multiprocessing.get_context("forkserver")},
-    ],
-)
-def test_ways_to_start(kwargs: dict[str, Any]) -> None:
-    with plait.ProcessPool(1, **kwargs) as pool:
-        assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "error", "text"),
-    [
-        ({"start_method": "fork"}, ValueError, "start_method 'fork' is not supported"),
-        ({"start_method": "spawn"}, ValueError, "start_method 'spawn' is not supported"),
-        ({"start_method": "thread"}, ValueError, "not 'thread'"),
-        ({"start_method": 3}, TypeError, "start_method must be a str or None, not 3"),
-        ({"mp_context": multiprocessing.get_context("fork")}, ValueError, "start method 'fork'"),
-        ({"mp_context": "spawn"}, TypeError, "mp_context must be a multiprocessing context"),
-    ],
-)
-def test_ways_that_there_are_not(kwargs: dict[str, Any], error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text):
-        plait.ProcessPool(1, **kwargs)

@@ -555,6 +555,33 @@ def test_a_loop_is_not_blocked_by_the_bound(loop: Any) -> None:
         assert loop.run_until_complete(main(pool)) == [1, 2, 4, 8, 16]
 
 
+@pytest.mark.parametrize("when_full", ["block", "raise", "await"])
+def test_submit_in_a_loop_does_not_block(when_full: str) -> None:
+    gate = Gate()
+
+    async def main(pool: plait.ThreadPool) -> None:
+        first = await pool.submit_soon(gate)
+        await asyncio.to_thread(gate.begun.wait)
+        second = pool.submit(pow, 2, 1)
+        with pytest.raises(plait.PoolFull):
+            pool.submit(pow, 2, 2)
+        soon = [asyncio.ensure_future(pool.submit_soon(pow, 2, n)) for n in range(20)]
+        soon[7].cancel()
+        await asyncio.sleep(0)
+        assert not any(job.done() for job in soon if job is not soon[7])
+        gate.go.set()
+        del soon[7]
+        futures = await asyncio.gather(*soon)
+        assert [await asyncio.wrap_future(f) for f in futures] == [
+            2**n for n in range(20) if n != 7
+        ]
+        assert await asyncio.wrap_future(second) == 2
+        await asyncio.wrap_future(first)
+
+    with plait.ThreadPool(1, max_pending=1, when_full=when_full) as pool:
+        asyncio.run(asyncio.wait_for(main(pool), 30))
+
+
 def test_cancelling_the_coroutine_stops_the_task(any_loop_factory: Any) -> None:
     begun = threading.Event()
     ended: list[str] = []

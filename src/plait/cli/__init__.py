@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 __all__ = ["main"]
 
@@ -142,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     load.add_argument("--json", action="store_true", help="print every figure as JSON")
     load.set_defaults(run=_bench_fib)
+    _add_http(benches)
+
+    _add_serve(commands)
 
     lab = commands.add_parser(
         "lab",
@@ -183,6 +187,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_http(benches: Any) -> None:
+    from ._http_server import LOOPS
+
+    http = benches.add_parser(
+        "http",
+        help="uvicorn on plait's loop and on all others that are installed",
+        description="Serve plain text with uvicorn and httptools, on each loop in turn, and load "
+        "it with wrk. Server and load have a processor each where there are two.",
+    )
+    names = ", ".join(LOOPS)
+    http.add_argument("--loops", type=_loops, default=None, metavar="A,B", help=f"of: {names}")
+    http.add_argument(
+        "--rounds", type=_whole("a number of rounds", 1, 100), default=5, help="(%(default)s)"
+    )
+    http.add_argument(
+        "--seconds", type=_seconds("a duration"), default=3.0, metavar="S",
+        help="for each loop and round (%(default)s)",
+    )  # fmt: skip
+    http.add_argument(
+        "--connections", type=_whole("a number of connections", 1, 10000), default=64,
+        metavar="N", help="(%(default)s)",
+    )  # fmt: skip
+    http.add_argument("--json", action="store_true", help="print every figure as JSON")
+    http.set_defaults(run=_bench_http)
+
+
+def _add_serve(commands: Any) -> None:
+    from . import _serve
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve an ASGI application, or any other server, with several workers",
+        description="Serve with several worker processes, each with a plait loop: an ASGI "
+        "application (by uvicorn), an asyncio protocol, or a streams callback. SIGTERM ends it in "
+        "good order, SIGINT at once, SIGHUP reloads, SIGTTIN and SIGTTOU change the number of "
+        "workers.",
+    )
+    _serve.add_arguments(serve, _whole, _seconds)
+    serve.set_defaults(run=_serve.main)
+
+
 def _whole(what: str, low: int, high: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
         if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
@@ -207,6 +252,18 @@ def _seconds(what: str) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def _loops(text: str) -> list[str]:
+    from ._http_server import LOOPS
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in LOOPS:
+            raise argparse.ArgumentTypeError(
+                f"unknown loop {name!r} (choose from {', '.join(LOOPS)})"
+            )
+    return list(dict.fromkeys(names))
 
 
 def _models(text: str) -> list[str]:
@@ -293,6 +350,18 @@ def _bench_fib(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0 if result.ok else 1
+
+
+def _bench_http(args: argparse.Namespace) -> int:
+    from . import _http
+
+    return _http.main(
+        loops=args.loops,
+        rounds=args.rounds,
+        seconds=max(args.seconds, 0.1),
+        connections=args.connections,
+        as_json=args.json,
+    )
 
 
 def _lab(args: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""Process and thread pools, measured side by side: ``python -m pools``."""

@@ -1,0 +1,193 @@
+"""plait.serve: several processes that serve one address, and a supervisor over them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import _core
+from ._serve_asgi import RESERVED, need_uvicorn
+from ._serve_boss import Supervisor
+from ._serve_setup import ServeReport, Setup, bound
+from ._serve_target import KINDS, check_name, resolve
+from ._serve_worker import main_thread_only
+
+if TYPE_CHECKING:
+    import ssl as _ssl
+
+__all__ = ["serve"]
+
+_SEATS = 512
+_MOST_WORKERS = 240
+
+
+def serve(
+    target: Any,
+    *,
+    workers: int | None = None,
+    host: str | Sequence[str] | None = None,
+    port: int = 8000,
+    path: str | None = None,
+    sockets: Sequence[socket.socket] = (),
+    kind: str | None = None,
+    factory: bool = False,
+    backlog: int = 2048,
+    ssl: Callable[[], _ssl.SSLContext] | None = None,
+    grace: float = 30.0,
+    timeout: float | None = 30.0,
+    start_timeout: float | None = 120.0,
+    max_restarts: int = 10,
+    options: Mapping[str, Any] | None = None,
+) -> ServeReport:
+    """Serve with several worker processes, each with a plait loop, until a signal ends it.
+
+    Every worker accepts from the same sockets, and they take turns: none has more than its
+    share of the connections. The caller supervises. A worker that ends, or whose loop hangs,
+    is replaced; only connections that it had are lost.
+
+    Args:
+        target: a protocol factory (no arguments), a streams callback (async, takes reader
+            and writer), an ASGI application (takes scope, receive and send; uvicorn must be
+            installed), or "module:attribute" for one of these. What is given by name is
+            imported by the workers only, so that a reload finds the new code.
+        workers: how many processes; None for one per usable processor.
+        host: an address or several; None for 127.0.0.1 unless path or sockets are given.
+        port: for each host; 0 for any free port.
+        path: a Unix socket to listen on, removed at the end.
+        sockets: stream sockets, bound already; they stay open.
+        kind: "protocol", "streams" or "asgi", where it cannot be seen from the target.
+        factory: call the target, without arguments, in each worker, for what is to be served.
+        backlog: connections that the kernel keeps until a worker takes them.
+        ssl: called in each worker; returns the context of its TLS connections.
+        grace: seconds that connections have to end when a worker leaves.
+        timeout: seconds after which a worker whose loop does not turn is killed, its stack
+            written to stderr; None for never.
+        start_timeout: seconds that a worker has to import and start; None for no limit.
+        max_restarts: how many workers in a row may end within 10 s; more end it all.
+        options: for an ASGI application, settings of uvicorn.Config.
+
+    Returns:
+        ServeReport: connections, restarts and reloads, when a signal has ended it.
+
+    Raises:
+        TypeError, ValueError: an argument is not as it should be.
+        OSError: it cannot listen there.
+        RuntimeError: not in the main thread, a loop runs, or uvicorn is not installed.
+        ServeFailed: workers cannot start, or end again and again.
+
+    Signals: SIGTERM ends it in good order; SIGINT and SIGQUIT at once; SIGHUP starts new
+    workers and lets the old ones leave when those serve; SIGTTIN and SIGTTOU make it one worker
+    more or less; SIGUSR1 opens the files of logging anew and logs figures. Messages go to the
+    logger "plait.serve". Call it from the main thread, with no other thread running: it forks.
+
+    Example:
+        >>> import plait
+        >>> async def echo(reader, writer):
+        ...     while data := await reader.read(65536):
+        ...         writer.write(data)
+        ...         await writer.drain()
+        ...     writer.close()
+        >>> report = plait.serve(echo, workers=2, port=2000)  # doctest: +SKIP
+    """
+    setup = _check(
+        target, workers, kind, factory, backlog, ssl, grace, timeout, start_timeout, max_restarts,
+        options,
+    )  # fmt: skip
+    hosts, port = _check_address(host, port, path, sockets)
+    if not main_thread_only():
+        raise RuntimeError("serve() must be called from the main thread, which gets the signals")
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("serve() cannot be called from a running event loop")
+    with bound(hosts, port, path, sockets, backlog) as listening:
+        rota = _core.Rota(setup["seats"])
+        return Supervisor(Setup(sockets=listening, rota=rota, **setup)).run()
+
+
+def _check(
+    target: Any, workers: Any, kind: Any, factory: Any, backlog: Any, ssl: Any, grace: Any,
+    timeout: Any, start_timeout: Any, max_restarts: Any, options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Check everything before anything happens."""
+    if workers is None:
+        from ._processors import default_workers
+
+        workers = min(default_workers(), _MOST_WORKERS)
+    for name, value, least, most in (
+        ("workers", workers, 1, _MOST_WORKERS),
+        ("backlog", backlog, 1, 2**31 - 1),
+        ("max_restarts", max_restarts, 0, 2**31 - 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, not {value!r}")
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be from {least} to {most}, not {value}")
+    for name, value, optional in (
+        ("grace", grace, False),
+        ("timeout", timeout, True),
+        ("start_timeout", start_timeout, True),
+    ):
+        if optional and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+        if not math.isfinite(value) or value < 0 or (optional and value < 0.5):
+            bound_text = "at least 0.5" if optional else "at least 0"
+            raise ValueError(f"{name} must be finite and {bound_text}, not {value!r}")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if ssl is not None and not callable(ssl):
+        raise TypeError(f"ssl must be a function that returns an SSLContext, not {ssl!r}")
+    options = dict(options or {})
+    for name in options:
+        if name in RESERVED:
+            raise ValueError(f"options must leave {name!r} to serve()'s own arguments")
+    if isinstance(target, str):
+        check_name(target)
+    elif not factory:
+        kind = resolve(target, kind, False).kind
+    elif not callable(target):
+        raise TypeError(f"target must be callable with factory=True, not {target!r}")
+    if kind == "asgi":
+        need_uvicorn()
+    elif options and kind is not None:
+        raise ValueError(f"options are for ASGI applications, and target is of kind {kind!r}")
+    return {
+        "target": target,
+        "kind": kind,
+        "factory": bool(factory),
+        "workers": workers,
+        "backlog": backlog,
+        "ssl": ssl,
+        "grace": float(grace),
+        "timeout": timeout,
+        "start_timeout": start_timeout,
+        "max_restarts": max_restarts,
+        "options": options,
+        "seats": min(_SEATS, 2 * workers + 32),
+    }
+
+
+def _check_address(
+    host: Any, port: Any, path: Any, sockets: Sequence[Any]
+) -> tuple[Sequence[str], int]:
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"port must be an int, not {port!r}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port must be from 0 to 65535, not {port}")
+    if path is not None and not isinstance(path, str):
+        raise TypeError(f"path must be a str or None, not {path!r}")
+    for sock in sockets:
+        if not isinstance(sock, socket.socket):
+            raise TypeError(f"sockets must be sockets, not {sock!r}")
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"sockets must be stream sockets, not {sock!r}")
+    if host is None:
+        return ((), port) if path is not None or sockets else (("127.0.0.1",), port)
+    hosts = (host,) if isinstance(host, str) else tuple(host)
+    for one in hosts:
+        if not isinstance(one, str):
+            raise TypeError(f"host must be a str or several, not {one!r}")
+    return hosts, port

@@ -1,0 +1,211 @@
+"""What the tests of plait.serve share: the command in a child process, and clients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+class Server:
+    """``plait serve`` in a child process; what it logs is read as it comes.
+
+    Args:
+        target: what is served, of serve_targets unless it names a module.
+        *options: for the command.
+        bind: where; an address of its own by default.
+        path: a directory with more modules.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *options: str,
+        bind: str = "127.0.0.1:0",
+        path: Path = HERE,
+    ) -> None:
+        module = target if ":" in target else f"serve_targets:{target}"
+        self.lines: list[str] = []
+        self._told = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "plait", "serve", module, "--app-dir", str(path)]
+            + ["--bind", bind, "--log-level", "debug", *options],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._told:
+                self.lines.append(line)
+                self._told.notify_all()
+        with self._told:
+            self.lines.append("")  # the end
+            self._told.notify_all()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()  # its workers end with it
+        self.process.wait()
+        self._reader.join(10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
+        """Wait until a pattern was logged so often; the last match."""
+
+        def found() -> list[re.Match[str]]:
+            return list(re.finditer(pattern, self.log))
+
+        with self._told:
+            over = self._told.wait_for(
+                lambda: len(found()) >= count or (self.lines and self.lines[-1] == ""), 60
+            )
+            matches = found()
+        assert over, f"{pattern!r} was not logged in time:\n{self.log}"
+        assert len(matches) >= count, f"{pattern!r} was not logged:\n{self.log}"
+        return matches[-1]
+
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.wait_for(r"serving on ([0-9.:]+) with").group(1).rpartition(":")
+        return host, int(port)
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Let a signal end it; its exit code."""
+        self.send(number)
+        code = self.process.wait(60)
+        self._reader.join(60)
+        return code
+
+    def workers(self) -> list[int]:
+        """The numbers of its worker processes."""
+        pid = self.process.pid
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [int(word) for word in text.split()]
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait for what nothing tells of."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it has not come about"
+        select.select([], [], [], 0.005)
+
+
+class Client:
+    """A connection to ``commands``."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.sock = socket.create_connection(address, timeout=30)
+        self._file = self.sock.makefile("rb")
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+        self.sock.close()
+
+    def send(self, line: str) -> None:
+        self.sock.sendall(line.encode() + b"\n")
+
+    def line(self) -> str:
+        """The next line; empty at the end."""
+        return self._file.readline().decode().strip()
+
+    def ask(self, line: str) -> str:
+        self.send(line)
+        return self.line()
+
+
+def ask(address: tuple[str, int], line: str) -> str:
+    """One question on a connection of its own."""
+    with Client(address) as client:
+        return client.ask(line)
+
+
+def short_connections(address: tuple[str, int], total: int, at_a_time: int = 16) -> Counter[int]:
+    """Make short connections, some at a time; how many each process has answered."""
+    answers: Counter[int] = Counter()
+    open_now: dict[int, socket.socket] = {}
+    started = 0
+    with contextlib.closing(select.epoll()) as poller:
+        while started < total or open_now:
+            while started < total and len(open_now) < at_a_time:
+                sock = socket.create_connection(address)
+                # So no port is left in TIME_WAIT.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                sock.send(b"?\n")
+                open_now[sock.fileno()] = sock
+                poller.register(sock, select.EPOLLIN)
+                started += 1
+            for fd, _ in poller.poll(30):
+                sock = open_now.pop(fd)
+                answers[int(sock.recv(64))] += 1
+                sock.close()
+    return answers
+
+
+@contextlib.contextmanager
+def load(address: tuple[str, int], line: str, clients: int) -> Iterator[list[str]]:
+    """Ask again and again, on a connection each; yields what went wrong, and answers."""
+    stop = threading.Event()
+    outcomes: list[str] = []
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                answer = ask(address, line)
+                outcomes.append("ok" if answer.isdigit() else f"answered {answer!r}")
+            except OSError as error:
+                outcomes.append(repr(error))
+
+    threads = [threading.Thread(target=run) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcomes
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+
+
+def environment() -> dict[str, str]:
+    """The environment for scripts that import the targets."""
+    return {**os.environ, "PYTHONPATH": str(HERE)}
