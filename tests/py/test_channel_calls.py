@@ -294,7 +294,7 @@ def test_a_thread_that_waits_in_a_channel_can_be_stopped(sends: bool) -> None:
         async with plait.scope(grace=TIMEOUT) as s:
             handle = s.start(wait, where="thread")
             while not (channel._waiting_senders if sends else channel._waiting_receivers):
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
             s.cancel()
         assert handle.cancelled()
 

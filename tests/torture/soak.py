@@ -147,10 +147,8 @@ def soak(tasks: int, seconds_between_kills: float, seed: int) -> Report:
         for thread in threads:
             thread.start()
         marks: list[int] = []
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(seconds_between_kills)
-            if not threads[0].is_alive():
-                time.sleep(seconds_between_kills)
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            alive[0].join(seconds_between_kills)
             marks.append(resident())
             victims = [worker.pid for worker in list(pool._seats.values()) if worker.pid]
             if victims:
