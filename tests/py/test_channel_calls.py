@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plait
@@ -370,6 +370,7 @@ steps = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(capacity=st.integers(1, 3), steps=steps, close=st.booleans())
 def test_any_order_of_calls_turns_and_cancels(
     capacity: int, steps: list[tuple[Any, ...]], close: bool
