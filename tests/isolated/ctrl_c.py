@@ -26,7 +26,7 @@ TIMEOUT = 60.0
 
 # What the program does once its tasks run. `begin(fn)` returns futures of two tasks that run.
 CASES = {
-    "idle": "begin(None); time.sleep(1000)",
+    "idle": "begin(None); threading.Event().wait()",
     "idle, reading": "begin(None); input()",
     "busy in Python": "begin(tasks.spin_long)[0].result()",
     "sleeping in C": "begin(tasks.sleep_long)[0].result()",

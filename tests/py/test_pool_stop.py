@@ -10,7 +10,6 @@ import pickle
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -211,11 +210,15 @@ def test_timeout(
     assert str(copy) == str(error)
 
 
-def test_time_in_the_queue_does_not_count(pool: plait.ProcessPool, gate: Gate) -> None:
+def test_time_in_the_queue_does_not_count(
+    pool: plait.ProcessPool, gate: Gate, tmp_path: pathlib.Path
+) -> None:
     held = gate.hold(pool, 2)
     futures = [pool.options(timeout=TIMEOUT).submit(tasks.plus_one, i) for i in range(20)]
     short = pool.options(timeout=0.5).submit(tasks.noop)
-    time.sleep(0.7)  # its time passes while nobody runs it
+    with plait.ProcessPool(1) as other:  # meanwhile its time passes, and more
+        late = other.options(timeout=0.7).submit(tasks.spin_long, str(tmp_path / "late"))
+        assert isinstance(late.exception(TIMEOUT), plait.TaskTimeout)
     gate.open()
     assert short.result(TIMEOUT) is None
     assert [f.result(TIMEOUT) for f in futures] == list(range(1, 21))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import threading
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -120,7 +119,6 @@ def test_limit_counts_all_strands(run: Run) -> None:
 
         def in_thread() -> None:
             enter()
-            time.sleep(0.001)
             leave()
 
         async with plait.scope(limit=3) as s:

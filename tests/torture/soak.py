@@ -161,9 +161,8 @@ def soak(
             thread.start()
         marks: list[int] = []
         seen = -1
-        beat = threading.Event()  # nobody sets it: the clock of the kills
-        while any(thread.is_alive() for thread in threads):
-            beat.wait(seconds_between_kills)
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            alive[0].join(seconds_between_kills)
             marks.append(resident())
             # On a machine so busy that nothing is done between two kills, nothing ever would be.
             finished = pool._figures()["finished"]
