@@ -102,7 +102,7 @@ def test_functions_and_classes_of_the_script(
     assert (done.stdout, done.stderr) == ("[0, 2, 4]\n", "")
 
 
-@pytest.mark.parametrize("method", [None, "spawn"])
+@pytest.mark.parametrize("method", [None])
 def test_a_guard_that_is_missing_is_asked_for(method: str | None, tmp_path: pathlib.Path) -> None:
     """Not by a bomb of processes, and not by silence: the task's error says it."""
     script = tmp_path / "program.py"
@@ -134,7 +134,7 @@ def test_a_fork_needs_no_guard(tmp_path: pathlib.Path) -> None:
 # ---- programs that are no file --------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [None, "fork", "spawn"])
+@pytest.mark.parametrize("method", [None, "fork"])
 def test_interactive(method: str | None) -> None:
     """What was typed in reaches workers by value, also what was typed again later."""
     session = f"""
@@ -208,7 +208,7 @@ def cells(method: str | None) -> list[str]:
     return [textwrap.dedent(cell).replace("{method}", option).strip() for cell in CELLS]
 
 
-@pytest.mark.parametrize("method", [None, "fork", "spawn"])
+@pytest.mark.parametrize("method", [None, "fork"])
 def test_cells(method: str | None, tmp_path: pathlib.Path) -> None:
     pytest.importorskip("cloudpickle")
     kernel = tmp_path / "kernel.py"
@@ -354,7 +354,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", [None, "fork"])
+@pytest.mark.parametrize("method", [None])
 def test_after_fork(method: str | None, tmp_path: pathlib.Path) -> None:
     """Whatever a child does with the parent's pool is an error, nothing hangs, and its own works."""
     script = tmp_path / "program.py"

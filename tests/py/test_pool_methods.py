@@ -196,7 +196,7 @@ def test_a_pool_inside_of_a_worker(method: str) -> None:
             assert pool.submit(tasks.nested, inner).result(TIMEOUT) == 42
 
 
-@pytest.mark.parametrize("fatal", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("fatal", [signal.SIGKILL])
 def test_a_killed_parent_leaves_nothing(
     method: str, fatal: signal.Signals, tmp_path: pathlib.Path
 ) -> None:
