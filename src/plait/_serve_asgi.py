@@ -73,7 +73,7 @@ def _last_answer(connection: Any, app: _Last) -> None:
         connection.app = app  # of requests to come
     # Of the request under way: only uvicorn's httptools then says so in its answer. Where it is
     # not said the connection must stay, for the next request.
-    cycle = getattr(connection, "cycle", None)
+    cycle: Any = getattr(connection, "cycle", None)
     if type(cycle).__module__.endswith(".httptools_impl") and not cycle.response_started:
         cycle.keep_alive = False
 

@@ -425,3 +425,40 @@ def test_an_interrupted_shutdown_ends_everything(tmp_path: pathlib.Path) -> None
         pool.shutdown()
     assert future.cancelled()
     wait_for_end(child)
+
+
+# ---- the end by force ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "number"),
+    [
+        (plait.ProcessPool.terminate_workers, signal.SIGTERM),
+        (plait.ProcessPool.kill_workers, signal.SIGKILL),
+    ],
+)
+def test_workers_are_ended_by_force(
+    end: Callable[[plait.ProcessPool], None], number: int, tmp_path: pathlib.Path
+) -> None:
+    with plait.ProcessPool(1) as pool:
+        running = pool.options(retries=3).submit(tasks.sleep_long, str(tmp_path / "here"))
+        waiting = [pool.submit(tasks.plus_one, i) for i in range(10)]
+        fd = os.pidfd_open(int(wait_for_file(tmp_path / "here")))
+        end(pool)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            pool.submit(tasks.plus_one, 1)
+        error = running.exception(TIMEOUT)
+        assert isinstance(error, plait.WorkerDied)
+        assert error.signal == number
+        assert all(future.cancelled() for future in waiting)
+        wait_for_end(fd)
+        end(pool)  # once more, while it ends
+    end(pool)  # and afterwards
+
+
+@pytest.mark.parametrize("end", ["terminate_workers", "kill_workers"])
+def test_ending_by_force_what_has_not_begun(end: str) -> None:
+    pool = plait.ProcessPool(2)
+    getattr(pool, end)()
+    pool.shutdown()
+    assert pool.statistics().workers == ()
