@@ -71,9 +71,11 @@ def _last_answer(connection: Any, app: _Last) -> None:
     """Let a connection of uvicorn's close with its next answer, and say so in it."""
     if hasattr(connection, "app"):
         connection.app = app  # of requests to come
-    cycle = getattr(connection, "cycle", None)
-    if cycle is not None and not getattr(cycle, "response_started", True):
-        cycle.keep_alive = False  # of the one under way
+    # Of the request under way: only uvicorn's httptools then says so in its answer. Where it is
+    # not said the connection must stay, for the next request.
+    cycle: Any = getattr(connection, "cycle", None)
+    if type(cycle).__module__.endswith(".httptools_impl") and not cycle.response_started:
+        cycle.keep_alive = False
 
 
 async def serve_asgi(worker: _Worker, setup: Setup, app: Any, context: Any) -> None:
