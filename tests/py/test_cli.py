@@ -175,6 +175,7 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_doctor_for_people(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PLAIT_BACKEND", raising=False)
     monkeypatch.setattr(_doctor, "_version", lambda name: None if name == "rich" else "1.0")
     monkeypatch.setattr(_doctor, "_io_uring", lambda: {"works": False, "reason": "forbidden"})
     monkeypatch.setattr(_doctor, "_quota", lambda: {"cpus": 1.5, "from": "/a/cpu.max"})
