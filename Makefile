@@ -100,7 +100,16 @@ test: test-core test-py ## Run all tests: the core's in C, then pytest
 
 .PHONY: test-py
 test-py: build ## Run the Python tests
+	@$(if $(PYTEST_ARGS),,PLAIT_BACKEND=uring $(PY) -m pytest --timeout=120 $(both_backends))
 	@$(PY) -m pytest --timeout=120 $(PYTEST_ARGS)
+
+# What is worth the time on both backends; `make test-uring` runs all of it.
+both_backends = $(addprefix tests/py/test_loop_,transports.py sock_calls.py fds.py)
+
+.PHONY: test-uring
+test-uring: build ## Run the Python tests of the loop and of files with io_uring
+	@PLAIT_BACKEND=uring $(PY) -m pytest --timeout=120 tests/py/test_files.py \
+	    $(wildcard tests/py/test_loop_*.py tests/py/test_generators*.py)
 
 .PHONY: conformance
 conformance: build ## Run the interpreter's own asyncio tests on the loop
@@ -194,7 +203,7 @@ fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_S
 	    mkdir -p build/fuzz/$$name && \
 	    clang -std=c11 -D_GNU_SOURCE -DPL_VERSION=\"fuzz\" -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined \
 	        -fno-sanitize-recover=undefined -Iinclude -Isrc/core tests/fuzz/fuzz_$$name.c \
-	        src/core/pl_{arena,base,bell,ring,stop,sys,wire}.c -o build/fuzz/fuzz_$$name && \
+	        src/core/pl_{arena,base,bell,ring,spin,stop,sys,wire}.c -o build/fuzz/fuzz_$$name && \
 	    echo "fuzz: $$name for $(FUZZ_SECONDS) s" && \
 	    build/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -max_len=512 -verbosity=0 \
 	        -print_final_stats=1 -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name \
@@ -202,16 +211,16 @@ fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_S
 	done
 
 .PHONY: torture soak
-torture: build ## Crash workers in every way at every stage, under load
+torture: build ## Crash workers in every way at every stage, under load (TORTURE=short: once)
 	@$(PY) -m pytest --timeout=120 tests/torture $(PYTEST_ARGS)
 
 soak: build ## Two million tasks while workers are killed (SOAK_ARGS="--tasks N")
 	@$(PY) tests/torture/soak.py $(SOAK_ARGS)
 
 .PHONY: model-check
-model-check: ## Check the models that stand beside the code with spin
+model-check: ## Check the models that stand beside the code with spin (MODELS=quick: some)
 	@command -v spin >/dev/null || tools/apt-install spin
-	@tests/models/check
+	@tests/models/check $(MODELS)
 
 .PHONY: stress
 stress: build ## Repeat the C tests, and run the Python tests marked stress

@@ -5,8 +5,8 @@
  * the kernel by io_uring where there is one, in a few threads where not. What the
  * page cache can answer at once is answered within pl_files_submit, in both cases.
  *
- * The queue needs no loop (but see pl_files_join): its descriptor (pl_files_fd) becomes readable when something
- * has ended, so any poller will do. One thread at a time uses it.
+ * The queue needs no loop (but see pl_files_join): its descriptor (pl_files_fd) becomes readable
+ * when something has ended, so any poller will do. One thread at a time uses it.
  */
 #ifndef PL_FILE_H
 #define PL_FILE_H

@@ -5,7 +5,6 @@
  *                               cores and on one, are what a parked worker costs.
  *   64 MiB and 1 MiB array      one copy by memcpy into memory that is there already.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>

@@ -20,7 +20,8 @@
  * only for the one that submits them; when another thread runs the loop, it gets a ring of
  * its own.
  *
- * Sections: the ring; the set; input; requests; files; the backend's functions; completions.
+ * Sections: the ring; the set; requests; the backend's functions; completions. What has been
+ * received waits in pl_uring_input.c; pl_uring_files.c has the file operations.
  */
 #include "pl_internal.h"
 
@@ -32,11 +33,8 @@
 
 #if PL_HAVE_IO_URING && defined(IORING_RECV_MULTISHOT)
 
-#include "pl_file_ring.h"
-#include "pl_uring.h"
-#include "pl_uring_bufs.h"
+#include "pl_uring_poller.h"
 
-#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -47,89 +45,8 @@
 #define OP_EPOLL_WAIT 59
 #define SETUP_SUBMIT_ALL (1u << 7)
 #define SETUP_COOP_TASKRUN (1u << 8)
-/* Reads that bring less than this go into the kernel's choice of buffers. */
-#define SMALL (PL__BUF_SIZE / 2)
-/* How many completions are looked through for one that came at once. */
-#define NEWEST 16
-
-/* What a completion is of; in user_data together with the descriptor and its generation. */
-enum request {
-    REQUEST_NONE, /* what nobody waits for: the answer to a cancel */
-    REQUEST_SET,  /* the epoll set has events */
-    REQUEST_READABLE,
-    REQUEST_WRITABLE,
-    REQUEST_RECEIVE,
-    REQUEST_ACCEPT,
-    REQUEST_FILE, /* with the address of its struct pl_file_req in the place of a descriptor */
-};
-
-#define KIND_BITS 4
-#define FD_BITS 30 /* the kernel has no larger ones */
-#define GENERATION_MASK ((UINT64_C(1) << (64 - KIND_BITS - FD_BITS)) - 1)
-
-/* Received bytes in memory of their own: a stream that does not read keeps no buffer. */
-struct spilled {
-    size_t at;
-    size_t len;
-    char data[];
-};
-
-/* A stream or listener, by its descriptor. */
-struct ring_fd {
-    uint32_t generation;
-    uint8_t mode;
-    uint8_t want;       /* of enum pl_io_events */
-    uint8_t in;         /* enum request that is in the ring: for reading, or NONE */
-    bool in_cancelled;  /* and its end was asked for */
-    bool out;           /* REQUEST_WRITABLE is in the ring */
-    bool open;          /* has a place in the loop's table */
-    bool large;         /* what comes is too large for the kernel's buffers */
-    bool ended;         /* `error` says how */
-    bool dirty;         /* in the list of those to tell the ring of */
-    int32_t next_dirty; /* descriptor + 1 */
-    int32_t error;
-    uint16_t at; /* how much of the first buffer has been taken */
-    struct pl_buf_list received;
-    struct spilled *spilled; /* owns; before what is in `received` */
-    /* Accepted and not taken: descriptors + 1, linked through the entries of their own. */
-    int32_t first_accepted;
-    int32_t last_accepted;
-    int32_t next_accepted;
-};
 
 static const struct pl_backend_ops backend_uring_polling;
-
-struct pl_poller {
-    const struct pl_sys *sys; /* borrows */
-    struct pl_uring ring;
-    struct pl_epoll_set set;
-    struct pl_uring_bufs bufs;
-    struct ring_fd *fds; /* owns */
-    uint32_t nfds;
-    int32_t dirty;   /* descriptor + 1 */
-    uint32_t files;  /* file operations that have not been told of */
-    bool receives;   /* the ring has the buffers */
-    bool set_asked;  /* a request for the set is in the ring */
-    bool enabled;    /* the ring has a thread */
-    pthread_t owner; /* that thread, when enabled */
-};
-
-static uint64_t name_request(enum request kind, int fd, uint32_t generation)
-{
-    return (generation & GENERATION_MASK) << (KIND_BITS + FD_BITS) | (uint64_t)(uint32_t)fd
-                                                                         << KIND_BITS |
-           kind;
-}
-
-static void mark_dirty(struct pl_poller *p, int fd)
-{
-    struct ring_fd *f = &p->fds[fd];
-    if (f->dirty)
-        return;
-    f->dirty = true;
-    f->next_dirty = p->dirty;
-    p->dirty = fd + 1;
-}
 
 /* ---- the ring ----------------------------------------------------------- */
 
@@ -174,7 +91,7 @@ static int own_ring(struct pl_poller *p)
             f->in = REQUEST_NONE;
             f->in_cancelled = f->out = false;
             if (f->open && f->want != 0)
-                mark_dirty(p, (int)fd);
+                pl__mark_dirty(p, (int)fd);
         }
     }
     int r = pl__uring_enable(&p->ring);
@@ -185,8 +102,7 @@ static int own_ring(struct pl_poller *p)
     return 0;
 }
 
-/* An entry to fill in, or NULL when the kernel takes none now. */
-static struct io_uring_sqe *entry(struct pl_poller *p, uint64_t user_data)
+struct io_uring_sqe *pl__ring_entry(struct pl_poller *p, uint64_t user_data)
 {
     struct io_uring_sqe *sqe = pl__uring_sqe(&p->ring);
     if (sqe == NULL) {
@@ -203,7 +119,7 @@ static struct io_uring_sqe *entry(struct pl_poller *p, uint64_t user_data)
 
 static void ask_set(struct pl_poller *p)
 {
-    struct io_uring_sqe *sqe = entry(p, REQUEST_SET);
+    struct io_uring_sqe *sqe = pl__ring_entry(p, REQUEST_SET);
     if (sqe == NULL)
         return;
     sqe->fd = p->set.fd;
@@ -234,159 +150,23 @@ static void set_told(struct pl_poller *p, int result)
     }
 }
 
-/* ---- input -------------------------------------------------------------- */
-
-static bool has_input(const struct ring_fd *f)
-{
-    return f->spilled != NULL || f->received.first != PL__BUF_NONE || f->ended ||
-           f->first_accepted != 0;
-}
-
-/* Moves what a stream has received out of the kernel's buffers. Without memory it stays. */
-static void spill(struct pl_poller *p, struct ring_fd *f)
-{
-    size_t old = f->spilled != NULL ? f->spilled->len : 0;
-    size_t len = old;
-    for (uint16_t id = f->received.first; id != PL__BUF_NONE; id = p->bufs.next[id])
-        len += p->bufs.len[id];
-    if (f->received.first == PL__BUF_NONE)
-        return;
-    len -= f->at;
-    struct spilled *s = p->sys->realloc(f->spilled, sizeof(*s) + len);
-    if (s == NULL)
-        return;
-    if (f->spilled == NULL)
-        s->at = 0;
-    f->spilled = s;
-    s->len = len;
-    char *to = s->data + old;
-    for (uint16_t id; (id = pl__bufs_pop(&p->bufs, &f->received)) != PL__BUF_NONE; f->at = 0) {
-        size_t n = (size_t)p->bufs.len[id] - f->at;
-        memcpy(to, pl__bufs_data(&p->bufs, id) + f->at, n);
-        to += n;
-        pl__bufs_give(&p->bufs, id);
-    }
-}
-
-static enum pl_input_kind uring_input(struct pl_loop *loop, int fd, uint32_t hint,
-                                      struct pl_input *in)
-{
-    struct pl_poller *p = loop->poller;
-    if ((uint32_t)fd >= p->nfds || !p->fds[fd].open)
-        return PL_INPUT_YOURS;
-    struct ring_fd *f = &p->fds[fd];
-    if (f->spilled != NULL) {
-        in->data = f->spilled->data + f->spilled->at;
-        in->len = f->spilled->len - f->spilled->at;
-        return PL_INPUT_DATA;
-    }
-    if (f->received.first != PL__BUF_NONE) {
-        uint16_t id = f->received.first;
-        in->data = pl__bufs_data(&p->bufs, id) + f->at;
-        in->len = (size_t)p->bufs.len[id] - f->at;
-        if (hint == UINT32_MAX && !f->large) {
-            f->large = true;
-            mark_dirty(p, fd);
-        }
-        return PL_INPUT_DATA;
-    }
-    if (f->ended) {
-        in->error = f->error;
-        return PL_INPUT_END;
-    }
-    /* What the request takes from the socket comes by its completion, and in order. */
-    if (f->in == REQUEST_RECEIVE)
-        return PL_INPUT_NONE;
-    f->large = hint >= SMALL;
-    return PL_INPUT_YOURS;
-}
-
-static void uring_take(struct pl_loop *loop, int fd, size_t n, struct pl_lent *lent)
-{
-    struct pl_poller *p = loop->poller;
-    struct ring_fd *f = &p->fds[fd];
-    struct pl_lent done = {.buffer = -1};
-    if (f->spilled != NULL) {
-        f->spilled->at += n;
-        if (f->spilled->at == f->spilled->len) {
-            done.heap = f->spilled;
-            f->spilled = NULL;
-        }
-    } else {
-        f->at = (uint16_t)(f->at + n);
-        if (f->at == p->bufs.len[f->received.first]) {
-            done.buffer = pl__bufs_pop(&p->bufs, &f->received);
-            f->at = 0;
-        }
-    }
-    if (lent != NULL)
-        *lent = done;
-    else
-        loop->backend->give_back(loop, &done);
-}
-
-static void uring_give_back(struct pl_loop *loop, struct pl_lent *lent)
-{
-    struct pl_poller *p = loop->poller;
-    if (lent->buffer >= 0)
-        pl__bufs_give(&p->bufs, (uint16_t)lent->buffer);
-    if (lent->heap != NULL)
-        p->sys->free(lent->heap);
-}
-
-static int uring_accept(struct pl_loop *loop, int fd)
-{
-    struct pl_poller *p = loop->poller;
-    struct ring_fd *f = &p->fds[fd];
-    if (f->first_accepted != 0) {
-        int got = f->first_accepted - 1;
-        f->first_accepted = p->fds[got].next_accepted;
-        return got;
-    }
-    if (!f->ended)
-        return -EAGAIN;
-    f->ended = false;
-    mark_dirty(p, fd);
-    return f->error;
-}
-
-static bool uring_has_more(struct pl_loop *loop, int fd)
-{
-    struct pl_poller *p = loop->poller;
-    return (uint32_t)fd < p->nfds && p->fds[fd].open && has_input(&p->fds[fd]);
-}
-
-static void drop_input(struct pl_poller *p, struct ring_fd *f)
-{
-    for (uint16_t id; (id = pl__bufs_pop(&p->bufs, &f->received)) != PL__BUF_NONE;)
-        pl__bufs_give(&p->bufs, id);
-    p->sys->free(f->spilled);
-    f->spilled = NULL;
-    /* As the kernel does with those in the queue of a socket that is closed. */
-    while (f->first_accepted != 0) {
-        int fd = f->first_accepted - 1;
-        f->first_accepted = p->fds[fd].next_accepted;
-        (void)p->sys->close(fd);
-    }
-}
-
 /* ---- requests ----------------------------------------------------------- */
 
 static bool ask_cancel(struct pl_poller *p, struct ring_fd *f, int fd, enum request kind)
 {
-    struct io_uring_sqe *sqe = entry(p, REQUEST_NONE);
+    struct io_uring_sqe *sqe = pl__ring_entry(p, REQUEST_NONE);
     if (sqe == NULL)
         return false;
     sqe->opcode = IORING_OP_ASYNC_CANCEL;
     sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
     sqe->fd = -1;
-    sqe->addr = name_request(kind, fd, f->generation);
+    sqe->addr = pl__name_request(kind, fd, f->generation);
     return true;
 }
 
 static bool ask(struct pl_poller *p, struct ring_fd *f, int fd, enum request kind)
 {
-    struct io_uring_sqe *sqe = entry(p, name_request(kind, fd, f->generation));
+    struct io_uring_sqe *sqe = pl__ring_entry(p, pl__name_request(kind, fd, f->generation));
     if (sqe == NULL)
         return false;
     sqe->fd = fd;
@@ -405,6 +185,8 @@ static bool ask(struct pl_poller *p, struct ring_fd *f, int fd, enum request kin
     default:
         sqe->opcode = IORING_OP_POLL_ADD;
         sqe->poll32_events = kind == REQUEST_WRITABLE ? EPOLLOUT : EPOLLIN;
+        if (f->mode == PL_IO_SHARED)
+            sqe->poll32_events |= EPOLLEXCLUSIVE;
         break;
     }
     return true;
@@ -417,6 +199,8 @@ static enum request wanted(const struct pl_poller *p, const struct ring_fd *f)
         return REQUEST_NONE;
     if (f->mode == PL_IO_LISTEN)
         return REQUEST_ACCEPT;
+    if (f->mode == PL_IO_SHARED)
+        return REQUEST_READABLE;
     return p->receives && !f->large ? REQUEST_RECEIVE : REQUEST_READABLE;
 }
 
@@ -470,91 +254,6 @@ static void cancel_now(struct pl_poller *p, int fd)
     (void)!pl__uring_enter(&p->ring, 0, 0); /* what fails is submitted by the next wait */
 }
 
-/* ---- files -------------------------------------------------------------- */
-
-static uint64_t name_file(const struct pl_file_req *req)
-{
-    /* The kernel gives programs no addresses with the uppermost bits set. */
-    return (uint64_t)(uintptr_t)req << KIND_BITS | REQUEST_FILE;
-}
-
-static bool is_file(const struct io_uring_cqe *cqe)
-{
-    return (cqe->user_data & ((1u << KIND_BITS) - 1)) == REQUEST_FILE;
-}
-
-/* The i-th completion that has not been seen. */
-static struct io_uring_cqe *completion(struct pl_poller *p, uint32_t i)
-{
-    /* relaxed: only this side writes it. */
-    uint32_t head = atomic_load_explicit(p->ring.cq_head, memory_order_relaxed);
-    return &p->ring.cqes[(head + i) & p->ring.cq_mask];
-}
-
-static int uring_file(struct pl_loop *loop, struct pl_file_req *req)
-{
-    struct pl_poller *p = loop->poller;
-    if (!p->enabled || !pthread_equal(p->owner, pthread_self()) ||
-        !pl__uring_supports(&p->ring, pl__file_opcode(req->op)))
-        return -EAGAIN;
-    struct io_uring_sqe *sqe = entry(p, name_file(req));
-    if (sqe == NULL)
-        return -EAGAIN;
-    pl__file_fill(sqe, req);
-    p->files++;
-    (void)!pl__uring_enter(&p->ring, 0, 0); /* what fails is submitted by the next wait */
-    /* Has it ended within the call? Then it is among the newest. */
-    uint32_t n = pl__uring_ready(&p->ring);
-    for (uint32_t back = 1; back <= n && back <= NEWEST; back++) {
-        struct io_uring_cqe *cqe = completion(p, n - back);
-        if (cqe->user_data == name_file(req)) {
-            req->result = cqe->res;
-            cqe->user_data = REQUEST_NONE;
-            p->files--;
-            return 1;
-        }
-    }
-    return 0;
-}
-
-static void uring_park(struct pl_loop *loop, int64_t timeout_ns)
-{
-    struct pl_poller *p = loop->poller;
-    if (p->files == 0 || !p->enabled || !pthread_equal(p->owner, pthread_self()))
-        return;
-    int64_t until = timeout_ns < 0 ? -1 : p->sys->now() + timeout_ns;
-    for (;;) {
-        uint32_t ready = pl__uring_ready(&p->ring);
-        uint32_t ended = 0;
-        for (uint32_t i = 0; i < ready; i++)
-            ended += is_file(completion(p, i));
-        /* A full ring takes no more before its completions have been seen. */
-        if (ended == p->files || ready > p->ring.cq_mask)
-            return;
-        int64_t left = until < 0 ? -1 : until - p->sys->now();
-        if (until >= 0 && left <= 0)
-            return;
-        int r = pl__uring_enter(&p->ring, ready + 1, left);
-        if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY && r != -ETIME)
-            return;
-    }
-}
-
-static void uring_reap(struct pl_loop *loop)
-{
-    struct pl_poller *p = loop->poller;
-    uint32_t ready = pl__uring_ready(&p->ring);
-    for (uint32_t i = 0; i < ready; i++) {
-        struct io_uring_cqe *cqe = completion(p, i);
-        if (!is_file(cqe))
-            continue;
-        (void)!pl__file_done(NULL, (struct pl_file_req *)(uintptr_t)(cqe->user_data >> KIND_BITS),
-                             cqe->res);
-        cqe->user_data = REQUEST_NONE;
-        p->files--;
-    }
-}
-
 /* ---- the backend's functions -------------------------------------------- */
 
 static int uring_create(struct pl_loop *loop)
@@ -603,8 +302,8 @@ static void uring_destroy(struct pl_loop *loop)
     if (p == NULL)
         return;
     if (pl_loop_is_ours(loop)) {
-        uring_park(loop, -1);
-        uring_reap(loop);
+        pl__ring_park(loop, -1);
+        pl__ring_reap(loop);
     }
     /* In a child after a fork what was accepted is open here too; all else is its own copy. */
     for (uint32_t fd = 0; fd < p->nfds; fd++) {
@@ -646,7 +345,7 @@ static int uring_watch(struct pl_loop *loop, int fd, uint64_t key, unsigned want
                        enum pl_io_mode mode, bool *known)
 {
     struct pl_poller *p = loop->poller;
-    if (mode < PL_IO_STREAM)
+    if (mode == PL_IO_LEVEL || mode == PL_IO_EDGE)
         return pl__epoll_watch(&p->set, fd, key, want, mode, known);
     int r = reserve(p, fd);
     if (r < 0)
@@ -664,10 +363,11 @@ static int uring_watch(struct pl_loop *loop, int fd, uint64_t key, unsigned want
     }
     f->want = (uint8_t)want;
     *known = true;
-    mark_dirty(p, fd);
+    pl__mark_dirty(p, fd);
     if (!(want & PL_READABLE)) {
-        spill(p, f);
-    } else if (has_input(f)) {
+        pl__ring_spill(p, f);
+    } else if (pl__ring_has_more(loop, fd) || (mode == PL_IO_SHARED && f->in != REQUEST_NONE)) {
+        /* Of a shared one the ring's poll may have missed what another process left. */
         struct pl_io *io = loop->fds[fd].io;
         io->ready |= PL_READABLE;
         pl__io_enqueue(loop, io);
@@ -691,7 +391,7 @@ static void uring_drop(struct pl_loop *loop, int fd)
     struct pl_poller *p = loop->poller;
     if ((uint32_t)fd >= p->nfds || !p->fds[fd].open)
         return;
-    drop_input(p, &p->fds[fd]);
+    pl__ring_drop_input(p, &p->fds[fd]);
     p->fds[fd].open = false;
 }
 
@@ -735,7 +435,7 @@ static int uring_wait(struct pl_loop *loop, int64_t timeout_ns)
     if (p->set.next < p->set.count)
         return p->set.count - p->set.next;
     int r = -EEXIST;
-    if (p->enabled && pthread_equal(p->owner, pthread_self()))
+    if (pl__ring_is_ours(p))
         r = enter(p, timeout_ns);
     /* EEXIST: another thread's, be it that it has ended and we go by its number. */
     if (r == -EEXIST) {
@@ -755,7 +455,7 @@ static void request_over(struct pl_poller *p, struct ring_fd *f, int fd)
 {
     f->in = REQUEST_NONE;
     f->in_cancelled = false;
-    mark_dirty(p, fd);
+    pl__mark_dirty(p, fd);
 }
 
 static void end_input(struct ring_fd *f, int result)
@@ -788,10 +488,10 @@ static int received(struct pl_loop *loop, struct ring_fd *f, int fd, const struc
         pl__bufs_take(&p->bufs, id, (uint16_t)cqe->res);
         pl__bufs_append(&p->bufs, &f->received, id);
         if (!(f->want & PL_READABLE))
-            spill(p, f);
+            pl__ring_spill(p, f);
         if (cqe->res == PL__BUF_SIZE && !f->large) {
             f->large = true;
-            mark_dirty(p, fd);
+            pl__mark_dirty(p, fd);
         }
     } else if (has_buffer) {
         pl__bufs_give(&p->bufs, id);
@@ -836,8 +536,7 @@ static int polled(struct pl_loop *loop, struct ring_fd *f, int fd, enum request 
 {
     if (result != -ECANCELED) {
         /* A poll that failed is as good as an event: trying tells why. */
-        unsigned events = result >= 0 ? pl__io_events((unsigned)result)
-                                      : PL_READABLE | PL_WRITABLE;
+        unsigned events = result >= 0 ? pl__io_events((unsigned)result) : PL_READABLE | PL_WRITABLE;
         int r = pl__io_report(loop, pl__io_key(fd, f->generation), events);
         if (r < 0)
             return r;
@@ -846,7 +545,7 @@ static int polled(struct pl_loop *loop, struct ring_fd *f, int fd, enum request 
         request_over(loop->poller, f, fd);
     } else {
         f->out = false;
-        mark_dirty(loop->poller, fd);
+        pl__mark_dirty(loop->poller, fd);
     }
     return 0;
 }
@@ -870,15 +569,11 @@ static int completed(struct pl_loop *loop, const struct io_uring_cqe *cqe)
         set_told(p, cqe->res);
         return 0;
     }
-    if (kind == REQUEST_FILE) {
-        int r = pl__file_done(loop, (struct pl_file_req *)(uintptr_t)(cqe->user_data >> KIND_BITS),
-                              cqe->res);
-        p->files -= r == 0;
-        return r;
-    }
+    if (kind == REQUEST_FILE)
+        return pl__ring_file_done(loop, cqe);
     int fd = (int)(cqe->user_data >> KIND_BITS & ((1u << FD_BITS) - 1));
     struct ring_fd *f = &p->fds[fd];
-    if (!f->open || name_request(kind, fd, f->generation) != cqe->user_data) {
+    if (!f->open || pl__name_request(kind, fd, f->generation) != cqe->user_data) {
         stale(p, kind, cqe);
         return 0;
     }
@@ -917,15 +612,15 @@ const struct pl_backend_ops pl__backend_uring = {
     .forget = uring_forget,
     .wait = uring_wait,
     .report = uring_report,
-    .input = uring_input,
-    .take = uring_take,
-    .give_back = uring_give_back,
-    .accept = uring_accept,
-    .has_more = uring_has_more,
+    .input = pl__ring_input,
+    .take = pl__ring_take,
+    .give_back = pl__ring_give_back,
+    .accept = pl__ring_accept,
+    .has_more = pl__ring_has_more,
     .drop = uring_drop,
-    .file = uring_file,
-    .park = uring_park,
-    .reap = uring_reap,
+    .file = pl__ring_file,
+    .park = pl__ring_park,
+    .reap = pl__ring_reap,
 };
 
 /* For kernels before 6.1: all descriptors are in the epoll set. */
@@ -937,9 +632,9 @@ static const struct pl_backend_ops backend_uring_polling = {
     .forget = polling_forget,
     .wait = uring_wait,
     .report = uring_report,
-    .file = uring_file,
-    .park = uring_park,
-    .reap = uring_reap,
+    .file = pl__ring_file,
+    .park = pl__ring_park,
+    .reap = pl__ring_reap,
 };
 
 #else /* no header of the kernel's to build with */

@@ -6,8 +6,8 @@
 #include "pl_file.h"
 
 #include "pl_file_ring.h"
-#include "pl_internal.h"
 #include "pl_file_threads.h"
+#include "pl_internal.h"
 
 #include <errno.h>
 #include <unistd.h>

@@ -118,7 +118,7 @@ static int next_connection(struct pl_listener *l, struct sockaddr_storage *addr,
 {
     struct pl_loop *loop = l->loop;
     *len = 0;
-    if (loop->backend->accept != NULL)
+    if (loop->backend->accept != NULL && l->io.mode == PL_IO_LISTEN)
         return loop->backend->accept(loop, l->io.fd);
     *len = sizeof(*addr);
     return loop->sys->accept4(l->io.fd, (struct sockaddr *)addr, len, SOCK_NONBLOCK | SOCK_CLOEXEC);

@@ -344,6 +344,17 @@ int pl_pool_seat(struct pl_pool *pool, uint32_t *seat, uint64_t *low_mark)
     return 0;
 }
 
+/* Whether the state word of a posted task is one that it can have. */
+static bool state_is_sound(const struct pl_pool *pool, uint64_t state, uint64_t pos)
+{
+    uint32_t seat = (uint32_t)(state >> 8) & 0xffff;
+    if (state == pl__state(PL__READY, 0, pos))
+        return true;
+    return seat < pool->nseats && pool->seats[seat].taken &&
+           (state == pl__state(PL__CLAIMED, seat, pos) ||
+            state == pl__state(PL__FINISHED, seat, pos));
+}
+
 enum pl_burial pl_pool_bury(struct pl_pool *pool, uint32_t seat, uint32_t *cell)
 {
     struct pl_parent_seat *mine = &pool->seats[seat];
@@ -355,7 +366,9 @@ enum pl_burial pl_pool_bury(struct pl_pool *pool, uint32_t seat, uint32_t *cell)
         /* Acquire: for a task that was finished but not told, the result. */
         uint64_t state = atomic_load_explicit(&pool->slots[i].state, memory_order_acquire);
         uint64_t pos = pool->cells[i].pos;
-        if (state == pl__state(PL__CLAIMED, seat, pos)) {
+        /* One whose word was overwritten is lost as well: nobody would ever hear of it again, and
+         * the dead is the first to be blamed. */
+        if (state == pl__state(PL__CLAIMED, seat, pos) || !state_is_sound(pool, state, pos)) {
             pool->cells[i].state = PL_CELL_DONE;
             pl__blocks_settle(pool, i, seat);
             *cell = i;

@@ -20,9 +20,9 @@ struct pl_uring_bufs {
     const struct pl_sys *sys; /* borrows */
     void *base;               /* owns: the ring's entries, then the buffers; NULL: there are none */
     char *data;
-    uint16_t tail;                     /* of the ring; runs freely */
-    uint16_t next[PL__BUF_COUNT];      /* in a list */
-    uint16_t len[PL__BUF_COUNT];       /* what has been received into it */
+    uint16_t tail;                /* of the ring; runs freely */
+    uint16_t next[PL__BUF_COUNT]; /* in a list */
+    uint16_t len[PL__BUF_COUNT];  /* what has been received into it */
     bool taken[PL__BUF_COUNT];
 };
 

@@ -207,6 +207,16 @@ static int transfer(struct plait_state *state, struct plait_future *f, PyObject 
     return told == NULL ? -1 : 0;
 }
 
+void plait_unraisable(PyObject *where)
+{
+    if (!PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+        PyErr_WriteUnraisable(where);
+        return;
+    }
+    PyErr_Clear();
+    PyErr_SetInterrupt();
+}
+
 static void tell_loop(struct plait_state *state, struct plait_future *f, PyObject *pair)
 {
     PyObject *loop = PyTuple_GET_ITEM(pair, 0);
@@ -234,7 +244,7 @@ static void tell_loop(struct plait_state *state, struct plait_future *f, PyObjec
     }
     Py_XDECREF(current);
     if (error < 0)
-        PyErr_WriteUnraisable(target);
+        plait_unraisable(target);
 }
 
 /* Calls a done-callback. As documented for futures, an Exception is logged; -1 with anything
@@ -280,7 +290,7 @@ static int settle(struct plait_future *f)
         PyObject *waiter = Py_NewRef(PyList_GET_ITEM(f->cf_waiters, i));
         PyObject *told = PyObject_CallMethod(waiter, method, "O", f);
         if (told == NULL)
-            PyErr_WriteUnraisable(waiter);
+            plait_unraisable(waiter);
         Py_XDECREF(told);
         Py_DECREF(waiter);
     }
@@ -289,7 +299,7 @@ static int settle(struct plait_future *f)
         for (size_t i = 0; i < PL_ARRAY_LEN(last); i++) {
             PyObject *told = PyObject_CallMethod(f->condition, last[i], NULL);
             if (told == NULL)
-                PyErr_WriteUnraisable(f->condition);
+                plait_unraisable(f->condition);
             Py_XDECREF(told);
         }
         Py_DECREF(entered);
@@ -306,7 +316,7 @@ void plait_future_notify(struct plait_state *state, struct plait_future *f)
     Py_INCREF(f);
     if (f->state == PLAIT_SETTLING) {
         if (settle(f) < 0)
-            PyErr_WriteUnraisable((PyObject *)f);
+            plait_unraisable((PyObject *)f);
         if (f->pool != NULL)
             f->keeper->wake(f->pool, f);
     }
@@ -318,7 +328,7 @@ void plait_future_notify(struct plait_state *state, struct plait_future *f)
         tell_loop(state, f, PyList_GET_ITEM(waiters, i));
     for (Py_ssize_t i = 0; callbacks != NULL && i < PyList_GET_SIZE(callbacks); i++)
         if (call_back(PyList_GET_ITEM(callbacks, i), (PyObject *)f) < 0)
-            PyErr_WriteUnraisable(PyList_GET_ITEM(callbacks, i));
+            plait_unraisable(PyList_GET_ITEM(callbacks, i));
     Py_XDECREF(waiters);
     Py_XDECREF(callbacks);
     Py_DECREF(f);

@@ -114,6 +114,9 @@ static inline bool plait_future_has_audience(const struct plait_future *f)
     return f->callbacks != NULL || f->waiters != NULL || f->condition != NULL;
 }
 void plait_future_notify(struct plait_state *state, struct plait_future *f);
+/* Reports the exception that is set and can be raised nowhere; but Ctrl+C comes once more, to be
+ * raised in the main thread's next step. */
+void plait_unraisable(PyObject *where);
 /* The event loop that runs in this thread, or None: a new reference. */
 PyObject *plait_running_loop(struct plait_state *state);
 /* Takes the exception that is set, normalised and with its traceback: a new reference; NULL

@@ -210,8 +210,7 @@ static PyObject *task_add_done_callback(PyObject *self, PyObject *const *args, P
         check_thread(t, "add_done_callback") < 0)
         return NULL;
     if (t->state == GEN_DONE) {
-        if (plait_loop_check(t->loop) < 0 ||
-            plait_loop_soon(t->loop, args[0], self, context) < 0)
+        if (plait_loop_check(t->loop) < 0 || plait_loop_soon(t->loop, args[0], self, context) < 0)
             return NULL;
         Py_RETURN_NONE;
     }
@@ -261,9 +260,8 @@ void plait_gen_call_back(TaskObject *t)
     t->callbacks = NULL;
     for (Py_ssize_t i = 0; callbacks != NULL && i < PyList_GET_SIZE(callbacks); i++) {
         PyObject *pair = PyList_GET_ITEM(callbacks, i); // borrowed
-        if (!t->loop->core_ready ||
-            plait_loop_soon(t->loop, PyTuple_GET_ITEM(pair, 0), (PyObject *)t,
-                                 PyTuple_GET_ITEM(pair, 1)) < 0)
+        if (!t->loop->core_ready || plait_loop_soon(t->loop, PyTuple_GET_ITEM(pair, 0),
+                                                    (PyObject *)t, PyTuple_GET_ITEM(pair, 1)) < 0)
             PyErr_WriteUnraisable((PyObject *)t);
     }
     Py_XDECREF(callbacks);

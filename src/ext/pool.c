@@ -197,7 +197,9 @@ static PyObject *pool_open(PyObject *self, PyObject *args)
     unsigned long long limit;
     unsigned long long max_pending;
     int by_value;
-    if (!PyArg_ParseTuple(args, "IIIKpK", &workers, &most, &slots, &limit, &by_value, &max_pending))
+    unsigned int cpus;
+    if (!PyArg_ParseTuple(args, "IIIKpKI", &workers, &most, &slots, &limit, &by_value, &max_pending,
+                          &cpus))
         return NULL;
     if (pool->open) {
         PyErr_SetString(PyExc_RuntimeError, "the pool is open");
@@ -207,7 +209,7 @@ static PyObject *pool_open(PyObject *self, PyObject *args)
         import_attr(&pool->state->decode_exception, "plait._pool", "decode_exception") < 0)
         return NULL;
     struct pl_pool_config config = {
-        .workers = workers, .most = most, .slots = slots, .limit = limit};
+        .workers = workers, .most = most, .slots = slots, .limit = limit, .cpus = cpus};
     int error = pl_pool_init(&pool->core, &config);
     if (error < 0)
         return plait_raise(pool->state, error, "making the shared memory of a pool");

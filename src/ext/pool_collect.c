@@ -23,7 +23,7 @@ void plait_pool_drop(struct plait_pool *pool, PyObject *object)
 static void defer(struct plait_pool *pool, struct plait_future *f)
 {
     if (PyList_Append(pool->notify, (PyObject *)f) < 0)
-        PyErr_WriteUnraisable((PyObject *)f);
+        plait_unraisable((PyObject *)f);
 }
 
 void plait_pool_ended(struct plait_pool *pool, struct plait_future *f, bool cancelled)
@@ -227,7 +227,7 @@ static PyObject *take_list(struct plait_pool *pool, PyObject **list)
     PyObject *batch = *list;
     PyObject *fresh = PyList_New(0);
     if (fresh == NULL) {
-        PyErr_WriteUnraisable((PyObject *)pool);
+        plait_unraisable((PyObject *)pool);
         return NULL;
     }
     *list = fresh;
@@ -292,7 +292,7 @@ void plait_pool_peek(PyObject *self)
     if (pl_pool_wait(&pool->core, 0, &tags) < 0)
         tags = 0; /* interrupted: no news */
     if (plait_pool_tend(pool, tags) < 0)
-        PyErr_WriteUnraisable((PyObject *)pool);
+        plait_unraisable((PyObject *)pool);
     if (pool->watched > 0) {
         /* The wait above may have swallowed the event that others sleep for. */
         pl_pool_arm(&pool->core, PL_ARM_ANY);

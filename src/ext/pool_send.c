@@ -315,7 +315,7 @@ static void start_helper(struct plait_pool *pool)
 {
     PyObject *started = PyObject_CallMethod((PyObject *)pool, "_start_helper", NULL);
     if (started == NULL)
-        PyErr_WriteUnraisable((PyObject *)pool); /* the task runs once someone waits */
+        plait_unraisable((PyObject *)pool); /* the task runs once someone waits */
     Py_XDECREF(started);
 }
 

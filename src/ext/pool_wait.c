@@ -254,7 +254,7 @@ int plait_pool_wait_for(PyObject *self, struct plait_future *f, int64_t deadline
             PyObject *type, *value, *traceback;
             PyErr_Fetch(&type, &value, &traceback);
             if (plait_pool_tend(pool, 0) < 0 || PyErr_Occurred() != NULL)
-                PyErr_WriteUnraisable((PyObject *)pool);
+                plait_unraisable((PyObject *)pool);
             if (plait_pool_has_news(pool))
                 plait_pool_notify(pool);
             PyErr_Restore(type, value, traceback);

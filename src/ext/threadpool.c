@@ -236,6 +236,14 @@ static PyObject *crew_get_max(PyObject *self, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLong(PLAIT_CREW(self)->core.max);
 }
 
+static PyObject *crew_places(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    const struct pl_crew *core = &PLAIT_CREW(self)->core;
+    /* Relaxed: the line may change the moment after. */
+    unsigned long queued = atomic_load_explicit(&core->queued, memory_order_relaxed);
+    return PyLong_FromUnsignedLong(queued < core->room ? core->room - queued : 0);
+}
+
 static int crew_traverse(PyObject *self, visitproc visit, void *arg)
 {
     struct plait_crew *crew = PLAIT_CREW(self);
@@ -281,6 +289,7 @@ static PyMethodDef crew_methods[] = {
     {"_run", plait_crew_run, METH_NOARGS, NULL},
     {"_watch", plait_crew_watch, METH_NOARGS, NULL},
     {"_wait_room", plait_crew_wait_room, METH_NOARGS, NULL},
+    {"_places", crew_places, METH_NOARGS, NULL},
     {"_close", crew_close, METH_O, NULL},
     {"_cancel_line", crew_cancel_line, METH_NOARGS, NULL},
     {"_stop_running", crew_stop_running, METH_NOARGS, NULL},

@@ -34,6 +34,7 @@ class Extra:
         "args",
         "attempts",
         "auto",
+        "call",
         "cancelled",
         "context",
         "expired",
@@ -60,6 +61,7 @@ class Extra:
         self.attempts = 1
         self.placement = Placement("loop")
         self.auto = False  # the strand was not asked for
+        self.call: Any = None  # begun inline, went away: only the wait for it is the handle's
         self.generator = False
         self.cancelled = False  # by Handle.cancel
         self.expired = False  # its timeout has passed
@@ -121,6 +123,9 @@ class Handle(_core.HandleBase, Generic[_T]):
     @property
     def where(self) -> str:
         """The strand that it runs on: "loop", "thread", "process" or "inline"."""
+        extra = self._extra
+        if extra is not None and extra.call is not None:
+            return str(extra.call.where)
         return STRANDS[self._where]
 
     @property

@@ -15,6 +15,8 @@ import threading
 import weakref
 from typing import Any
 
+from ._daemon import Daemon
+
 
 class Helper:
     """The thread, and what wakes it: an eventfd, and the zygote's socket.
@@ -30,7 +32,7 @@ class Helper:
         self._epoll.register(self.nudge, select.EPOLLIN)
         self._knock = pool._fds[1]
         self._epoll.register(self._knock, 0)
-        self.thread = threading.Thread(target=self._run, name="plait-pool-helper", daemon=True)
+        self.thread = Daemon(self._run, "plait-pool-helper")
 
     def watch(self, fd: int) -> None:
         """Call the pool's ``_on_control`` when a descriptor is readable, until it is closed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,11 +16,12 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from . import _worker
+from ._daemon import Daemon
 from ._exceptions import PoolFull
 from ._helper import Helper
 from ._mapper import Mapper, Way
 from ._options import Options
-from ._processors import MAX_WORKERS, default_workers
+from ._processors import MAX_WORKERS, default_workers, quota_bound
 from ._room import Room, in_loop
 from ._sending import Sender, find_cloudpickle, main_module
 from ._sending import decode_exception as decode_exception
@@ -157,9 +159,17 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         self._soon = Room(self)
         self._watchdog = Watchdog(self)
         self._stopped = False
+        self._stopper: threading.Thread | None = None
+        self._ended = threading.Event()
         by_value = self._main[0] == "none" and find_cloudpickle() is not None
         memfd, eventfd, self._waitfd = self._open(
-            workers, MAX_WORKERS, 0, shared_memory or 0, by_value, self._max_pending
+            workers,
+            MAX_WORKERS,
+            0,
+            shared_memory or 0,
+            by_value,
+            self._max_pending,
+            quota_bound(),
         )
         told = {
             "main": ("own", None) if self._own_main else self._main,
@@ -189,10 +199,14 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
             self._helper_is(helper.nudge)
             try:
                 helper.thread.start()
-            except RuntimeError:  # the interpreter is about to end: shutdown collects
-                self._helper = None
-                self._helper_is(-1)
-                helper.close()
+            except BaseException as error:
+                if helper.thread.claim():
+                    self._helper = None
+                    self._helper_is(-1)
+                    helper.close()
+                # A RuntimeError: the interpreter is about to end, and shutdown collects.
+                if not isinstance(error, RuntimeError):
+                    raise
 
     def _attach(self, loop: Any) -> None:
         """Have a loop look at results."""
@@ -375,6 +389,35 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         elif not self._stopped:
             threading.Thread(target=self._finish, args=(end,), name="plait-pool-shutdown").start()
 
+    def terminate_workers(self) -> None:
+        """End the pool, and ask the workers to end by SIGTERM, which most programs heed.
+
+        Tasks that wait are cancelled; those that run fail with `WorkerDied`. A worker that
+        handles or ignores the signal ends when its task does. This waits for nobody, and
+        does nothing to a pool that has ended. Any thread may call it.
+        """
+        self._force_shutdown(signal.SIGTERM)
+
+    def kill_workers(self) -> None:
+        """End the pool, and kill the workers.
+
+        Tasks that wait are cancelled; those that run fail with `WorkerDied`. This waits for
+        nobody, and does nothing to a pool that has ended. Any thread may call it.
+        """
+        self._force_shutdown(signal.SIGKILL)
+
+    def _force_shutdown(self, number: signal.Signals) -> None:
+        if self._forked or self._stopped:
+            return
+        self._close()
+        with self._lock:
+            self._stopping = self._stopping or True  # nobody is to succeed those that end
+            self._cancel_waiting()
+            self._on_control()  # births that nobody has read of yet
+            for worker in self._seats.values():
+                self._kill(worker, number)
+        self.shutdown(wait=False, cancel_futures=True)
+
     def _how_to_map(self, fn: Callable[..., Any], chunksize: int) -> Way:
         return self.submit, chunksize, self._submit_each
 
@@ -396,20 +439,33 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         self._stop(grace)
 
     def _stop(self, grace: float) -> None:
-        """Dismiss the workers, kill what stays for longer than `grace` seconds, clean up."""
+        """Dismiss the workers, kill what stays for longer than `grace` seconds, clean up.
+
+        When another thread does so already, wait for that.
+        """
+        me = threading.current_thread()
         with self._lock:
-            if self._stopped:
-                return
-            self._stopped = True
-            self._stopping = self._stopping or True
-        self._dismiss_all(grace)
-        self._watchdog.close()
-        self._detach_loops()
-        if self._helper is not None:
-            self._wake_helper()
-            self._helper_is(-1)  # its descriptors are about to be closed
-            self._helper.stop()
-        _pools.discard(self)
+            other = self._stopper not in (None, me)
+            if not (other or self._ended.is_set()):
+                self._stopper = me
+                self._stopped = True
+                self._stopping = self._stopping or True
+        if other and not isinstance(me, Daemon):  # the other one may wait for this thread
+            self._ended.wait(grace + 1.0)
+        if other or self._ended.is_set():
+            return
+        try:
+            self._dismiss_all(grace)
+            self._watchdog.close()
+            self._detach_loops()
+            if self._helper is not None:
+                self._wake_helper()
+                self._helper_is(-1)  # its descriptors are about to be closed
+                self._helper.stop()
+            _pools.discard(self)
+            self._ended.set()
+        finally:
+            self._stopper = None  # after an interrupt the next one goes on with it
 
     def _terminate(self) -> None:
         """End at once: cancel what waits, kill what runs."""

@@ -47,6 +47,12 @@ def cpu_quota() -> float | None:
     return best
 
 
+def quota_bound() -> int:
+    """How many whole processors the control group's limit leaves; 0 when it sets none."""
+    quota = cpu_quota()
+    return 0 if quota is None else max(1, int(quota))
+
+
 def default_workers() -> int:
     """As many workers as this process may use processors: affinity and control group."""
     count = len(os.sched_getaffinity(0))

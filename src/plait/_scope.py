@@ -272,6 +272,7 @@ class Scope(Ending):
                 handle._name = handle.name
                 handle._fn, extra.args, extra.kwargs = call.result, (), {}
                 extra.retries = 0
+                extra.call = call
                 handle._where = THREAD
                 if self._loop is not None:
                     handle._fn, extra.args = _await, (call,)

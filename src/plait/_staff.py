@@ -26,6 +26,8 @@ STABLE = 1.0
 FUTILE_MAX = 5
 """So many times the number of workers may end in a row, ready but without having begun one of the
 tasks that wait; then the pool is broken."""
+KILL_PATIENCE = 3
+"""Ends by SIGKILL are so many times less of a sign: the kernel or a person may be behind them."""
 POISON_PAUSE = 0.1
 """At most so many seconds before the successor of a worker that a task has taken along."""
 
@@ -192,12 +194,13 @@ class Staff(_core.PoolBase):
         if self._stopping or (self._closed and self._outstanding == 0):
             return
         delay = 0.0
+        patience = KILL_PATIENCE if number == signal.SIGKILL else 1
         if worker.leaving:
             pass
         elif not worker.ready:
             self._stillborn += 1
             delay = min(2.0, 0.01 * 2**self._stillborn)
-            if self._stillborn >= STILLBORN_MAX:
+            if self._stillborn >= STILLBORN_MAX * patience:
                 died = WorkerDied(pid, exitcode, number, memory, None, stack)
                 self._fail_all(
                     PoolBroken(f"{self._stillborn} workers in a row did not start: {died}")
@@ -210,7 +213,7 @@ class Staff(_core.PoolBase):
             # a task along brings the end of all tasks nearer, at least.
             self._young_deaths += 1
             self._futile_deaths += 1 if not lost and self._outstanding > 0 else 0
-            if self._futile_deaths >= FUTILE_MAX * self._workers:
+            if self._futile_deaths >= FUTILE_MAX * patience * self._workers:
                 died = WorkerDied(pid, exitcode, number, memory, None, stack)
                 self._fail_all(
                     PoolBroken(
@@ -267,10 +270,10 @@ class Staff(_core.PoolBase):
         self._zygote_fd = -1
         return status
 
-    def _kill(self, worker: Worker) -> None:
+    def _kill(self, worker: Worker, number: signal.Signals = signal.SIGKILL) -> None:
         if worker.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(worker.pidfd, number)
 
     def _on_suspects(self, seats: int) -> None:
         """Workers that wrote nonsense into the shared memory: bit n is seat n modulo 64."""

@@ -10,34 +10,46 @@ import socket
 import sys
 from typing import Any
 
-from . import _core, _zygote
+from . import _core, _worker, _zygote
 
 METHODS = ("zygote", "fork", "spawn")
 
 FLAG = "--plait-process"
 """The first argument of a frozen program that is to be a process of a pool."""
 
-# What the interpreter runs that is executed for a pool. The package itself is put in place
-# without being run: importing its public face would cost more time than all the rest of the
-# start. It runs on first use.
+# What the interpreter runs that is executed for a pool. The package is put in place without
+# being run: importing its public face would cost more time than all the rest of the start. It
+# runs on first use. What the process does is compiled already, in the parent.
 BOOTSTRAP = """
-import sys, os, marshal
+import sys, marshal, posix
 words = [int(word) for word in sys.argv[1:]]
-data = marshal.loads(os.pread(words[0], words[1], 0))
+data = marshal.loads(posix.pread(words[0], words[1], 0))
 sys.path[:] = data["path"]
-import importlib.util
-spec = importlib.util.find_spec("plait")
-if spec is None:
-    raise SystemExit("plait: the package cannot be found on the parent's sys.path")
-package = importlib.util.module_from_spec(spec)
+Module, Spec = type(sys), type(sys.__spec__)
+package = Module("plait")
+package.__path__ = data["package"]
+package.__spec__ = Spec("plait", None, is_package=True)
+package.__spec__.submodule_search_locations[:] = data["package"]
 def __getattr__(name):
     if name.startswith("_") and name != "__version__":
         raise AttributeError(name)
-    package.__dict__.pop("__getattr__", None)
+    import _frozen_importlib
+    spec = _frozen_importlib._find_spec("plait", None)
+    if spec is None:
+        raise ImportError("plait: the package cannot be found on the parent's sys.path")
+    del package.__getattr__
+    package.__spec__, package.__loader__, package.__file__ = spec, spec.loader, spec.origin
     spec.loader.exec_module(package)
     return getattr(package, name)
 package.__getattr__ = __getattr__
 sys.modules["plait"] = package
+for name, file, code in data["code"]:
+    module = Module(name)
+    module.__file__, module.__package__ = file, "plait"
+    module.__spec__ = Spec(name, None, origin=file)
+    sys.modules[name] = module
+    exec(code, module.__dict__)
+    setattr(package, name[6:], module)
 from plait._zygote import enter
 enter(data, words[2:])
 """
@@ -129,6 +141,26 @@ def authkey() -> bytes | None:
     return None if module is None else bytes(module.current_process().authkey)
 
 
+def codes() -> list[tuple[str, str, Any]]:
+    """What a process of a pool runs first: (module, file, code), in the order of imports.
+
+    Empty when that cannot be had; then it is imported, and compiled where the interpreter has
+    no place to keep what it compiled.
+    """
+    found = []
+    if _zygote.codes is None:
+        _zygote.codes = []
+        for module in (_worker, _zygote):
+            loader: Any = module.__loader__
+            try:
+                code = loader.get_code(module.__name__)
+            except (AttributeError, ImportError):
+                return []
+            found.append((module.__name__, str(module.__file__), code))
+        _zygote.codes = found
+    return _zygote.codes
+
+
 def command() -> list[str]:
     """How a fresh process of a pool is executed, but for the numbers that it is told."""
     if frozen():
@@ -179,6 +211,8 @@ def execute_zygote(told: dict[str, Any], keep: tuple[int, ...]) -> int:
                 **told,
                 "path": [os.path.abspath(p) if p == "" else p for p in sys.path],
                 "argv": [str(word) for word in sys.argv],
+                "package": [str(path) for path in sys.modules["plait"].__path__],
+                "code": [] if frozen() else codes(),
                 "start": start,
                 "command": words,
                 "authkey": authkey(),

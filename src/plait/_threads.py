@@ -37,6 +37,8 @@ class _Crew(_core.Crew):
 
     prefix: str
     waits_at_exit: bool
+    soon: Room
+    """The coroutines that wait for room in the line."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs, start=_start_thread, watch=_start_watch, fail=_fail)
@@ -353,9 +355,8 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
         crew.waits_at_exit = not daemon
         if _exiting:
             crew._close(True)
+        crew.soon = Room(crew)
         self._open(crew)
-        self._max_pending = max_pending
-        self._soon = Room(self)
         _crews.add(crew)
 
     # ---- what ThreadPoolExecutor shows of itself, and programs look at
@@ -379,12 +380,6 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
 
     # ---- tasks
 
-    def _wait_room(self) -> None:
-        self._crew._wait_room()
-
-    def _places(self) -> int:
-        return (self._max_pending or 0) - int(self._crew._figures()["queued"])
-
     async def submit_soon(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Any:
         """Submit as soon as there is room, without blocking the event loop.
 
@@ -395,7 +390,7 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
             RuntimeError: the pool was shut down.
             PoolBroken: the initializer failed.
         """
-        return await self._soon.submit(self.submit, fn, *args, **kwargs)
+        return await self._crew.soon.submit(self.submit, fn, *args, **kwargs)
 
     def options(
         self,

@@ -9,6 +9,8 @@ import time
 import weakref
 from typing import Any
 
+from ._daemon import Daemon
+
 _SPARE = 256
 
 
@@ -25,7 +27,7 @@ class Watchdog:
         self._wake = threading.Condition(threading.RLock())
         self._heap: list[tuple[float, int, str, Any]] = []
         self._numbers = itertools.count()
-        self._thread: threading.Thread | None = None
+        self._thread: Daemon | None = None
         self._closed = False
         self._limit = _SPARE
 
@@ -43,13 +45,15 @@ class Watchdog:
             item = (when, next(self._numbers), what, future)
             heapq.heappush(self._heap, item)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="plait-pool-watchdog", daemon=True
-                )
+                self._thread = thread = Daemon(self._run, "plait-pool-watchdog")
                 try:
-                    self._thread.start()
-                except RuntimeError:  # the interpreter is about to end: shutdown kills
-                    self._thread = None
+                    thread.start()
+                except BaseException as error:
+                    if thread.claim():
+                        self._thread = None
+                    # A RuntimeError: the interpreter is about to end, and shutdown kills.
+                    if not isinstance(error, RuntimeError):
+                        raise
             elif self._heap[0] is item:
                 self._wake.notify_all()
 

@@ -7,7 +7,6 @@ import _socket
 import fcntl
 import os
 import resource
-import signal
 import sys
 import types
 
@@ -15,7 +14,10 @@ from . import _core
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
+else:
+    import _signal as signal  # the other one has enumerations, which take long to make
 
 importing_main = False
 """True while the parent's script is imported here: no pool may be made then."""

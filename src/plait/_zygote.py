@@ -13,7 +13,6 @@ import fcntl
 import gc
 import os
 import select
-import signal
 import struct
 import sys
 import time
@@ -22,12 +21,18 @@ from . import _core, _worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from typing import Any
+else:
+    import _signal as signal  # the other one has enumerations, which take long to make
 
 # kind, seat, pid, exit status as of waitpid, a number (memory in bytes, low mark, milliseconds)
 HEAD = struct.Struct("<cIIiQQ")
 TEXT_MAX = 60000
+
+codes: list[Any] | None = None
+"""What `plait._start.codes` found, in this process or where it was executed."""
 
 
 def enter(data: dict[str, Any], words: list[int]) -> None:
@@ -41,6 +46,8 @@ def enter(data: dict[str, Any], words: list[int]) -> None:
             the pool is executed).
         words: the zygote's process id, seat, low mark and stack file of a worker.
     """
+    global codes
+    codes = data["code"] or None
     sys.argv[:] = data["argv"]
     for fd in (data["memfd"], data["eventfd"], data["control"], data["start"]):
         os.set_inheritable(fd, False)

@@ -58,9 +58,23 @@ class ThreadPoolExecutor(plait.ThreadPool):
 class ProcessPoolExecutor(plait.ProcessPool):
     """plait's process pool, made as the interpreter's is."""
 
-    def __init__(self, max_workers: int | None = None, **rest: Any) -> None:
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Any = None,
+        initargs: Any = (),
+        *,
+        max_tasks_per_child: int | None = None,
+    ) -> None:
         self._max_workers = max_workers
-        super().__init__(_workers(max_workers), **rest)
+        super().__init__(
+            _workers(max_workers),
+            mp_context=mp_context,
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_worker=max_tasks_per_child,
+        )
 
 
 # What a task ends with whose worker died, or whose arguments or result cannot be unpickled.

@@ -3,6 +3,8 @@
 
 #include "pl_pool_internal.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #define LIMIT (UINT64_C(8) << 20)
@@ -481,7 +483,121 @@ static void bad_arguments(void)
     pl_pool_fini(&pool);
 }
 
+/* ---- threads as workers, with blocks on their way in both directions ---- */
+
+struct crew {
+    struct pl_member member;
+    pthread_t thread;
+};
+
+static uint64_t sum_of(const unsigned char *data, uint64_t size)
+{
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < size; i++)
+        sum += data[i];
+    return sum;
+}
+
+/* Takes a task's block, gives it back, and sends one of its own that says what was in it. */
+static void *answer(void *arg)
+{
+    struct crew *crew = arg;
+    struct pl_member *member = &crew->member;
+    for (;;) {
+        uint32_t cell;
+        int found = pl_member_take(member, &cell);
+        if (found == PL_ECLOSED)
+            return NULL;
+        CHECK_OK(found);
+        if (found == 0) {
+            int error = pl_member_wait(member);
+            CHECK(error == 0 || error == -EINTR);
+            continue;
+        }
+        struct pl_block given = member->slots[cell].block;
+        struct pl_block block;
+        void *data;
+        CHECK_OK(pl_member_data(member, &given, &data));
+        uint64_t sum = sum_of(data, given.size);
+        pl_member_return(member, &given);
+        while (pl_member_alloc(member, given.size + 8, &block, &data) < 0)
+            sched_yield(); /* the parent is about to drop views */
+        memcpy(data, &sum, sizeof(sum));
+        pl_member_lend(member, &block);
+        member->slots[cell].block = block;
+        CHECK_OK(pl_member_done(member, cell));
+    }
+}
+
+static void blocks_cross_threads(void)
+{
+    enum { CREW = 3, TOTAL = 6000, VIEWS = 64 };
+    struct pl_pool pool;
+    struct crew crew[CREW];
+    static struct pl_view views[VIEWS]; /* results are kept for a while, and dropped at random */
+    uint64_t random = 17;
+    uint64_t sums[64] = {0};
+    int posted = 0;
+    int ended = 0;
+    struct pl_pool_config config = {.workers = CREW, .slots = 64, .limit = LIMIT};
+    CHECK_OK(pl_pool_init(&pool, &config));
+    for (int i = 0; i < CREW; i++) {
+        sit(&pool, &crew[i].member);
+        CHECK_EQ(pthread_create(&crew[i].thread, NULL, answer, &crew[i]), 0);
+    }
+    while (ended < TOTAL) {
+        uint32_t cell;
+        uint32_t seat;
+        uint32_t tags;
+        while (posted < TOTAL && posted - ended < 32) {
+            struct pl_block block;
+            void *data;
+            uint64_t size = 1 + pl_test_random(&random) % 60000;
+            if (pl_pool_alloc(&pool, size, &block, &data) < 0)
+                break;
+            CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
+            memset(data, posted & 0xff, size);
+            sums[cell] = size * (uint64_t)(posted & 0xff);
+            pl_pool_lend(&pool, &block, cell);
+            pool.slots[cell].block = block;
+            pl_pool_post(&pool, cell);
+            posted++;
+        }
+        int found = pl_pool_next(&pool, &cell, &seat);
+        CHECK_OK(found);
+        if (found == 1) {
+            struct pl_block block = pool.slots[cell].block;
+            struct pl_view *view = &views[pl_test_random(&random) % VIEWS];
+            uint64_t sum;
+            void *data;
+            pl_pool_view_drop(&pool, view);
+            CHECK_OK(pl_pool_view(&pool, cell, seat, &block, view, &data));
+            memcpy(&sum, data, sizeof(sum));
+            CHECK_EQ(sum, sums[cell]);
+            pl_pool_release(&pool, cell);
+            ended++;
+            continue;
+        }
+        pl_pool_flush(&pool);
+        pl_pool_arm(&pool, PL_ARM_ANY);
+        if (!pl_pool_ready(&pool))
+            CHECK_CMP(pl_pool_wait(&pool, 20 * PL_NSEC_PER_SEC, &tags), !=, 0);
+    }
+    pl_pool_close(&pool);
+    for (int i = 0; i < CREW; i++)
+        CHECK_EQ(pthread_join(crew[i].thread, NULL), 0);
+    for (int i = 0; i < VIEWS; i++)
+        pl_pool_view_drop(&pool, &views[i]);
+    uint32_t unused;
+    CHECK_OK(pl__blocks_collect(&pool, &unused));
+    CHECK_EQ(pool.heap.used, 0); /* every block came back */
+    for (int i = 0; i < CREW; i++)
+        pl_member_fini(&crew[i].member);
+    pl_pool_fini(&pool);
+}
+
 static const struct pl_test tests[] = {
+    PL_TEST(blocks_cross_threads),
     PL_TEST(sizes_are_served),
     PL_TEST(the_limit_holds),
     PL_TEST(freed_blocks_merge),

@@ -1,6 +1,8 @@
 /* test_ring.c - the board: posting, claiming, taking back, wrap-around, hostile contents. */
 #include "pl_test.h"
 
+#include "pl_pool_internal.h"
+
 #include <pthread.h>
 
 static void open_pool(struct pl_pool *pool, uint32_t slots)
@@ -192,6 +194,32 @@ static void a_spoilt_tail_is_mended(void)
 
 /* Nobody who is there computes with the layout in the mapping, and a new worker finds it as
  * it was once the one that spoilt it is buried. */
+/* A task whose state word was overwritten is nobody's: it is lost with the next worker that dies,
+ * and its slot is used again. */
+static void a_spoilt_state_is_a_loss(void)
+{
+    struct pl_pool pool;
+    struct pl_member a;
+    uint32_t cell;
+    open_pool(&pool, 16);
+    const uint64_t nonsense[] = {0, UINT64_MAX, PL__FINISHED | 0xffff00, PL__CLAIMED | 7 << 8};
+    for (size_t i = 0; i < PL_ARRAY_LEN(nonsense); i++) {
+        sit(&pool, &a);
+        uint32_t mine = post(&pool, 1);
+        uint32_t other = post(&pool, 2);
+        atomic_store(&pool.slots[mine].state, nonsense[i]);
+        CHECK(!pl_pool_withdraw(&pool, mine));
+        CHECK_EQ(pl_pool_bury(&pool, a.seat, &cell), PL_LOST);
+        CHECK_EQ(cell, mine);
+        pl_pool_release(&pool, cell);
+        CHECK_EQ(pl_pool_bury(&pool, a.seat, &cell), PL_BURIED);
+        CHECK(pl_pool_withdraw(&pool, other));
+        CHECK_EQ(pool.cells_used, 0);
+        pl_member_fini(&a);
+    }
+    pl_pool_fini(&pool);
+}
+
 static void a_spoilt_layout_harms_nobody(void)
 {
     struct pl_pool pool;
@@ -386,10 +414,11 @@ static void threads_and_wrap_around(void)
 }
 
 static const struct pl_test tests[] = {
-    PL_TEST(order_and_fullness),        PL_TEST(taking_back),
-    PL_TEST(a_dead_worker_is_survived), PL_TEST(a_spoilt_head_is_mended),
-    PL_TEST(a_spoilt_tail_is_mended),   PL_TEST(a_spoilt_layout_harms_nobody),
-    PL_TEST(hostile_contents),          PL_TEST(threads_and_wrap_around),
+    PL_TEST(order_and_fullness),           PL_TEST(taking_back),
+    PL_TEST(a_dead_worker_is_survived),    PL_TEST(a_spoilt_head_is_mended),
+    PL_TEST(a_spoilt_tail_is_mended),      PL_TEST(a_spoilt_state_is_a_loss),
+    PL_TEST(a_spoilt_layout_harms_nobody), PL_TEST(hostile_contents),
+    PL_TEST(threads_and_wrap_around),
 };
 
 PL_TEST_MAIN(tests)

@@ -212,7 +212,7 @@ static void listeners_make_way(void)
     CHECK_OK(pl_rota_init(&s[0].rota, NULL, 2));
     s[1].rota = s[0].rota;
     for (uint32_t i = 0; i < 2; i++) {
-        CHECK_OK(pl_loop_init(&s[i].loop, &(struct pl_loop_config){.sys = &sys}));
+        CHECK_OK(pl_test_loop(&s[i].loop, &sys));
         CHECK_OK(pl_rota_sit(&s[i].rota, i));
         pl_rota_join(&s[i].rota);
         s[i].l =

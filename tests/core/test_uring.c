@@ -94,8 +94,7 @@ static struct pl_sys system_with_less(void)
 
 static int open_loop(struct pl_loop *loop, const struct pl_sys *sys)
 {
-    return pl_loop_init(loop,
-                        &(struct pl_loop_config){.sys = sys, .backend = PL_BACKEND_URING});
+    return pl_loop_init(loop, &(struct pl_loop_config){.sys = sys, .backend = PL_BACKEND_URING});
 }
 
 /* Whether this machine's kernel gives a loop all of the backend. */
@@ -185,15 +184,15 @@ static void on_closed(struct pl_stream *s)
     reader_of(s)->closed++;
 }
 
-static const struct pl_stream_ops ops = {room, on_read, on_again, on_drained,
+static const struct pl_stream_ops ops = {room,      on_read,    on_again, on_drained,
                                          on_failed, on_release, on_closed};
 
 /* A stream on one end of a new pair; the other end is returned. */
 static int open_reader(struct pl_loop *loop, struct reader *r, bool borrows)
 {
     int fds[2];
-    CHECK_OK(pl_sys_default()->socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0,
-                                          fds));
+    CHECK_OK(
+        pl_sys_default()->socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds));
     memset(r, 0, sizeof(*r));
     CHECK_OK(pl_stream_open(loop, &r->stream, fds[0], true, &ops));
     r->stream.borrows = borrows;
@@ -512,8 +511,7 @@ static void a_closed_listener_frees_its_port(void)
     NEED_RING();
     struct pl_loop loop;
     CHECK_OK(open_loop(&loop, NULL));
-    struct sockaddr_in addr = {.sin_family = AF_INET,
-                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     for (int i = 0; i < 20; i++) {
         int fd = listening(&addr); /* the same port each time */
         struct server s = {.l = {.accepted = on_accepted, .closed = on_listener_closed}};
@@ -532,8 +530,7 @@ static void connections_nobody_took_are_closed(void)
     NEED_RING();
     struct pl_loop loop;
     CHECK_OK(open_loop(&loop, NULL));
-    struct sockaddr_in addr = {.sin_family = AF_INET,
-                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     for (int collect = 0; collect < 2; collect++) {
         addr.sin_port = 0;
         int fd = listening(&addr);
@@ -560,8 +557,7 @@ static void a_starved_listener_can_be_closed(void)
     NEED_RING();
     struct pl_loop loop;
     CHECK_OK(open_loop(&loop, NULL));
-    struct sockaddr_in addr = {.sin_family = AF_INET,
-                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = listening(&addr);
     struct server s = {
         .l = {.accepted = on_accepted, .starved = on_starved, .closed = on_listener_closed}};

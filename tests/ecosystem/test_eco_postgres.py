@@ -195,7 +195,10 @@ def test_asyncpg_unix_socket(run: Any, postgres: Postgres) -> None:
 
 def test_asyncpg_tls_starts_on_a_plain_connection(run: Any, postgres: Postgres, pki: Pki) -> None:
     async def main() -> None:
-        conn = await connect(postgres, host="localhost", ssl=pki.client)
+        # Its own: HTTP clients name their protocols in those that they are given, and
+        # PostgreSQL from 17 on accepts none but its own.
+        context = ssl.create_default_context(cafile=pki.ca_file)
+        conn = await connect(postgres, host="localhost", ssl=context)
         query = "select ssl from pg_stat_ssl where pid = pg_backend_pid()"
         assert await conn.fetchval(query) is True
         assert await conn.fetchval("select repeat('z', 3000000)") == "z" * 3_000_000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import json
+import shutil
 import signal
 import sys
 import threading
@@ -158,3 +160,15 @@ def test_websockets_are_told() -> None:
                 sock.recv(timeout=30)
             assert caught.value.rcvd.code == 1012
         assert get((host, port)) != old
+
+
+def test_bench_measures_loops_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which("wrk") is None:
+        pytest.skip("wrk is not installed")
+    from plait.cli import main
+
+    arguments = ["--loops", "asyncio,plait-epoll", "--rounds", "1", "--seconds", "0.5", "--json"]
+    assert main(["bench", "http", *arguments]) == 0
+    series = json.loads(capsys.readouterr().out)["series"]
+    assert [s["name"] for s in series] == ["asyncio", "plait-epoll"]
+    assert all(s["rates"][0] > 0 for s in series)

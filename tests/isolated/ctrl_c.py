@@ -2,9 +2,10 @@
 
     python tests/isolated/ctrl_c.py [--rounds N] [CASE ...]
 
-prints, for each case, the median and the worst of the milliseconds from the key to the end of
-the last process of the pool (the program's own end included). A round is a program of its own,
-the foreground job of an interactive shell on a terminal of its own.
+prints, for each case, the median of the milliseconds from the key to the end of the last process
+of the pool, the same with the program itself, and the worst of these. A round is a program of its
+own, the foreground job of an interactive shell on a terminal of its own. pytest reports where it
+was before it ends its fixtures; what that takes shows "pytest without a pool".
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TIMEOUT = 60.0
 
 # What the program does once its tasks run. `begin(fn)` returns futures of two tasks that run.
 CASES = {
-    "idle": "begin(None); time.sleep(1000)",
+    "idle": "begin(None); threading.Event().wait()",
     "idle, reading": "begin(None); input()",
     "busy in Python": "begin(tasks.spin_long)[0].result()",
     "sleeping in C": "begin(tasks.sleep_long)[0].result()",
@@ -85,8 +86,21 @@ def test_long(the_pool):
 """
 
 
-def press(words: list[str], folder: pathlib.Path) -> float:
-    """Run a program in a shell, interrupt it: seconds until all its processes have ended.
+PLAIN = """
+import os, time
+def test_long():
+    with open({folder!r} + "/new", "w") as file:
+        print(os.getpid(), file=file)
+    os.rename({folder!r} + "/new", {folder!r} + "/pids")
+    time.sleep(1000)
+"""
+
+
+def press(words: list[str], folder: pathlib.Path) -> tuple[float, float]:
+    """Run a program in a shell and interrupt it.
+
+    Returns:
+        tuple: seconds until all other processes of its pool have ended, and all with it.
 
     Raises:
         AssertionError: one of them has not within a minute.
@@ -109,13 +123,16 @@ def press(words: list[str], folder: pathlib.Path) -> float:
         begin = time.monotonic()
         os.write(terminal, b"\x03")
         left = set(fds)
+        others = 0.0
         while left:
             ready = select.select([*left, terminal], [], [], TIMEOUT)[0]
             assert ready, f"{len(left)} processes outlive Ctrl+C: {told.decode(errors='replace')}"
             left -= set(ready)
+            if not others and left <= {fds[0]}:
+                others = time.monotonic() - begin
             if terminal in ready:
                 told += os.read(terminal, 65536)
-        return time.monotonic() - begin
+        return others, time.monotonic() - begin
     finally:
         for fd in fds:
             os.close(fd)
@@ -123,7 +140,7 @@ def press(words: list[str], folder: pathlib.Path) -> float:
         os.waitpid(pid, 0)
 
 
-def measure(case: str, method: str | None = None) -> float:
+def measure(case: str, method: str | None = None) -> tuple[float, float]:
     """One round of a case; "pytest" and the name of a task is a test that is interrupted."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -133,11 +150,16 @@ def measure(case: str, method: str | None = None) -> float:
         if case in CASES:
             return press([sys.executable, str(victim)], folder)
         test = folder / "test_long.py"
-        test.write_text(TESTED.format(victim=str(victim), task=case.split()[1]))
-        return press([sys.executable, "-m", "pytest", "-q", "-c", os.devnull, str(test)], folder)
+        if case == "pytest without a pool":
+            test.write_text(PLAIN.format(folder=name))
+        else:
+            test.write_text(TESTED.format(victim=str(victim), task=case.split()[1]))
+        options = ["-q", "--noconftest", "-c", os.devnull, "--rootdir", name]
+        return press([sys.executable, "-m", "pytest", *options, str(test)], folder)
 
 
 ALL = [*CASES, "pytest sleep_long", "pytest hang_in_c", "pytest ignore_stop"]
+ALL.append("pytest without a pool")
 
 
 def main() -> None:
@@ -147,8 +169,12 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=ALL, metavar="CASE")
     options = parser.parse_args()
     for case in options.cases:
-        times = [measure(case, options.method) * 1e3 for _ in range(options.rounds)]
-        print(f"{case:28} {statistics.median(times):8.0f} ms, at most {max(times):.0f}", flush=True)
+        times = [measure(case, options.method) for _ in range(options.rounds)]
+        pool, program = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
+        worst = max(max(pair) for pair in times) * 1e3
+        print(
+            f"{case:26} pool {pool:6.0f} ms, all {program:6.0f} ms, worst {worst:.0f}", flush=True
+        )
 
 
 if __name__ == "__main__":

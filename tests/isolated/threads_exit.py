@@ -2,17 +2,16 @@
 
 import sys
 import threading
-import time
 
 import plait
 
-begun = threading.Event()
+begun, go = threading.Event(), threading.Event()
 
 
 def work():
     print("begun", flush=True)
     begun.set()
-    time.sleep(0.3 if sys.argv[1] == "wait" else 600)
+    go.wait()
     print("ended", flush=True)
 
 
@@ -21,3 +20,5 @@ pool.submit(work)
 if sys.argv[1] == "daemon":
     pool.submit(print, "never")
 begun.wait()
+if sys.argv[1] == "wait":
+    threading._register_atexit(go.set)  # before the pool waits for its threads

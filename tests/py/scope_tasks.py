@@ -68,8 +68,15 @@ def count_down(n: int) -> int:
 @plait.task(pure=True, budget=0.005)
 def unsendable(seconds: float) -> Any:
     """Compute for so long and return what cannot be pickled."""
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
         pass
     lock = threading.Lock()
     return lambda: (lock, seconds)[1]
+
+
+@plait.task(pure=True, budget=0.005)
+def endless() -> None:
+    """Compute for ever."""
+    while True:
+        pass

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plait
@@ -294,7 +294,7 @@ def test_a_thread_that_waits_in_a_channel_can_be_stopped(sends: bool) -> None:
         async with plait.scope(grace=TIMEOUT) as s:
             handle = s.start(wait, where="thread")
             while not (channel._waiting_senders if sends else channel._waiting_receivers):
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
             s.cancel()
         assert handle.cancelled()
 
@@ -370,6 +370,7 @@ steps = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(capacity=st.integers(1, 3), steps=steps, close=st.booleans())
 def test_any_order_of_calls_turns_and_cancels(
     capacity: int, steps: list[tuple[Any, ...]], close: bool

@@ -16,6 +16,7 @@ import threading
 from typing import Any
 
 import pytest
+from loop_support import polled
 
 import plait
 
@@ -209,7 +210,7 @@ def test_a_socket_that_calls_used_is_closed_at_once(uring: plait.Loop) -> None:
         theirs.send(b"second")
         assert await waiting == b"second"
         waiting = uring.create_task(uring.sock_recv(ours, 100))
-        await asyncio.sleep(0.001)
+        await polled()
         ours.close()
         assert peer_sees_end(theirs)
         waiting.cancel()
@@ -238,7 +239,7 @@ def test_a_transport_is_closed_when_it_says_so(uring: plait.Loop) -> None:
 
     async def main() -> None:
         transport, _ = await uring.create_connection(Protocol, sock=ours)
-        await asyncio.sleep(0.001)
+        await polled()
         transport.close()
         while not seen:
             await asyncio.sleep(0)

@@ -157,18 +157,31 @@ def test_a_program_dies_of_the_signal_as_others_do() -> None:
     assert "KeyboardInterrupt" in err
 
 
+def kill_from_a_thread(number: int) -> threading.Event:
+    """Let another thread send this process a signal, once the event is set."""
+    go = threading.Event()
+
+    def send() -> None:
+        if go.wait(30):
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+    return go
+
+
 def test_handlers_run_in_the_loop(loop: plait.Loop) -> None:
     got: list[tuple[object, ...]] = []
 
     def note(*args: object) -> None:
         got.append((*args, threading.current_thread() is threading.main_thread()))
+        go.set()
         if len(got) == 2:
             loop.stop()
 
     loop.add_signal_handler(signal.SIGUSR1, note, "one")
     loop.add_signal_handler(signal.SIGUSR2, note, "two", 2)
     loop.call_soon(os.kill, os.getpid(), signal.SIGUSR1)
-    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+    go = kill_from_a_thread(signal.SIGUSR2)
     loop.run_forever()
     assert got == [("one", True), ("two", 2, True)]
     assert loop.remove_signal_handler(signal.SIGUSR1)
@@ -198,7 +211,8 @@ def test_what_a_python_signal_handler_raises_leaves_the_loop(loop: plait.Loop) -
 
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        go = kill_from_a_thread(signal.SIGUSR1)
+        loop.call_soon(go.set)
         with pytest.raises(LookupError, match="from the handler"):
             loop.run_forever()
     finally:

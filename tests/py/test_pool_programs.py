@@ -141,3 +141,40 @@ def test_scripts_that_are_no_file(how: str) -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("[0, 1, 2]\n", "")
+
+
+sys.path.insert(0, str(TASKS.parent / "isolated"))
+import ctrl_c  # noqa: E402
+
+BOUND = 10.0  # seconds; on an idle machine all is over in a third of one
+
+
+@pytest.mark.slow
+@pytest.mark.isolated
+@pytest.mark.parametrize(
+    "case", ["idle, reading", "ignoring every exception", "5000 tasks behind", "pytest hang_in_c"]
+)
+def test_ctrl_c_in_a_shell(case: str) -> None:
+    """The key itself, at a terminal, with a shell's job control; the time is printed."""
+    pool, program = ctrl_c.measure(case)
+    print(f"{case}: the pool had ended after {pool:.3f} s, the program after {program:.3f} s")
+    if not case.startswith("pytest"):  # which has its own to do before and after
+        assert program < BOUND
+
+
+def test_no_interrupt_is_lost() -> None:
+    """One that arrives in the pool's own code, where it cannot be raised, comes once more."""
+    script = (
+        "import plait, signal\n"
+        "with plait.ProcessPool(1) as pool:\n"
+        "    pool._start_helper = lambda: signal.raise_signal(signal.SIGINT)\n"
+        "    try:\n"
+        "        pool.submit(abs, -1)\n"
+        "        for _ in range(1000): pass\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('raised')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert (done.stdout, done.stderr) == ("raised\n", "")

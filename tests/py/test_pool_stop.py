@@ -10,7 +10,6 @@ import pickle
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -211,11 +210,15 @@ def test_timeout(
     assert str(copy) == str(error)
 
 
-def test_time_in_the_queue_does_not_count(pool: plait.ProcessPool, gate: Gate) -> None:
+def test_time_in_the_queue_does_not_count(
+    pool: plait.ProcessPool, gate: Gate, tmp_path: pathlib.Path
+) -> None:
     held = gate.hold(pool, 2)
     futures = [pool.options(timeout=TIMEOUT).submit(tasks.plus_one, i) for i in range(20)]
     short = pool.options(timeout=0.5).submit(tasks.noop)
-    time.sleep(0.7)  # its time passes while nobody runs it
+    with plait.ProcessPool(1) as other:  # meanwhile its time passes, and more
+        late = other.options(timeout=0.7).submit(tasks.spin_long, str(tmp_path / "late"))
+        assert isinstance(late.exception(TIMEOUT), plait.TaskTimeout)
     gate.open()
     assert short.result(TIMEOUT) is None
     assert [f.result(TIMEOUT) for f in futures] == list(range(1, 21))
@@ -425,3 +428,40 @@ def test_an_interrupted_shutdown_ends_everything(tmp_path: pathlib.Path) -> None
         pool.shutdown()
     assert future.cancelled()
     wait_for_end(child)
+
+
+# ---- the end by force ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "number"),
+    [
+        (plait.ProcessPool.terminate_workers, signal.SIGTERM),
+        (plait.ProcessPool.kill_workers, signal.SIGKILL),
+    ],
+)
+def test_workers_are_ended_by_force(
+    end: Callable[[plait.ProcessPool], None], number: int, tmp_path: pathlib.Path
+) -> None:
+    with plait.ProcessPool(1) as pool:
+        running = pool.options(retries=3).submit(tasks.sleep_long, str(tmp_path / "here"))
+        waiting = [pool.submit(tasks.plus_one, i) for i in range(10)]
+        fd = os.pidfd_open(int(wait_for_file(tmp_path / "here")))
+        end(pool)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            pool.submit(tasks.plus_one, 1)
+        error = running.exception(TIMEOUT)
+        assert isinstance(error, plait.WorkerDied)
+        assert error.signal == number
+        assert all(future.cancelled() for future in waiting)
+        wait_for_end(fd)
+        end(pool)  # once more, while it ends
+    end(pool)  # and afterwards
+
+
+@pytest.mark.parametrize("end", ["terminate_workers", "kill_workers"])
+def test_ending_by_force_what_has_not_begun(end: str) -> None:
+    pool = plait.ProcessPool(2)
+    getattr(pool, end)()
+    pool.shutdown()
+    assert pool.statistics().workers == ()

@@ -6,12 +6,12 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pool_tasks as tasks
 import pytest
 from pool_gate import Gate
+from until import until
 
 import plait
 
@@ -19,14 +19,6 @@ TIMEOUT = 30.0
 
 # Offsets in struct pl_share.
 PARKED, SPINNING = 320, 384
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Look until it holds; only for what no event tells."""
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < end, "it did not come to be"
-        time.sleep(0.001)
 
 
 def workers_of(pool: plait.ProcessPool) -> set[int]:
@@ -45,13 +37,13 @@ def parked(pool: plait.ProcessPool) -> bool:
 def test_a_death_while_nobody_waits_has_a_successor() -> None:
     with plait.ProcessPool(2) as pool:
         assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
-        wait_until(lambda: parked(pool))
+        until(lambda: parked(pool))
         for _ in range(3):
             old = workers_of(pool)
             for pid in old:
                 os.kill(pid, signal.SIGKILL)
             # Nothing here touches the pool.
-            wait_until(lambda old=old: len(workers_of(pool) - old) == 2)  # type: ignore[misc]
+            until(lambda old=old: len(workers_of(pool) - old) == 2)  # type: ignore[misc]
         assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
 
 
@@ -60,13 +52,13 @@ def test_work_that_nobody_waits_for_goes_on_after_deaths(tmp_path: pathlib.Path)
         for _ in range(5):
             pool.submit(tasks.exit_with, 3)
         pool.submit(tasks.announce, str(tmp_path / "here"))
-        wait_until((tmp_path / "here").exists)
+        until((tmp_path / "here").exists)
 
 
 def test_a_retry_that_nobody_waits_for_is_made(tmp_path: pathlib.Path) -> None:
     with plait.ProcessPool(1) as pool:
         pool.options(retries=3).submit(tasks.raise_then, str(tmp_path / "tries"), 1)
-        wait_until(lambda: pool.statistics().done == 1)
+        until(lambda: pool.statistics().done == 1)
         assert pool.statistics().retried == 1
 
 
@@ -117,7 +109,7 @@ def test_a_worker_is_found_whatever_the_board_says(
     gate = Gate(tmp_path)
     with plait.ProcessPool(2) as pool:
         assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
-        wait_until(lambda: parked(pool))
+        until(lambda: parked(pool))
         assert pool.submit(tasks.spoil_board, offset, data).result(TIMEOUT) == "spoilt"
         try:
             futures = gate.hold(pool, 2)
@@ -167,7 +159,7 @@ def test_a_finalizer_may_wait_for_the_pool(tmp_path: pathlib.Path, stage: str) -
             held[0].exception(TIMEOUT)
             (tmp_path / "open").unlink()
         del held
-        wait_until(lambda: len(seen) == 3)
+        until(lambda: len(seen) == 3)
     assert seen == [2, 2, 2]
 
 
@@ -179,7 +171,7 @@ def test_results_that_nobody_reads_are_freed() -> None:
     with plait.ProcessPool(1, shared_memory=16 << 20) as pool:
         for _ in range(40):
             pool.submit(tasks.zeros, 4 << 20)
-        wait_until(lambda: pool.statistics().done + pool.statistics().failed == 40)
+        until(lambda: pool.statistics().done + pool.statistics().failed == 40)
         assert pool.statistics().failed == 0
         assert len(pool.submit(tasks.zeros, 15 << 20).result(TIMEOUT)) == 15 << 20
 
@@ -204,7 +196,7 @@ def test_an_idle_pool_costs_nothing() -> None:
         ]
         processes = [*workers_of(pool), pool._zygote]
         everyone = own + [pathlib.Path(f"/proc/{pid}/task/{pid}") for pid in processes]
-        wait_until(lambda: parked(pool) and pool._outstanding == 0)
+        until(lambda: parked(pool) and pool._outstanding == 0)
 
         def still() -> bool:
             before = [switches(task) for task in everyone]
@@ -212,7 +204,7 @@ def test_an_idle_pool_costs_nothing() -> None:
             return [switches(task) for task in everyone] == before
 
         # The helper stays up for some milliseconds after the last task.
-        wait_until(still)
+        until(still)
         assert still(), "somebody runs in a pool that has nothing to do"
 
 
@@ -229,7 +221,7 @@ def test_nobody_spins_when_there_are_more_workers_than_processors() -> None:
     with plait.ProcessPool(min(64, 4 * len(os.sched_getaffinity(0)))) as pool:
         for _ in range(200):
             pool.submit(tasks.noop).result(TIMEOUT)
-        wait_until(lambda: parked(pool))
+        until(lambda: parked(pool))
         # A pool that has not all its workers yet may have room to spin.
         before = pool.statistics().spins
         for _ in range(200):

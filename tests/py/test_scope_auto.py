@@ -55,6 +55,9 @@ def test_pure_tasks_go_to_processes_and_come_back(run: Run) -> None:
             small = s.start(scope_tasks.count_down, 3)
         assert [h.result() for h in handles] == [0] * 3
         assert small.result() == 0
+        # Begun inline or not, that is where they ran.
+        assert {h.where for h in handles} == {"process"}
+        assert {t.where for t in s.report().tasks} <= {"process", "inline"}
         async with plait.scope() as s:
             explicit = s.start(scope_tasks.count_down, 3, where="process")
             thread = s.start(scope_tasks.count_down, 3, where="thread")

@@ -164,7 +164,7 @@ class Log:
 
     def running(self, scope: int) -> int:
         """How many bodies that a scope started have begun and not ended."""
-        return self.inside[scope] + sum(of == scope for of, _ in self.threads)
+        return self.inside[scope] + sum(of == scope for of, _ in list(self.threads))
 
     def due(self) -> set[int]:
         """The errors that must be told, by identity."""

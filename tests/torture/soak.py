@@ -1,6 +1,6 @@
 """Two million tasks while a worker is killed at random every 50 ms.
 
-    make soak                       # SOAK_ARGS="--tasks 100000 --seed 7"
+    make soak                       # SOAK_ARGS="--seconds 30 --seed 7"
 
 Every future ends exactly once, with the right result or with WorkerDied; memory stays flat; no
 descriptor, process or name in /dev/shm is left.
@@ -33,6 +33,7 @@ BLOB = 30_000
 class Report:
     """What a soak counted."""
 
+    submitted: int = 0
     ended: int = 0
     died: int = 0
     wrong: int = 0
@@ -70,10 +71,17 @@ def children() -> set[int]:
     return found
 
 
-def run(pool: plait.ProcessPool, first: int, n: int, report: Report, lock: threading.Lock) -> None:
+def run(
+    pool: plait.ProcessPool,
+    first: int,
+    n: int,
+    until: float,
+    report: Report,
+    lock: threading.Lock,
+) -> None:
     """Keep a window of tasks under way; check each."""
-    ended = died = wrong = twice = 0
-    calls: list[int] = []
+    submitted = ended = died = wrong = twice = 0
+    called = threading.Semaphore(0)
 
     def check(i: int, future: Any) -> None:
         nonlocal ended, died, wrong, twice
@@ -86,22 +94,21 @@ def run(pool: plait.ProcessPool, first: int, n: int, report: Report, lock: threa
             wrong += value != right
         ended += 1
         if i % 97 == 0:
-            twice += len(calls) != 1  # the callback ran, and ran once
-            calls.clear()
+            # The callback runs, and runs once; it may be about to, elsewhere.
+            twice += not called.acquire(timeout=120) or called.acquire(blocking=False)
 
     window: list[tuple[int, Any]] = []
     for i in range(first, first + n):
+        if time.monotonic() > until:
+            break
+        submitted += 1
         future = pool.submit(tasks.blob, i, BLOB) if i % 64 == 0 else pool.submit(tasks.square, i)
         if i % 97 == 0:
             # Alone in flight, so that the count is its own.
             for item in window:
                 check(*item)
             window.clear()
-            future.add_done_callback(lambda _: calls.append(1))
-            future.exception(120)
-            end = time.monotonic() + 120
-            while not calls and time.monotonic() < end:  # it may be about to run, elsewhere
-                os.sched_yield()
+            future.add_done_callback(lambda _: called.release())
             check(i, future)
             continue
         window.append((i, future))
@@ -112,19 +119,23 @@ def run(pool: plait.ProcessPool, first: int, n: int, report: Report, lock: threa
     for item in window:
         check(*item)
     with lock:
+        report.submitted += submitted
         report.ended += ended
         report.died += died
         report.wrong += wrong
         report.twice += twice
 
 
-def soak(tasks: int, seconds_between_kills: float, seed: int) -> Report:
+def soak(
+    tasks: int, seconds_between_kills: float, seed: int, seconds: float = float("inf")
+) -> Report:
     """Run it.
 
     Args:
-        tasks: how many, over all threads.
+        tasks: how many, over all threads, at most.
         seconds_between_kills: a random worker dies each time this is over.
         seed: of the choice of victims.
+        seconds: nothing is submitted after so many.
 
     Returns:
         Report: what was counted.
@@ -141,17 +152,23 @@ def soak(tasks: int, seconds_between_kills: float, seed: int) -> Report:
         lock = threading.Lock()
         share = tasks // THREADS
         threads = [
-            threading.Thread(target=run, args=(pool, k * share, share, report, lock))
+            threading.Thread(
+                target=run, args=(pool, k * share, share, start + seconds, report, lock)
+            )
             for k in range(THREADS)
         ]
         for thread in threads:
             thread.start()
         marks: list[int] = []
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(seconds_between_kills)
-            if not threads[0].is_alive():
-                time.sleep(seconds_between_kills)
+        seen = -1
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            alive[0].join(seconds_between_kills)
             marks.append(resident())
+            # On a machine so busy that nothing is done between two kills, nothing ever would be.
+            finished = pool._figures()["finished"]
+            if finished == seen:
+                continue
+            seen = finished
             victims = [worker.pid for worker in list(pool._seats.values()) if worker.pid]
             if victims:
                 try:
@@ -177,15 +194,17 @@ def main() -> int:
     """Run the soak as the command line asks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=2_000_000, metavar="N")
+    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S")
     parser.add_argument("--kill-every", type=float, default=0.05, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     options = parser.parse_args()
     print(f"soak: {options.tasks} tasks, seed {options.seed}", flush=True)
-    report = soak(options.tasks // THREADS * THREADS, options.kill_every, options.seed)
+    report = soak(options.tasks, options.kill_every, options.seed, options.seconds)
     print(report)
     grown = report.rss_late - report.rss_early
     bad = (
-        report.ended != options.tasks // THREADS * THREADS
+        report.ended != report.submitted
+        or report.ended == 0
         or report.wrong != 0
         or report.twice != 0
         or grown > 32 << 20

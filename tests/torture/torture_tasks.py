@@ -133,11 +133,16 @@ FATAL = {"segfault", "leave", "killed", "abort", "garbage"}
 """Those that cost the worker its life at any stage of a task."""
 
 
+def block() -> None:
+    """Wait in C for very long."""
+    time.sleep(1000)
+
+
 def crash(name: str) -> Any:
     """Crash now; what survives that goes on."""
     result = CRASHES[name]()
     if name == "garbage":
-        time.sleep(1000)  # the pool kills who does this
+        block()  # the pool kills who does this
     return "survived" if result is None else result
 
 
@@ -226,7 +231,7 @@ class Announces:
 def announce_and_sleep(path: str) -> None:
     """Say in a file that this is reached, and go no further."""
     pathlib.Path(path, str(os.getpid())).touch()
-    time.sleep(1000)
+    block()
 
 
 def give_slowly(path: str) -> Announces:

@@ -1,0 +1,116 @@
+/* pl_uring_poller.h - what the files of the io_uring backend share: backend_uring.c has the
+ * idea, pl_uring_input.c what has been received, pl_uring_files.c the file operations.
+ */
+#ifndef PL_URING_POLLER_H
+#define PL_URING_POLLER_H
+
+#include "pl_internal.h"
+#include "pl_uring.h"
+#include "pl_uring_bufs.h"
+
+#include <pthread.h>
+
+/* What a completion is of; in user_data together with the descriptor and its generation. */
+enum request {
+    REQUEST_NONE, /* what nobody waits for: the answer to a cancel */
+    REQUEST_SET,  /* the epoll set has events */
+    REQUEST_READABLE,
+    REQUEST_WRITABLE,
+    REQUEST_RECEIVE,
+    REQUEST_ACCEPT,
+    REQUEST_FILE, /* with the address of its struct pl_file_req in the place of a descriptor */
+};
+
+#define KIND_BITS 4
+#define FD_BITS 30 /* the kernel has no larger ones */
+#define GENERATION_MASK ((UINT64_C(1) << (64 - KIND_BITS - FD_BITS)) - 1)
+
+/* Received bytes in memory of their own: a stream that does not read keeps no buffer. */
+struct spilled {
+    size_t at;
+    size_t len;
+    char data[];
+};
+
+/* A stream or listener, by its descriptor. */
+struct ring_fd {
+    uint32_t generation;
+    uint8_t mode;
+    uint8_t want;       /* of enum pl_io_events */
+    uint8_t in;         /* enum request that is in the ring: for reading, or NONE */
+    bool in_cancelled;  /* and its end was asked for */
+    bool out;           /* REQUEST_WRITABLE is in the ring */
+    bool open;          /* has a place in the loop's table */
+    bool large;         /* what comes is too large for the kernel's buffers */
+    bool ended;         /* `error` says how */
+    bool dirty;         /* in the list of those to tell the ring of */
+    int32_t next_dirty; /* descriptor + 1 */
+    int32_t error;
+    uint16_t at; /* how much of the first buffer has been taken */
+    struct pl_buf_list received;
+    struct spilled *spilled; /* owns; before what is in `received` */
+    /* Accepted and not taken: descriptors + 1, linked through the entries of their own. */
+    int32_t first_accepted;
+    int32_t last_accepted;
+    int32_t next_accepted;
+};
+
+struct pl_poller {
+    const struct pl_sys *sys; /* borrows */
+    struct pl_uring ring;
+    struct pl_epoll_set set;
+    struct pl_uring_bufs bufs;
+    struct ring_fd *fds; /* owns */
+    uint32_t nfds;
+    int32_t dirty;   /* descriptor + 1 */
+    uint32_t files;  /* file operations that have not been told of */
+    bool receives;   /* the ring has the buffers */
+    bool set_asked;  /* a request for the set is in the ring */
+    bool enabled;    /* the ring has a thread */
+    pthread_t owner; /* that thread, when enabled */
+};
+
+static inline uint64_t pl__name_request(enum request kind, int fd, uint32_t generation)
+{
+    return (generation & GENERATION_MASK) << (KIND_BITS + FD_BITS) |
+           (uint64_t)(uint32_t)fd << KIND_BITS | kind;
+}
+
+/* A descriptor's requests are no longer what they should be: the next wait tells the ring. */
+static inline void pl__mark_dirty(struct pl_poller *p, int fd)
+{
+    struct ring_fd *f = &p->fds[fd];
+    if (f->dirty)
+        return;
+    f->dirty = true;
+    f->next_dirty = p->dirty;
+    p->dirty = fd + 1;
+}
+
+/* Whether this thread may use the ring. */
+static inline bool pl__ring_is_ours(const struct pl_poller *p)
+{
+    return p->enabled && pthread_equal(p->owner, pthread_self());
+}
+
+/* backend_uring.c: an entry to fill in, or NULL when the kernel takes none now. */
+struct io_uring_sqe *pl__ring_entry(struct pl_poller *p, uint64_t user_data);
+
+/* pl_uring_input.c: of pl_backend_ops. */
+enum pl_input_kind pl__ring_input(struct pl_loop *loop, int fd, uint32_t hint, struct pl_input *in);
+void pl__ring_take(struct pl_loop *loop, int fd, size_t n, struct pl_lent *lent);
+void pl__ring_give_back(struct pl_loop *loop, struct pl_lent *lent);
+int pl__ring_accept(struct pl_loop *loop, int fd) PL_MUST_CHECK;
+bool pl__ring_has_more(struct pl_loop *loop, int fd);
+/* Moves what a stream has received out of the kernel's buffers. Without memory it stays. */
+void pl__ring_spill(struct pl_poller *p, struct ring_fd *f);
+/* Gives up what was received or accepted. */
+void pl__ring_drop_input(struct pl_poller *p, struct ring_fd *f);
+
+/* pl_uring_files.c: of pl_backend_ops, and the completion of one. */
+int pl__ring_file(struct pl_loop *loop, struct pl_file_req *req) PL_MUST_CHECK;
+void pl__ring_park(struct pl_loop *loop, int64_t timeout_ns);
+void pl__ring_reap(struct pl_loop *loop);
+int pl__ring_file_done(struct pl_loop *loop, const struct io_uring_cqe *cqe) PL_MUST_CHECK;
+
+#endif /* PL_URING_POLLER_H */
