@@ -501,11 +501,8 @@ static void tls_dealloc(PyObject *self)
 {
     TLSObject *t = (TLSObject *)self;
     PyTypeObject *type = Py_TYPE(self);
-    if (PyObject_CallFinalizerFromDealloc(self) < 0)
+    if (!plait_transport_dies(self, t->weaklist))
         return;
-    PyObject_GC_UnTrack(self);
-    if (t->weaklist != NULL)
-        PyObject_ClearWeakRefs(self);
     (void)tls_clear(self);
     Py_CLEAR(t->extra);
 #define X(name) Py_CLEAR(t->name);

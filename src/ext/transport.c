@@ -318,11 +318,8 @@ static void transport_dealloc(PyObject *self)
 {
     TransportObject *t = (TransportObject *)self;
     PyTypeObject *type = Py_TYPE(self);
-    if (PyObject_CallFinalizerFromDealloc(self) < 0)
+    if (!plait_transport_dies(self, t->weaklist))
         return;
-    PyObject_GC_UnTrack(self);
-    if (t->weaklist != NULL)
-        PyObject_ClearWeakRefs(self);
     (void)transport_clear(self);
     Py_CLEAR(t->incoming);
     plait_transport_drop_view(t);

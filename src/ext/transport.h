@@ -61,6 +61,18 @@ static inline bool plait_transport_is_plain(struct plait_state *state, PyObject 
     return Py_IS_TYPE(object, state->transport_type) && ((TransportObject *)object)->dict == NULL;
 }
 
+/* The first half of a dealloc, for a transport with weak references. False when the finalizer has
+ * given it another life. */
+static inline bool plait_transport_dies(PyObject *self, PyObject *weaklist)
+{
+    if (PyObject_CallFinalizerFromDealloc(self) < 0)
+        return false;
+    PyObject_GC_UnTrack(self);
+    if (weaklist != NULL)
+        PyObject_ClearWeakRefs(self);
+    return true;
+}
+
 static inline TransportObject *plait_transport_of(struct pl_stream *stream)
 {
     return PL_CONTAINER_OF(stream, TransportObject, stream);
