@@ -756,6 +756,7 @@ static struct pl_loop *forked_loop;
 static void fork_in_read(struct pl_stream *s, void *buf, ssize_t n)
 {
     on_read(s, buf, n);
+    CHECK_OK(pl_stream_write(s, &(struct pl_chunk){.data = "once", .len = 4}, 1));
     forked_in_read = fork();
     CHECK_SYS(forked_in_read);
     if (forked_in_read == 0)
@@ -794,6 +795,8 @@ static void a_fork_in_a_callback(void)
         int status;
         CHECK_SYS(waitpid(forked_in_read, &status, 0));
         CHECK_EQ(status, 0);
+        char answer[16];
+        CHECK_EQ(recv(peer, answer, sizeof(answer), MSG_DONTWAIT), 4);
         close_reader(&loop, &r, peer);
         close_reader(&loop, &later, other);
         pl_loop_fini(&loop);
