@@ -434,10 +434,9 @@ struct pl_listener {
     struct pl_rota *rota; /* borrows; NULL unless other processes accept as well */
     int64_t stepped_back; /* when it last came back from stepping aside; 0: never */
     bool accepting;
+    bool backing_off; /* out of descriptors, or stepped aside: waiting for `retry` */
     /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. addr is the peer's
      * address, or NULL where the backend did not ask for it. */
-    bool backing_off; /* out of descriptors, or stepped aside: waiting for `retry` */
-    /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. */
     void (*accepted)(struct pl_listener *l, int fd, const struct sockaddr *addr, socklen_t len);
     /* accept failed for want of resources (-EMFILE, -ENFILE, -ENOBUFS, -ENOMEM): it is tried
      * again after PL_LISTENER_RETRY. May be NULL. */

@@ -78,14 +78,13 @@ static int open_ring(struct pl_poller *p)
 /* Makes the ring this thread's. 0, or -errno. */
 static int own_ring(struct pl_poller *p)
 {
-    if (p->enabled) {
+    if (p->enabled || !pl__ring_exists(p)) {
         if (p->files > 0)
             return -EBUSY; /* pl_loop_park was not called: their memory is the kernel's */
-        /* Closing the old one ends its requests; what had completed has been reported. */
+        /* Closing the old one ends its requests; what had completed has been reported. Where no
+         * new one is to be had, the next wait asks again. */
+        p->enabled = false;
         pl__uring_fini(&p->ring);
-        int r = open_ring(p);
-        if (r < 0)
-            return r;
         for (uint32_t fd = 0; fd < p->nfds; fd++) {
             struct ring_fd *f = &p->fds[fd];
             f->in = REQUEST_NONE;
@@ -93,6 +92,9 @@ static int own_ring(struct pl_poller *p)
             if (f->open && f->want != 0)
                 pl__mark_dirty(p, (int)fd);
         }
+        int r = open_ring(p);
+        if (r < 0)
+            return r;
     }
     int r = pl__uring_enable(&p->ring);
     if (r < 0)
@@ -204,10 +206,24 @@ static enum request wanted(const struct pl_poller *p, const struct ring_fd *f)
     return p->receives && !f->large ? REQUEST_RECEIVE : REQUEST_READABLE;
 }
 
+/* Asks for the end of all that a descriptor has in the ring. false: it takes no more now. What
+ * has ended already is not found, which does no harm. */
+static bool end_requests(struct pl_poller *p, struct ring_fd *f, int fd)
+{
+    if (f->in != REQUEST_NONE && !f->in_cancelled) {
+        if (!ask_cancel(p, f, fd, f->in))
+            return false;
+        f->in_cancelled = true;
+    }
+    return !f->out || ask_cancel(p, f, fd, REQUEST_WRITABLE);
+}
+
 /* Tells the ring of what has changed for a descriptor. false: it takes no more now. */
 static bool settle(struct pl_poller *p, int fd)
 {
     struct ring_fd *f = &p->fds[fd];
+    if (!f->open)
+        return end_requests(p, f, fd);
     enum request kind = wanted(p, f);
     /* What tells only once may stay: it finds out that nobody wants it. */
     if (f->in > REQUEST_READABLE && f->in != kind && !f->in_cancelled) {
@@ -220,7 +236,7 @@ static bool settle(struct pl_poller *p, int fd)
             return false;
         f->in = (uint8_t)kind;
     }
-    if (f->open && (f->want & PL_WRITABLE) && !f->out) {
+    if ((f->want & PL_WRITABLE) && !f->out) {
         if (!ask(p, f, fd, REQUEST_WRITABLE))
             return false;
         f->out = true;
@@ -239,18 +255,17 @@ static void settle_all(struct pl_poller *p)
     }
 }
 
-/* Ends a descriptor's requests before its owner closes it. From another thread than the ring's
- * nothing can be done; the end of the ring does it. */
+/* Ends a descriptor's requests before its owner closes it. From another thread than the ring's,
+ * and when the ring takes no more, that is left to the next wait, or to the end of the ring. */
 static void cancel_now(struct pl_poller *p, int fd)
 {
     struct ring_fd *f = &p->fds[fd];
-    if ((f->in == REQUEST_NONE && !f->out) || !p->enabled ||
-        !pthread_equal(p->owner, pthread_self()))
+    if ((f->in == REQUEST_NONE && !f->out) || !p->enabled)
         return;
-    if (f->in != REQUEST_NONE && !f->in_cancelled)
-        f->in_cancelled = ask_cancel(p, f, fd, f->in);
-    if (f->out)
-        (void)ask_cancel(p, f, fd, REQUEST_WRITABLE);
+    if (!pl__ring_is_ours(p) || !end_requests(p, f, fd)) {
+        pl__mark_dirty(p, fd);
+        return;
+    }
     (void)!pl__uring_enter(&p->ring, 0, 0); /* what fails is submitted by the next wait */
 }
 
@@ -266,6 +281,7 @@ static int uring_create(struct pl_loop *loop)
     p->nfds = 0;
     p->dirty = 0;
     p->files = 0;
+    p->parked = false;
     int r = pl__epoll_open(&p->set, loop->sys);
     if (r < 0)
         goto fail_set;
@@ -304,6 +320,11 @@ static void uring_destroy(struct pl_loop *loop)
     if (pl_loop_is_ours(loop)) {
         pl__ring_park(loop, -1);
         pl__ring_reap(loop);
+    } else {
+        /* A fork leaves these mappings out, so something else may lie there by now. */
+        p->ring.rings = NULL;
+        p->ring.sqes = NULL;
+        p->bufs.base = NULL;
     }
     /* In a child after a fork what was accepted is open here too; all else is its own copy. */
     for (uint32_t fd = 0; fd < p->nfds; fd++) {
@@ -352,6 +373,9 @@ static int uring_watch(struct pl_loop *loop, int fd, uint64_t key, unsigned want
         return r;
     struct ring_fd *f = &p->fds[fd];
     if (!f->open) {
+        /* Its requests are found by the old generation, and not afterwards. */
+        if (f->dirty && pl__ring_is_ours(p) && !end_requests(p, f, fd))
+            return -ENOMEM;
         *f = (struct ring_fd){
             .generation = (uint32_t)(key >> 32),
             .mode = (uint8_t)mode,
@@ -414,8 +438,12 @@ static int enter(struct pl_poller *p, int64_t timeout_ns)
         ask_set(p);
     if (pl__uring_ready(&p->ring) > 0)
         timeout_ns = 0;
-    if (timeout_ns == 0 && !pl__uring_unsubmitted(&p->ring) && !pl__uring_has_work(&p->ring))
+    /* After a pause the kernel is asked in any case: a thread that has the number of the ring's
+     * may be another one, and is told so here, before it uses the ring for anything else. */
+    if (timeout_ns == 0 && !p->parked && !pl__uring_unsubmitted(&p->ring) &&
+        !pl__uring_has_work(&p->ring))
         return 0;
+    p->parked = false;
     int r = pl__uring_enter(&p->ring, timeout_ns != 0, timeout_ns);
     switch (r) {
     case -ETIME:
@@ -594,7 +622,7 @@ static int uring_report(struct pl_loop *loop)
         int r = pl__epoll_report(&p->set, loop);
         if (r < 0)
             return r;
-        struct io_uring_cqe *cqe = pl__uring_peek(&p->ring);
+        struct io_uring_cqe *cqe = pl__ring_exists(p) ? pl__uring_peek(&p->ring) : NULL;
         if (cqe == NULL)
             return 0;
         r = completed(loop, cqe);

@@ -39,6 +39,8 @@ int pl__file_done(struct pl_loop *loop, struct pl_file_req *req, int64_t result)
 
 /* pl_stream.c: writes what the last callback corked. */
 void pl__stream_flush_corked(struct pl_loop *loop);
+/* In a child after a fork: the parent writes it. */
+void pl__stream_hold_corked(struct pl_loop *loop);
 
 enum pl_input_kind {
     PL_INPUT_YOURS, /* the stream is to receive by itself */

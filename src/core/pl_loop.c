@@ -132,12 +132,59 @@ static int none_report(struct pl_loop *loop)
     return 0;
 }
 
+/* The fork may have come from a callback, in the midst of a batch: what that batch still has for
+ * streams and listeners is the parent's. */
+
+static enum pl_input_kind none_input(struct pl_loop *loop, int fd, uint32_t hint,
+                                     struct pl_input *in)
+{
+    (void)loop;
+    (void)fd;
+    (void)hint;
+    (void)in;
+    return PL_INPUT_NONE;
+}
+
+static void none_take(struct pl_loop *loop, int fd, size_t n, struct pl_lent *lent)
+{
+    (void)loop;
+    (void)fd;
+    (void)n;
+    if (lent != NULL)
+        *lent = (struct pl_lent){.buffer = -1};
+}
+
+static void none_give_back(struct pl_loop *loop, struct pl_lent *lent)
+{
+    loop->sys->free(lent->heap);
+}
+
+static int none_accept(struct pl_loop *loop, int fd)
+{
+    (void)loop;
+    (void)fd;
+    return -EAGAIN;
+}
+
+static bool none_has_more(struct pl_loop *loop, int fd)
+{
+    (void)loop;
+    (void)fd;
+    return false;
+}
+
 static const struct pl_backend_ops backend_none = {
     .name = "none (after fork)",
     .watch = none_watch,
     .forget = none_forget,
     .wait = none_wait,
     .report = none_report,
+    .input = none_input,
+    .take = none_take,
+    .give_back = none_give_back,
+    .accept = none_accept,
+    .has_more = none_has_more,
+    .drop = none_forget,
 };
 
 bool pl_loop_is_ours(const struct pl_loop *loop)
@@ -153,6 +200,7 @@ void pl_loop_after_fork(struct pl_loop *loop)
      * descriptors out of the set would not. */
     loop->backend->destroy(loop);
     loop->backend = &backend_none;
+    pl__stream_hold_corked(loop);
     (void)loop->sys->close(loop->wake_fd);
     loop->wake_fd = -1; /* pl_loop_wake then writes to nowhere */
 }

@@ -285,6 +285,17 @@ void pl__stream_flush_corked(struct pl_loop *loop)
     }
 }
 
+void pl__stream_hold_corked(struct pl_loop *loop)
+{
+    while (loop->corked != NULL) {
+        struct pl_stream *s = loop->corked;
+        loop->corked = s->cork_next;
+        s->cork_next = NULL;
+        s->corked = false;
+        s->blocked = true; /* for ever: nothing tells that there is room */
+    }
+}
+
 static void uncork(struct pl_stream *s)
 {
     if (!s->corked)

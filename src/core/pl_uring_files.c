@@ -60,6 +60,7 @@ int pl__ring_file(struct pl_loop *loop, struct pl_file_req *req)
 void pl__ring_park(struct pl_loop *loop, int64_t timeout_ns)
 {
     struct pl_poller *p = loop->poller;
+    p->parked = true;
     if (p->files == 0 || !pl__ring_is_ours(p))
         return;
     int64_t until = timeout_ns < 0 ? -1 : p->sys->now() + timeout_ns;
@@ -83,7 +84,7 @@ void pl__ring_park(struct pl_loop *loop, int64_t timeout_ns)
 void pl__ring_reap(struct pl_loop *loop)
 {
     struct pl_poller *p = loop->poller;
-    uint32_t ready = pl__uring_ready(&p->ring);
+    uint32_t ready = p->files > 0 ? pl__uring_ready(&p->ring) : 0;
     for (uint32_t i = 0; i < ready; i++) {
         struct io_uring_cqe *cqe = completion(p, i);
         if (!is_file(cqe))

@@ -67,6 +67,7 @@ struct pl_poller {
     bool receives;   /* the ring has the buffers */
     bool set_asked;  /* a request for the set is in the ring */
     bool enabled;    /* the ring has a thread */
+    bool parked;     /* the loop has stopped to run since the last call to the kernel */
     pthread_t owner; /* that thread, when enabled */
 };
 
@@ -85,6 +86,12 @@ static inline void pl__mark_dirty(struct pl_poller *p, int fd)
     f->dirty = true;
     f->next_dirty = p->dirty;
     p->dirty = fd + 1;
+}
+
+/* Whether there is a ring: a thread that takes over may fail to get one of its own. */
+static inline bool pl__ring_exists(const struct pl_poller *p)
+{
+    return p->ring.fd >= 0;
 }
 
 /* Whether this thread may use the ring. */

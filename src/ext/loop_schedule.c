@@ -119,7 +119,7 @@ PyObject *plait_loop_call_soon_threadsafe(PyObject *self, PyObject *const *args,
 static int64_t deadline_of(double when)
 {
     double ns = ceil(when * 1e9);
-    if (ns >= 9.2e18)
+    if (!(ns < 9.2e18)) /* nor is what a clock of the program's own may say */
         return INT64_MAX;
     return ns <= 0 ? 0 : (int64_t)ns;
 }
@@ -183,16 +183,15 @@ static int time_of(LoopObject *loop, double *out)
     return *out == -1.0 && PyErr_Occurred() ? -1 : 0;
 }
 
-/* Starts a timer for `delay` after `now`, in seconds of loop.time(). Where that is a method of
- * the program's own, the delay counts from this moment on the core's clock. */
-static PyObject *schedule_at(LoopObject *loop, double now, double delay, PyObject *callback,
+/* Starts a timer for `when`, in seconds of loop.time(), which says `now`. Where that is a method
+ * of the program's own, the time between them counts from this moment on the core's clock. */
+static PyObject *schedule_at(LoopObject *loop, double when, double now, PyObject *callback,
                              PyObject *const *args, Py_ssize_t nargs, PyObject *context)
 {
-    double when = now + delay;
     TimerHandleObject *t = plait_timer_handle_new(loop, when, callback, args, nargs, context);
     if (t == NULL)
         return NULL;
-    double deadline = PL_LIKELY(!loop->own_time) ? when : time_now(loop) + delay;
+    double deadline = PL_LIKELY(!loop->own_time) ? when : time_now(loop) + (when - now);
     if (pl_timer_start(&loop->core, &t->timer, deadline_of(deadline)) < 0) {
         Py_DECREF(t);
         return PyErr_NoMemory();
@@ -231,7 +230,7 @@ PyObject *plait_loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_
     double now;
     if (time_of(loop, &now) < 0)
         return NULL;
-    return schedule_at(loop, now, delay, args[1], args + 2, nargs - 2, context);
+    return schedule_at(loop, now + delay, now, args[1], args + 2, nargs - 2, context);
 }
 
 const char plait_loop_call_at_doc[] =
@@ -256,7 +255,7 @@ PyObject *plait_loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t n
     double now = 0;
     if (PL_UNLIKELY(loop->own_time) && time_of(loop, &now) < 0)
         return NULL;
-    return schedule_at(loop, now, when - now, args[1], args + 2, nargs - 2, context);
+    return schedule_at(loop, when, now, args[1], args + 2, nargs - 2, context);
 }
 
 const char plait_loop_time_doc[] =

@@ -51,42 +51,44 @@ PyObject *plait_sock_of_wait(struct plait_sock_wait *wait)
 
 /* ---- trying ------------------------------------------------------------- */
 
-static int ask_fileno(CallObject *c)
+/* Finds out what fileno() of a plain socket is. 0, or -1 with an exception set. */
+static int learn_fileno(struct plait_state *state)
 {
-    PyObject *args[2] = {NULL, c->sock};
-    PyObject *number = PyObject_VectorcallMethod(c->loop->state->str_fileno, args + 1,
-                                                 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    PyTypeObject *type = (PyTypeObject *)state->socket_type;
+    PyObject *found = PyObject_GetAttr((PyObject *)type, state->str_fileno);
+    if (found == NULL)
+        return -1;
+    const PyMethodDef *method =
+        Py_IS_TYPE(found, &PyMethodDescr_Type) ? ((PyMethodDescrObject *)found)->d_method : NULL;
+    state->loop.socket_fileno =
+        method != NULL && method->ml_flags == METH_NOARGS ? method->ml_meth : NULL;
+    state->loop.socket_version = type->tp_version_tag;
+    Py_DECREF(found);
+    return 0;
+}
+
+/* The descriptor, or -1 with an exception set. The socket's own fileno is called, without a
+ * look for it while no class that it could come from has changed: that is what the version
+ * tells, which is 0 when it tells nothing. The instance has no place for one of its own. */
+static int socket_fd(CallObject *c)
+{
+    struct plait_state *state = c->loop->state;
+    struct plait_loop_state *known = &state->loop;
+    unsigned version = ((PyTypeObject *)state->socket_type)->tp_version_tag;
+    if (PL_UNLIKELY(version == 0 || version != known->socket_version) && learn_fileno(state) < 0)
+        return -1;
+    PyObject *number = PL_LIKELY(known->socket_fileno != NULL)
+                           ? known->socket_fileno(c->sock, NULL)
+                           : PyObject_CallMethodNoArgs(c->sock, state->str_fileno);
     if (number == NULL)
         return -1;
     long fd = PyLong_AsLong(number);
     Py_DECREF(number);
-    return (int)fd;
-}
-
-/* After so many sockets whose first field was what fileno() said, the field is trusted. */
-#define FD_PROOFS 16
-
-/* The descriptor, or -1 with an exception set. CPython's socket objects begin with it; the
- * layout is not promised, so it is compared with fileno() before it is relied on, and never
- * looked at again when it differs once. */
-static int socket_fd(CallObject *c)
-{
-    struct plait_loop_state *known = &c->loop->state->loop;
-    int field;
-    memcpy(&field, (char *)c->sock + sizeof(PyObject), sizeof(field));
-    int fd = field;
-    if (PL_UNLIKELY(known->fd_proofs < FD_PROOFS)) {
-        fd = ask_fileno(c);
-        if (fd == -1 && PyErr_Occurred())
-            return -1;
-        if (fd != field)
-            known->fd_proofs = INT_MIN;
-        else if (known->fd_proofs >= 0 && fd > 0)
-            known->fd_proofs++;
-    }
-    if (PL_UNLIKELY(fd < 0))
-        (void)plait_raise(c->loop->state, -EBADF, NULL);
-    return fd;
+    if (PL_LIKELY(fd >= 0 && fd <= INT_MAX))
+        return (int)fd;
+    if (!PyErr_Occurred()) /* the socket is closed */
+        (void)plait_raise(state, -EBADF, NULL);
+    return -1;
 }
 
 /* The outcome of a system call: 1 when it is through, 0 to wait, -1 with an exception. */
@@ -456,8 +458,7 @@ static void call_dealloc(PyObject *self)
     /* The loop goes last: with it perhaps the module goes, and its lists. */
     LoopObject *loop = c->loop;
     c->loop = NULL;
-    if (c->kind == RECV)
-        plait_stop_forget(loop->state);
+    plait_stop_forget(loop->state);
     bool kept = plait_free_list_park(&loop->state->loop.sock_calls, self);
     Py_DECREF(loop);
     if (PL_LIKELY(kept))

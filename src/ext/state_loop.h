@@ -71,7 +71,8 @@ struct plait_loop_state {
 #define X(name) struct plait_free_list name;
     PLAIT_LOOP_FREE_LISTS(X)
 #undef X
-    int fd_proofs;               /* see socket_fd in sock.c */
+    PyCFunction socket_fileno;   /* see socket_fd in sock.c */
+    unsigned socket_version;     /* of the class that it was found in */
     bool server_takes_transport; /* Server._attach(transport), from 3.13 on */
     bool safe_handles;           /* asyncio has a class for other threads' handles (3.14) */
     bool futures_made_once;      /* Future.__init__ refuses futures that were made (3.15) */

@@ -11,7 +11,8 @@
 static bool is_clean(PyObject *kept)
 {
     const PyBaseExceptionObject *e = (PyBaseExceptionObject *)kept;
-    return e->traceback == NULL && e->context == NULL && e->cause == NULL && e->dict == NULL;
+    return e->traceback == NULL && e->context == NULL && e->cause == NULL && e->dict == NULL &&
+           !e->suppress_context && e->args != NULL && PyTuple_GET_SIZE(e->args) == 0;
 }
 #endif
 
@@ -21,20 +22,24 @@ static PyObject *stop_with(struct plait_state *state, PyObject *value)
     PyObject *kept = state->stop;
     if (kept != NULL && Py_REFCNT(kept) == 1) {
         if (is_clean(kept)) {
+            /* The reference comes first: the end of the old value may run code that gets here,
+             * which then makes one of its own. */
+            Py_INCREF(kept);
             Py_XSETREF(((PyStopIterationObject *)kept)->value, Py_NewRef(value));
-            return Py_NewRef(kept);
+            return kept;
         }
-        kept = NULL;
         Py_CLEAR(state->stop);
     }
 #endif
     PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
 #ifndef Py_GIL_DISABLED
     /* Only an empty one is kept: args would hold the value. */
-    if (stop != NULL && kept == NULL) {
-        state->stop = PyObject_CallNoArgs(PyExc_StopIteration);
-        if (state->stop == NULL)
+    if (stop != NULL && state->stop == NULL) {
+        PyObject *empty = PyObject_CallNoArgs(PyExc_StopIteration);
+        if (empty == NULL)
             PyErr_Clear(); /* no memory: the next time, perhaps */
+        /* Making it may have collected garbage, and got here. */
+        Py_XSETREF(state->stop, empty);
     }
 #endif
     return stop;

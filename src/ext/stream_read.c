@@ -512,7 +512,9 @@ static void op_dealloc(PyObject *self)
     ReaderState *s = op->s;
     op->s = NULL;
     plait_stop_forget(s->loop->state);
-    bool kept = plait_free_list_park(&s->loop->state->loop.reads, self);
+    /* A finalizer runs once in an object's life, which must not be that of the next one. */
+    bool kept =
+        !PyObject_GC_IsFinalized(self) && plait_free_list_park(&s->loop->state->loop.reads, self);
     Py_DECREF(s);
     if (PL_LIKELY(kept))
         return;

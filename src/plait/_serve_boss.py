@@ -151,8 +151,12 @@ class Supervisor:
         if seat is None:
             return None  # those that leave have all seats
         self._setup.rota.clear(seat)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        parent = os.getpid()
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            log.error("cannot start a worker: %s", error)
+            return None
+        parent, pid = os.getpid(), 0
         # A signal between fork and the worker's own handlers must not be taken for ours.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*_HANDLED, signal.SIGCHLD})
         try:
@@ -162,7 +166,9 @@ class Supervisor:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             ours.close()
-            self._young += 1
+            if pid != 0:  # nobody could tell when it ends
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
             log.error("cannot start a worker: %s", error)
             return None
         finally:

@@ -11,8 +11,11 @@
 #include <linux/io_uring.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "pl_uring_poller.h"
 
 /* ---- a kernel that has less ------------------------------------------------ */
 
@@ -25,7 +28,8 @@ static struct {
     int hide_op; /* an operation that the probe does not show; -1: none */
     int mmap_error;
     int memfd_error;
-    int enter_error; /* what the next io_uring_enter says, once */
+    int enter_error; /* what the next io_uring_enter says, once, or while `enter_fails` */
+    bool enter_fails;
     int recvs;
 } kernel;
 
@@ -55,7 +59,8 @@ static int less_enter(int fd, uint32_t submit, uint32_t least, uint32_t flags, c
 {
     if (kernel.enter_error != 0) {
         int r = kernel.enter_error;
-        kernel.enter_error = 0;
+        if (!kernel.enter_fails)
+            kernel.enter_error = 0;
         return r;
     }
     return pl_sys_default()->uring_enter(fd, submit, least, flags, arg, size);
@@ -434,6 +439,49 @@ static void a_closed_descriptor_is_closed(void)
     pl_loop_fini(&loop);
 }
 
+/* More than the ring takes at once, while the kernel takes none. */
+static void what_could_not_be_cancelled_is_later(void)
+{
+    NEED_RING();
+    enum { N = 300 };
+    static struct reader readers[N];
+    static int peers[N];
+    struct pl_sys sys = system_with_less();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, &sys));
+    for (int i = 0; i < N; i++)
+        peers[i] = open_reader(&loop, &readers[i], true);
+    while (loop.poller->dirty != 0)
+        turn(&loop);
+    kernel.enter_error = -EAGAIN;
+    kernel.enter_fails = true;
+    for (int i = 0; i < N; i++) {
+        pl_stream_abort(&readers[i].stream);
+        close(readers[i].stream.io.fd);
+    }
+    /* The last number is used again before the ring knows of the end. */
+    struct reader again;
+    int fd = readers[N - 1].stream.io.fd, pair[2];
+    CHECK_SYS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair));
+    CHECK_SYS(dup2(pair[0], fd));
+    memset(&again, 0, sizeof(again));
+    CHECK_OK(pl_stream_open(&loop, &again.stream, fd, true, &ops));
+    CHECK_EQ(pl_stream_read_start(&again.stream), -ENOMEM);
+    kernel.enter_error = 0;
+    kernel.enter_fails = false;
+    CHECK_OK(pl_stream_read_start(&again.stream));
+    for (int i = 0; i < N; i++)
+        RUN_UNTIL(&loop, peer_sees_end(peers[i]) && readers[i].closed == 1);
+    size_t sent = 0;
+    send_some(pair[1], &sent, 300);
+    RUN_UNTIL(&loop, again.got == sent);
+    close_reader(&loop, &again, pair[1]);
+    close(pair[0]);
+    for (int i = 0; i < N; i++)
+        close(peers[i]);
+    pl_loop_fini(&loop);
+}
+
 /* A descriptor that is closed and opened again between two waits is another one. */
 static void a_reused_number_is_another_stream(void)
 {
@@ -620,6 +668,42 @@ static void another_thread_may_run_it(void)
     pl_loop_fini(&loop);
 }
 
+/* A thread that takes over and gets no ring leaves a loop that can try again, or end. */
+static void a_takeover_may_fail(void)
+{
+    NEED_RING();
+    struct pl_sys sys = system_with_less();
+    for (int tries = 0; tries < 2; tries++) {
+        struct pl_loop loop;
+        CHECK_OK(open_loop(&loop, &sys));
+        struct reader r, other;
+        size_t sent = 0;
+        struct stint stint = {&loop, &r, open_reader(&loop, &r, true), &sent};
+        int peer = open_reader(&loop, &other, true);
+        pthread_t thread;
+        CHECK_EQ(pthread_create(&thread, NULL, work, &stint), 0);
+        CHECK_EQ(pthread_join(thread, NULL), 0);
+        kernel.setup_error = -EMFILE;
+        for (int i = 0; i < 2; i++) {
+            CHECK_EQ(pl_loop_wait(&loop, 0), -EMFILE);
+            CHECK_OK(pl_loop_collect(&loop));
+        }
+        pl_stream_forget(&other.stream);
+        close(other.stream.io.fd);
+        /* The kernel takes the old ring down in its own time. */
+        CHECK_EQ(poll(&(struct pollfd){.fd = peer, .events = POLLIN}, 1, 10000), 1);
+        CHECK(peer_sees_end(peer));
+        close(peer);
+        kernel.setup_error = 0;
+        if (tries == 0)
+            (void)work(&stint);
+        pl_stream_forget(&r.stream);
+        pl_loop_fini(&loop);
+        close(r.stream.io.fd);
+        close(stint.peer);
+    }
+}
+
 static void a_fork_leaves_the_parent_alone(void)
 {
     NEED_RING();
@@ -632,7 +716,17 @@ static void a_fork_leaves_the_parent_alone(void)
     pid_t pid = fork();
     CHECK_SYS(pid);
     if (pid == 0) {
+        /* The ring is not mapped here: what the child has put there is its own. */
+        size_t size = 4096;
+        void *at[] = {loop.poller->bufs.base, loop.poller->ring.rings, loop.poller->ring.sqes};
+        for (size_t i = 0; i < PL_ARRAY_LEN(at); i++) {
+            if (mmap(at[i], size, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != at[i])
+                _exit(3);
+        }
         pl_loop_after_fork(&loop);
+        for (size_t i = 0; i < PL_ARRAY_LEN(at); i++)
+            memset(at[i], 1, size);
         if (pl_loop_wait(&loop, 0) != PL_EFORKED)
             _exit(1);
         pl_stream_forget(&r.stream);
@@ -654,6 +748,59 @@ static void a_fork_leaves_the_parent_alone(void)
     RUN_UNTIL(&loop, r.got == sent);
     close_reader(&loop, &r, peer);
     pl_loop_fini(&loop);
+}
+
+static pid_t forked_in_read;
+static struct pl_loop *forked_loop;
+
+static void fork_in_read(struct pl_stream *s, void *buf, ssize_t n)
+{
+    on_read(s, buf, n);
+    CHECK_OK(pl_stream_write(s, &(struct pl_chunk){.data = "once", .len = 4}, 1));
+    forked_in_read = fork();
+    CHECK_SYS(forked_in_read);
+    if (forked_in_read == 0)
+        pl_loop_after_fork(forked_loop);
+}
+
+/* The child comes back from the callback into the middle of the parent's iteration. */
+static void a_fork_in_a_callback(void)
+{
+    NEED_RING();
+    static struct pl_stream_ops forking;
+    forking = ops;
+    forking.read = fork_in_read;
+    for (int borrows = 0; borrows < 2; borrows++) {
+        struct pl_loop loop;
+        CHECK_OK(open_loop(&loop, NULL));
+        forked_loop = &loop;
+        struct reader r, later;
+        size_t sent = 0;
+        int peer = open_reader(&loop, &r, borrows);
+        int other = open_reader(&loop, &later, borrows);
+        r.stream.ops = later.stream.ops = &forking;
+        pid_t parent = getpid();
+        send_some(peer, &sent, 300);
+        while (r.got < sent) {
+            CHECK_OK(pl_loop_wait(&loop, -1));
+            CHECK_OK(pl_loop_collect(&loop));
+            if (pl_queue_len(&loop.ready) > 0) {
+                later.stream.io.ready |= PL_READABLE; /* and one more, which is the parent's */
+                pl__io_enqueue(&loop, &later.stream.io);
+            }
+            CHECK_OK(pl_loop_run(&loop, NULL));
+            if (getpid() != parent)
+                _exit(later.reads == 0 && pl_loop_wait(&loop, 0) == PL_EFORKED ? 0 : 1);
+        }
+        int status;
+        CHECK_SYS(waitpid(forked_in_read, &status, 0));
+        CHECK_EQ(status, 0);
+        char answer[16];
+        CHECK_EQ(recv(peer, answer, sizeof(answer), MSG_DONTWAIT), 4);
+        close_reader(&loop, &r, peer);
+        close_reader(&loop, &later, other);
+        pl_loop_fini(&loop);
+    }
 }
 
 /* ---- files in the loop's ring ---------------------------------------------------------- */
@@ -902,12 +1049,15 @@ static const struct pl_test tests[] = {
     PL_TEST(streams_that_wait_hold_no_buffers),
     PL_TEST(out_of_buffers_it_goes_on),
     PL_TEST(a_closed_descriptor_is_closed),
+    PL_TEST(what_could_not_be_cancelled_is_later),
     PL_TEST(a_reused_number_is_another_stream),
     PL_TEST(a_closed_listener_frees_its_port),
     PL_TEST(connections_nobody_took_are_closed),
     PL_TEST(a_starved_listener_can_be_closed),
     PL_TEST(another_thread_may_run_it),
+    PL_TEST(a_takeover_may_fail),
     PL_TEST(a_fork_leaves_the_parent_alone),
+    PL_TEST(a_fork_in_a_callback),
     PL_TEST(files_share_the_ring),
     PL_TEST(files_of_another_thread),
     PL_TEST(a_refusal_means_epoll),

@@ -430,6 +430,37 @@ def test_any_order_of_calls_turns_and_cancels(
     plait.run(main())
 
 
+def test_the_end_of_a_value_may_receive_another() -> None:
+    """What ends an awaitable is used again: not while it is on its way."""
+
+    async def receive(channel: Any) -> Any:
+        return await channel.receive()
+
+    class Curious:
+        def __del__(self) -> None:
+            inner.send_nowait("inner")
+            try:
+                receive(inner).send(None)
+            except StopIteration as end:
+                heard.append(end.value)
+
+    heard: list[str] = []
+    inner = plait.channel(1)
+
+    async def main() -> None:
+        channel: Any = plait.channel(3)
+        channel.send_nowait(Curious())
+        channel.send_nowait("outer")
+        first = channel.receive()  # kept, so that nothing lets go of the value before the next
+        second = channel.receive()
+        assert type(await first) is Curious
+        assert await second == "outer"
+        del first, second
+        assert heard == ["inner"]
+
+    plait.run(main())
+
+
 def test_nothing_leaks() -> None:
     async def main() -> None:
         channel = plait.channel(3)

@@ -13,6 +13,8 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -348,3 +350,30 @@ def test_threads_may_take_turns(uring: plait.Loop) -> None:
     opened[1].close()
     uring.run_until_complete(asyncio.sleep(0))
     theirs.close()
+
+
+def test_threads_may_take_turns_with_files(uring: plait.Loop, tmp_path: Path) -> None:
+    """Threads after each other go by the same number, and are not the same to the kernel."""
+    path = tmp_path / "file"
+    path.write_bytes(b"data")
+
+    async def read() -> bytes:
+        async with await plait.open_file(path, "rb") as file:
+            return await file.read()
+
+    outcomes: list[bytes | BaseException | None] = []
+
+    def work(what: Callable[[], Coroutine[Any, Any, bytes | None]]) -> None:
+        try:
+            outcomes.append(uring.run_until_complete(what()))
+        except BaseException as exc:
+            outcomes.append(exc)
+
+    async def pause() -> None:
+        await asyncio.sleep(0.001)
+
+    for what in (pause, read, read):
+        thread = threading.Thread(target=work, args=(what,))
+        thread.start()
+        thread.join()
+    assert outcomes == [None, b"data", b"data"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import contextlib
 import gc
@@ -365,6 +366,9 @@ def test_accept_and_connect(loop: plait.Loop) -> None:
                 await loop.sock_connect(client, address)
                 conn, _ = await loop.sock_accept(listener)
                 conn.close()
+                gone = weakref.ref(conn)
+                del conn
+                assert gone() is None, "the loop keeps what it has given"
         with socket.socket() as client:
             client.setblocking(False)
             with pytest.raises(ConnectionRefusedError):
@@ -463,3 +467,43 @@ def test_an_open_socket_may_be_dropped(loop: plait.Loop) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         loop.run_until_complete(main())
+
+
+def test_the_descriptor_is_what_fileno_says(
+    loop: plait.Loop, pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair
+
+    async def main() -> None:
+        b.send(b"one")
+        assert await loop.sock_recv(a, 10) == b"one"
+        # A method that a program puts in the class is called; taken out again, it is not.
+        asked: list[int] = []
+
+        def fileno(sock: socket.socket) -> int:
+            asked.append(1)
+            return _socket.socket.fileno(sock)
+
+        for times in (1, 2):
+            with monkeypatch.context() as patch:
+                patch.setattr(socket.socket, "fileno", fileno)
+                b.send(b"two")
+                assert await loop.sock_recv(a, 10) == b"two"
+            assert len(asked) == times
+            b.send(b"three")
+            assert await loop.sock_recv(a, 10) == b"three"
+            assert len(asked) == times
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "fileno", lambda sock: 1 << 40)
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                await loop.sock_recv(a, 10)
+            patch.setattr(socket.socket, "fileno", lambda sock: "three")
+            with pytest.raises(TypeError):
+                await loop.sock_recv(a, 10)
+        with socket.socket(fileno=a.detach()):
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                await loop.sock_recv(a, 10)
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                await loop.sock_sendall(a, b"x")
+
+    loop.run_until_complete(main())

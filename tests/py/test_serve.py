@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -146,6 +147,31 @@ def test_crash_loses_only_its_own_connections() -> None:
         assert {ask(address, "pid") for _ in range(4)} <= {str(pid) for pid in server.workers()}
         assert server.end() == 0
     assert ", 1 restarts, " in server.log
+
+
+@pytest.mark.parametrize("spare", [0, 2])
+def test_want_of_descriptors_is_waited_out(spare: int) -> None:
+    """Before the fork with no descriptor to spare, after it with those for the control socket."""
+    with Server("commands", "--workers", "1", "--max-restarts", "1") as server:
+        address = server.address()
+        (worker,) = server.workers()
+        boss = server.process.pid
+        before = resource.prlimit(boss, resource.RLIMIT_NOFILE)
+        numbers = sorted(int(name) for name in os.listdir(f"/proc/{boss}/fd"))
+        # Last come the worker's: a control socket, whose other end has been closed, and a pidfd.
+        assert numbers[-1] == numbers[-2] + 2
+        assert "pidfd" in os.readlink(f"/proc/{boss}/fd/{numbers[-1]}")
+        resource.prlimit(boss, resource.RLIMIT_NOFILE, (numbers[-2] + spare, before[1]))
+        os.kill(worker, signal.SIGKILL)
+        server.wait_for("cannot start a worker: .*Too many open files", 3)
+        resource.prlimit(boss, resource.RLIMIT_NOFILE, before)
+        until(lambda: bool(server.workers()) and worker not in server.workers())
+        assert ask(address, "pid") == str(server.workers()[0])
+        # What could not be started is not a worker that ended.
+        (worker,) = server.workers()
+        assert server.end() == 0
+    assert ", 1 restarts, " in server.log
+    assert gone(worker)
 
 
 def test_connections_in_the_queue_survive_a_crash() -> None:
