@@ -35,7 +35,7 @@ int pl_rota_init(struct pl_rota *rota, const struct pl_sys *sys, uint32_t seats)
     memset(rota, 0, sizeof(*rota));
     rota->sys = sys == NULL ? pl_sys_default() : sys;
     rota->me = PL_ROTA_SEATS;
-    void *memory;
+    void *memory = NULL;
     size_t size = sizeof(struct pl_rota_board) + seats * sizeof(struct pl_rota_seat);
     int fd = rota->sys->memfd_create("plait-rota");
     if (fd < 0)
@@ -44,8 +44,8 @@ int pl_rota_init(struct pl_rota *rota, const struct pl_sys *sys, uint32_t seats)
     if (r == 0)
         r = rota->sys->mmap_shared(fd, size, &memory);
     (void)rota->sys->close(fd); /* the mapping keeps the memory */
-    if (r < 0)
-        return r;
+    if (r < 0 || memory == NULL)
+        return r < 0 ? r : -ENOMEM;
     rota->board = memory;
     rota->board->seats = seats;
     return 0;

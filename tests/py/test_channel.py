@@ -353,6 +353,7 @@ def mappings() -> int:
         return file.read().count("plait-channel")
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_shares_it() -> None:
     channel = plait.channel(2, shared=True)
     pid = os.fork()

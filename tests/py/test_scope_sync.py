@@ -197,6 +197,7 @@ def test_ctrl_c_ends_a_scope(tmp_path: pathlib.Path) -> None:
         assert child.wait(TIMEOUT) == 0
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_default_pools_after_a_fork() -> None:
     with plait.scope() as s:
         assert s.start(abs, -1, where="thread").result(TIMEOUT) == 1
