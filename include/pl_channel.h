@@ -63,7 +63,6 @@ struct pl_channel {
     uint64_t total;
     uint64_t capacity;
     _Atomic int32_t credit; /* what spinning has been worth lately */
-    bool patient;           /* wait for a lock that is taken instead of saying -EBUSY */
 };
 
 struct pl_message {
@@ -95,13 +94,15 @@ int pl_channel_open(struct pl_channel *channel, const struct pl_sys *sys, int me
 void pl_channel_fini(struct pl_channel *channel);
 
 /* Copies a message in. -EAGAIN without room, PL_ECLOSED, -EMSGSIZE when it takes more
- * than half of the ring, -EBUSY when the lock is taken and the channel not patient. */
+ * than half of the ring. The second does not sleep for a lock that somebody has: -EBUSY. */
 int pl_channel_send(struct pl_channel *channel, const void *data, size_t len) PL_MUST_CHECK;
+int pl_channel_try_send(struct pl_channel *channel, const void *data, size_t len) PL_MUST_CHECK;
 
 /* Copies the next message out, to memory that pl_message_fini frees. -EAGAIN when there is
- * none, PL_ECLOSED when there is none and never will be, -ENOMEM, -EBUSY as above, PL_EPROTO
- * when someone has written nonsense. */
+ * none, PL_ECLOSED when there is none and never will be, -ENOMEM, PL_EPROTO when someone has
+ * written nonsense; -EBUSY as above. */
 int pl_channel_receive(struct pl_channel *channel, struct pl_message *message) PL_MUST_CHECK;
+int pl_channel_try_receive(struct pl_channel *channel, struct pl_message *message) PL_MUST_CHECK;
 void pl_message_fini(struct pl_channel *channel, struct pl_message *message);
 
 /* Nothing more is sent; what is there can be received. Wakes everyone. */

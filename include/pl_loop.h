@@ -162,7 +162,8 @@ struct pl_loop {
      * allocator may align less. */
     char padding_before[PL_CACHE_LINE];
     struct pl_post *_Atomic posts;
-    _Atomic uint32_t state; /* enum pl_loop_state */
+    _Atomic uint32_t state;   /* enum pl_loop_state */
+    _Atomic uint32_t callers; /* threads that owe a pl_loop_call */
     char padding_after[PL_CACHE_LINE];
 };
 
@@ -193,6 +194,12 @@ int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op) PL_MUST_CHECK;
 /* Hands a node to the loop from any thread (or signal handler): lock-free, and one
  * eventfd write per batch at most. The node is the loop's until its op has run. */
 void pl_loop_post(struct pl_loop *loop, struct pl_post *post);
+
+/* The same in two steps, for a thread that holds a lock which the woken loop would only wait
+ * for: true when a wake-up is owed, and then the thread calls pl_loop_call once it has let go.
+ * Until then it must not wait for anyone who may be in pl_loop_fini, which waits for it. */
+bool pl_loop_leave(struct pl_loop *loop, struct pl_post *post) PL_MUST_CHECK;
+void pl_loop_call(struct pl_loop *loop);
 
 /* Moves what has been posted to the ready queue, ahead of what is enqueued next: for callers
  * that keep one order between their own work and posts made before. Loop's thread. -ENOMEM

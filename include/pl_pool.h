@@ -200,6 +200,7 @@ struct pl_cell {
     uint32_t next_free; /* number + 1 */
     uint32_t blocks;    /* lent with this task: id + 1, a list through pl_heap_block.next */
     uint8_t state;
+    int64_t doubted; /* when its word on the board was first seen to be nonsense; 0 */
 };
 
 struct pl_view; /* a worker's block in the parent's hands */
@@ -340,6 +341,12 @@ bool pl_pool_stop(struct pl_pool *pool, uint32_t cell, uint32_t *seat);
  * those that do not after having been called again and again. For somebody who has waited for
  * long. */
 void pl_pool_check(struct pl_pool *pool);
+
+/* The part of it that finds tasks whose word on the board was overwritten, so that no worker can
+ * take them or tell of them: one that nobody runs is posted again, who runs one is suspected, and
+ * then true is returned. Nothing is done before such a word was seen twice, half a second apart:
+ * for somebody who calls it every second or so while tasks are out. */
+bool pl_pool_mend(struct pl_pool *pool);
 
 /* The next finished task: 1 with *cell set, 0 when there is none, or PL_EPROTO with *seat
  * set: that worker must be killed. The caller reads pool->slots[cell] (which a hostile

@@ -165,7 +165,7 @@ void pl_channel_fini(struct pl_channel *channel)
 
 /* ---- locks ---- */
 
-static int take(struct pl_channel *channel, pthread_mutex_t *lock)
+static int take(pthread_mutex_t *lock, bool patient)
 {
     int error = pthread_mutex_trylock(lock);
     for (int i = 0; error == EBUSY && i < SPINS; i++) {
@@ -173,7 +173,7 @@ static int take(struct pl_channel *channel, pthread_mutex_t *lock)
         error = pthread_mutex_trylock(lock);
     }
     if (error == EBUSY) {
-        if (!channel->patient)
+        if (!patient)
             return -EBUSY;
         error = pthread_mutex_lock(lock);
     }
@@ -328,13 +328,13 @@ static uint64_t room_for(uint64_t len)
     return 8 + ((len + 7) & ~UINT64_C(7));
 }
 
-int pl_channel_send(struct pl_channel *channel, const void *data, size_t len)
+static int send_message(struct pl_channel *channel, const void *data, size_t len, bool patient)
 {
     struct pl_channel_share *share = channel->share;
     /* Half of the ring: so whatever is sent fits once `has` says that there is room. */
     if (len > channel->size || room_for(len) > channel->size / 2)
         return -EMSGSIZE;
-    int error = take(channel, &share->send_lock);
+    int error = take(&share->send_lock, patient);
     if (error < 0)
         return error;
     /* Relaxed: only senders, one after the other by the lock, write it. */
@@ -363,10 +363,20 @@ int pl_channel_send(struct pl_channel *channel, const void *data, size_t len)
     return error;
 }
 
-int pl_channel_receive(struct pl_channel *channel, struct pl_message *message)
+int pl_channel_send(struct pl_channel *channel, const void *data, size_t len)
+{
+    return send_message(channel, data, len, true);
+}
+
+int pl_channel_try_send(struct pl_channel *channel, const void *data, size_t len)
+{
+    return send_message(channel, data, len, false);
+}
+
+static int receive_message(struct pl_channel *channel, struct pl_message *message, bool patient)
 {
     struct pl_channel_share *share = channel->share;
-    int error = take(channel, &share->receive_lock);
+    int error = take(&share->receive_lock, patient);
     if (error < 0)
         return error;
     /* Relaxed: only receivers write it. Closed before the tail: what was sent before the
@@ -409,6 +419,16 @@ out:
             ring_bell(channel, PL_CHANNEL_DATA, 1);
     }
     return error;
+}
+
+int pl_channel_receive(struct pl_channel *channel, struct pl_message *message)
+{
+    return receive_message(channel, message, true);
+}
+
+int pl_channel_try_receive(struct pl_channel *channel, struct pl_message *message)
+{
+    return receive_message(channel, message, false);
 }
 
 void pl_message_fini(struct pl_channel *channel, struct pl_message *message)

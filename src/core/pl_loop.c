@@ -92,6 +92,10 @@ void pl_loop_fini(struct pl_loop *loop)
         return;
     if (loop->poller != NULL)
         loop->backend->destroy(loop);
+    /* A descriptor that is closed under a caller may be another file's by the time that it
+     * writes. It has nothing but the write to do. Acquire: pairs with pl_loop_call. */
+    while (atomic_load_explicit(&loop->callers, memory_order_acquire) != 0)
+        loop->sys->yield();
     if (loop->wake_fd >= 0)
         (void)loop->sys->close(loop->wake_fd);
     loop->wake_fd = -1;
@@ -203,6 +207,8 @@ void pl_loop_after_fork(struct pl_loop *loop)
     pl__stream_hold_corked(loop);
     (void)loop->sys->close(loop->wake_fd);
     loop->wake_fd = -1; /* pl_loop_wake then writes to nowhere */
+    /* Relaxed: those that there may be are the parent's threads. */
+    atomic_store_explicit(&loop->callers, 0, memory_order_relaxed);
 }
 
 int64_t pl_loop_now(struct pl_loop *loop)
@@ -232,7 +238,8 @@ void pl_loop_wake(struct pl_loop *loop)
     (void)!loop->sys->write(loop->wake_fd, &one, sizeof(one));
 }
 
-void pl_loop_post(struct pl_loop *loop, struct pl_post *post)
+/* Publishes the node; true when the loop sleeps. */
+static bool push_post(struct pl_loop *loop, struct pl_post *post)
 {
     /* relaxed: only the exchange below publishes, and it retries on a stale value. */
     struct pl_post *head = atomic_load_explicit(&loop->posts, memory_order_relaxed);
@@ -243,8 +250,34 @@ void pl_loop_post(struct pl_loop *loop, struct pl_post *post)
     } while (!atomic_compare_exchange_weak_explicit(&loop->posts, &head, post, memory_order_seq_cst,
                                                     memory_order_relaxed));
     /* seq_cst: see the head of the file. */
+    return atomic_load_explicit(&loop->state, memory_order_seq_cst) == PL_LOOP_SLEEPING;
+}
+
+void pl_loop_post(struct pl_loop *loop, struct pl_post *post)
+{
+    if (push_post(loop, post))
+        pl_loop_wake(loop);
+}
+
+bool pl_loop_leave(struct pl_loop *loop, struct pl_post *post)
+{
+    /* Before the push, for a loop without a lock may run the post and end at once. Relaxed: the
+     * push publishes it. */
+    (void)atomic_fetch_add_explicit(&loop->callers, 1, memory_order_relaxed);
+    if (push_post(loop, post))
+        return true;
+    /* Release, as in pl_loop_call. */
+    (void)atomic_fetch_sub_explicit(&loop->callers, 1, memory_order_release);
+    return false;
+}
+
+void pl_loop_call(struct pl_loop *loop)
+{
+    /* seq_cst: after the push. A loop that is awake has seen it, or looks before it sleeps. */
     if (atomic_load_explicit(&loop->state, memory_order_seq_cst) == PL_LOOP_SLEEPING)
         pl_loop_wake(loop);
+    /* Release: the last that this thread does with the loop; pairs with pl_loop_fini. */
+    (void)atomic_fetch_sub_explicit(&loop->callers, 1, memory_order_release);
 }
 
 int64_t pl_loop_timeout(struct pl_loop *loop)

@@ -76,7 +76,16 @@ int pl__blocks_collect(struct pl_pool *pool, uint32_t *seat);
 /* The same for one seat, and then all that its dead worker held; orphans its views. */
 void pl__blocks_reclaim(struct pl_pool *pool, uint32_t seat);
 
+/* ---- pl_ring.c ---- */
+
+/* Whether the state word of a posted task is one that it can have. */
+bool pl__state_is_sound(const struct pl_pool *pool, uint64_t state, uint64_t pos);
+
 /* ---- pl_stop.c ---- */
+
+/* The seat, but for `except`, whose worker says that it runs the task in `cell`, or has run it;
+ * PL_NO_SEAT. */
+uint32_t pl__runner(const struct pl_pool *pool, uint32_t cell, uint32_t except);
 
 /* After a worker's end, or when something is seen to be wrong: undoes what it may have written
  * where it had no business. */

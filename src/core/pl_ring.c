@@ -160,6 +160,7 @@ void pl_pool_post(struct pl_pool *pool, uint32_t cell)
     uint64_t pos = pool->tail;
     pool->cells[cell].pos = pos;
     pool->cells[cell].state = PL_CELL_POSTED;
+    pool->cells[cell].doubted = 0;
     /* Relaxed: the store of the tail below publishes both, and the slot before them. */
     atomic_store_explicit(&pool->slots[cell].state, pl__state(PL__READY, 0, pos),
                           memory_order_relaxed);
@@ -344,8 +345,7 @@ int pl_pool_seat(struct pl_pool *pool, uint32_t *seat, uint64_t *low_mark)
     return 0;
 }
 
-/* Whether the state word of a posted task is one that it can have. */
-static bool state_is_sound(const struct pl_pool *pool, uint64_t state, uint64_t pos)
+bool pl__state_is_sound(const struct pl_pool *pool, uint64_t state, uint64_t pos)
 {
     uint32_t seat = (uint32_t)(state >> 8) & 0xffff;
     if (state == pl__state(PL__READY, 0, pos))
@@ -366,9 +366,10 @@ enum pl_burial pl_pool_bury(struct pl_pool *pool, uint32_t seat, uint32_t *cell)
         /* Acquire: for a task that was finished but not told, the result. */
         uint64_t state = atomic_load_explicit(&pool->slots[i].state, memory_order_acquire);
         uint64_t pos = pool->cells[i].pos;
-        /* One whose word was overwritten is lost as well: nobody would ever hear of it again, and
-         * the dead is the first to be blamed. */
-        if (state == pl__state(PL__CLAIMED, seat, pos) || !state_is_sound(pool, state, pos)) {
+        /* One whose word was overwritten is lost as well: the dead may have had it. Not one that
+         * another worker runs, who would write its result into what the slot is used for next. */
+        if (state == pl__state(PL__CLAIMED, seat, pos) ||
+            (!pl__state_is_sound(pool, state, pos) && pl__runner(pool, i, seat) == PL_NO_SEAT)) {
             pool->cells[i].state = PL_CELL_DONE;
             pl__blocks_settle(pool, i, seat);
             *cell = i;
@@ -506,10 +507,11 @@ int pl_member_done(struct pl_member *member, uint32_t cell)
                           memory_order_release);
     uint32_t tail = atomic_load_explicit(&member->mine->done_tail, memory_order_relaxed);
     atomic_store_explicit(&member->done[tail & (member->nslots - 1)], cell, memory_order_relaxed);
-    atomic_store_explicit(&member->mine->running, 0, memory_order_relaxed);
     /* Release for pl_pool_next; seq_cst for the Dekker with pl_pool_arm: this store before
      * the look at `armed`, there the store of `armed` before the look at done_tail. */
     atomic_store_explicit(&member->mine->done_tail, tail + 1, memory_order_seq_cst);
+    /* Release: whoever sees it finds the result told; pairs with pl__runner. */
+    atomic_store_explicit(&member->mine->running, 0, memory_order_release);
     uint32_t armed = atomic_load_explicit(&share->armed, memory_order_seq_cst);
     if (armed == PL_ARM_ANY || armed == PL_ARM_SLOT + cell) {
         if (atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) !=

@@ -9,6 +9,8 @@
 
 #include <string.h>
 
+#define DOUBT_NS (PL_NSEC_PER_SEC / 2)
+
 bool pl_pool_holder(const struct pl_pool *pool, uint32_t cell, uint32_t *seat, int64_t *since)
 {
     if (cell >= pool->nslots || pool->cells[cell].state != PL_CELL_POSTED)
@@ -90,8 +92,80 @@ bool pl__pool_repair(struct pl_pool *pool)
     return wrong;
 }
 
+/* Whether the task is among the results that a worker has told of and nobody has looked at. */
+static bool has_told(const struct pl_pool *pool, uint32_t seat, uint32_t cell)
+{
+    uint32_t head = pool->seats[seat].done_head;
+    /* Acquire: as pl_pool_next. */
+    uint32_t tail = atomic_load_explicit(&pl__seat(pool->base, &pool->layout, seat)->done_tail,
+                                         memory_order_acquire);
+    if (tail - head > pool->nslots)
+        return false; /* nonsense, for which it is going to be suspected */
+    for (; head != tail; head++)
+        if (atomic_load_explicit(
+                &pl__done_ring(pool->base, &pool->layout, seat)[head & (pool->nslots - 1)],
+                memory_order_relaxed) == cell)
+            return true;
+    return false;
+}
+
+uint32_t pl__runner(const struct pl_pool *pool, uint32_t cell, uint32_t except)
+{
+    for (uint32_t i = 0; i < pool->seats_high; i++) {
+        if (!pool->seats[i].taken || i == except)
+            continue;
+        /* Written right after the claim, taken back when the result is told. Acquire: so that is
+         * found when this is not; partner is pl_member_done's store of zero. */
+        if (atomic_load_explicit(&pl__seat(pool->base, &pool->layout, i)->running,
+                                 memory_order_acquire) == cell + 1 ||
+            has_told(pool, i, cell))
+            return i;
+    }
+    return PL_NO_SEAT;
+}
+
+static bool any_suspect(const struct pl_pool *pool)
+{
+    for (uint32_t i = 0; i < pool->seats_high; i++)
+        if (pool->seats[i].taken && pool->seats[i].suspect)
+            return true;
+    return false;
+}
+
+bool pl_pool_mend(struct pl_pool *pool)
+{
+    bool suspected = false;
+    for (uint32_t i = 0; i < pool->nslots; i++) {
+        struct pl_cell *cell = &pool->cells[i];
+        if (cell->state != PL_CELL_POSTED ||
+            /* Relaxed: nothing is read but the word. */
+            pl__state_is_sound(
+                pool, atomic_load_explicit(&pool->slots[i].state, memory_order_relaxed), cell->pos))
+            continue;
+        int64_t now = pool->sys->now();
+        if (cell->doubted == 0)
+            cell->doubted = now;
+        /* The worker that claimed it may have been about to say so. */
+        if (now - cell->doubted < DOUBT_NS)
+            continue;
+        uint32_t runner = pl__runner(pool, i, PL_NO_SEAT);
+        if (runner != PL_NO_SEAT) {
+            /* Its result would be refused. When it is dead, the task is lost. */
+            if (!pool->seats[runner].suspect)
+                suspected = pool->seats[runner].suspect = true;
+        } else if (!any_suspect(pool) && pl_pool_waiting(pool) < pool->line_size - 1) {
+            /* Nobody runs it, and nobody has. (Of a suspect that is not known: so it waits for
+             * that one's burial.) */
+            pl_pool_post(pool, i);
+            pool->posted--; /* as one and the same */
+        }
+    }
+    return suspected;
+}
+
 void pl_pool_check(struct pl_pool *pool)
 {
+    (void)pl_pool_mend(pool);
     if (pl__pool_repair(pool))
         pl__bell_ring_all(pool);
     if (pl_pool_waiting(pool) > 0)

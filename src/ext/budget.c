@@ -39,7 +39,7 @@
  * - Nested budgets: the tighter deadline is armed, and the exception belongs to its owner; an
  *   inner call that is not the owner passes it on.
  *
- * Sections: slots, the monitor, the interrupt, the call.
+ * Sections: slots, what the kernel counts, the monitor, the interrupt, the call.
  */
 #include "budget.h"
 
@@ -50,6 +50,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -62,12 +63,13 @@ enum {
     STATE = 3,
 };
 
-#define LOOK_MIN INT64_C(1000000) /* ns between two looks, at least */
-#define LOOK_MAX INT64_C(5000000) /* and at most */
-#define LOOK_BUDGETS 4            /* in between: so many times the shortest budget */
-#define LOOKS_IDLE 8              /* so many looks without a call, and the monitor parks */
-#define RETRY INT64_C(100000)     /* ns until the next try when one was put off */
-#define FRAMES_MAX 100000         /* stack frames that are looked at */
+#define LOOK_MIN INT64_C(1000000)  /* ns between two looks, at least */
+#define LOOK_MAX INT64_C(5000000)  /* and at most */
+#define LOOK_BUDGETS 4             /* in between: so many times the shortest budget */
+#define LOOKS_IDLE 8               /* so many looks without a call, and the monitor parks */
+#define RETRY INT64_C(100000)      /* ns until the next try when one was put off */
+#define COUNTS_OLD INT64_C(250000) /* ns that a thread's counts are good for */
+#define FRAMES_MAX 100000          /* stack frames that are looked at */
 
 struct plait_monitor {
     /* The module's state, each slot in use, the thread and each pending call share it. */
@@ -187,6 +189,7 @@ static struct plait_slot *take_slot(struct plait_monitor *m, PyThreadState *tsta
     slot->ident = PyThread_get_thread_ident();
     slot->top = NULL;
     slot->depth = 0;
+    slot->counts.at = 0;
     atomic_store_explicit(&slot->aside, false, memory_order_relaxed);
     /* That the process's first thread is also the interpreter's main one is a guess, and
      * `on_pending` corrects it where an embedding program does otherwise. */
@@ -256,6 +259,38 @@ void plait_budget_step_aside(struct plait_state *state, unsigned long ident, boo
     for (; slot != NULL; slot = slot->next)
         if (slot->tstate != NULL && slot->ident == ident)
             atomic_store_explicit(&slot->aside, aside, memory_order_relaxed);
+}
+
+/* ---- what the kernel counts ---- */
+
+static void read_counts(struct plait_counts *counts)
+{
+    struct timespec cpu;
+    struct rusage usage;
+    /* Neither can fail for this thread. The times in `usage` are a tick old. */
+    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
+    (void)getrusage(RUSAGE_THREAD, &usage);
+    counts->cpu_ns = (int64_t)cpu.tv_sec * 1000000000 + cpu.tv_nsec;
+    counts->waits = usage.ru_nvcsw;
+}
+
+void plait_counts_begin(struct plait_slot *slot, int64_t now, struct plait_counts *begin)
+{
+    if (PL_UNLIKELY(now - slot->counts.at > COUNTS_OLD)) {
+        read_counts(&slot->counts);
+        slot->counts.at = now;
+    }
+    *begin = slot->counts;
+}
+
+int64_t plait_counts_cost(const struct plait_counts *begin, int64_t took)
+{
+    struct plait_counts end;
+    read_counts(&end);
+    /* Waits that came before the call count, too, if its counts are old: then the clock decides,
+     * as it does in a child that has been forked meanwhile and is counted anew. */
+    int64_t ran = end.cpu_ns - begin->cpu_ns;
+    return end.waits == begin->waits && ran >= 0 && ran < took ? ran : took;
 }
 
 /* ---- the monitor ---- */

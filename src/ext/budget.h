@@ -12,6 +12,13 @@
 struct plait_budget;
 struct plait_monitor;
 
+/* What the kernel has counted of a thread. */
+struct plait_counts {
+    int64_t at;     /* when it was asked; 0: never */
+    int64_t cpu_ns; /* that it has run */
+    long waits;     /* how often it gave up its processor by itself */
+};
+
 /* What a thread's budgeted calls and the monitor share. Lives as long as the monitor. */
 struct plait_slot {
     struct plait_monitor *monitor; /* borrows: the slot lies in its list */
@@ -21,6 +28,7 @@ struct plait_slot {
     struct plait_budget *top; /* the innermost budget that runs, or NULL */
     uint32_t depth;           /* how many tasks run in this thread, one within the other */
     uint64_t tickets;
+    struct plait_counts counts; /* of this thread, a while ago at most */
 
     /* Shared with the monitor. `word` is a ticket and one of the states of budget.c. */
     _Atomic uint64_t word;
@@ -40,6 +48,14 @@ static inline int64_t plait_budget_now(void)
     (void)clock_gettime(CLOCK_MONOTONIC, &ts); /* cannot fail for this clock */
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
+
+/* The calling thread's counts as they are, or were a quarter of a millisecond before `now` at most:
+ * asking the kernel costs more than a short call. */
+void plait_counts_begin(struct plait_slot *slot, int64_t now, struct plait_counts *begin);
+
+/* How much of a call that took `took` nanoseconds, and began with these counts, is the function's
+ * own doing: less than `took` only if it has not waited, but was preempted. */
+int64_t plait_counts_cost(const struct plait_counts *begin, int64_t took);
 
 /* The calling thread's slot, made on first use. NULL with an exception set. */
 struct plait_slot *plait_slot_get(struct plait_state *state);

@@ -258,10 +258,12 @@ static PySendResult step(struct op *op, PyObject **out)
     }
     op->phase = ENDED; /* unless it waits */
     int told = attempt(op, woken, out);
+    PySendResult result = told == 1 ? PYGEN_RETURN : PYGEN_ERROR;
     if (told == 0)
-        return begin_wait(op, waited, out);
-    Py_CLEAR(op->item);
-    return told == 1 ? PYGEN_RETURN : PYGEN_ERROR;
+        result = begin_wait(op, waited, out);
+    if (result != PYGEN_NEXT)
+        Py_CLEAR(op->item);
+    return result;
 }
 
 static PySendResult op_am_send(PyObject *self, PyObject *Py_UNUSED(value), PyObject **out)

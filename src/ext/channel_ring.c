@@ -6,12 +6,15 @@
 #include "channel.h"
 #include "pool.h"
 
+#include <errno.h>
 #include <stddef.h>
+#include <structmember.h>
 
 struct ring {
     PyObject_HEAD
     struct plait_state *state; /* borrows */
     struct pl_channel core;
+    uint32_t users; /* calls that have let the interpreter's lock go, or may have */
     bool open;
 };
 
@@ -52,6 +55,10 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 
 static PyObject *ring_release(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
+    if (RING(self)->users > 0) {
+        PyErr_SetString(PyExc_RuntimeError, "a thread waits for this channel");
+        return NULL;
+    }
     if (RING(self)->open) {
         RING(self)->open = false;
         pl_channel_fini(&RING(self)->core);
@@ -127,34 +134,6 @@ static PyObject *ring_decode(struct plait_state *state, const char *data, size_t
     return NULL;
 }
 
-/* Tries with the interpreter's lock, and waits for the ring's without it. */
-static int with_lock(struct ring *r, int (*call)(struct pl_channel *, void *), void *arg)
-{
-    r->core.patient = false;
-    int error = call(&r->core, arg);
-    if (error != -EBUSY)
-        return error;
-    r->core.patient = true;
-    Py_BEGIN_ALLOW_THREADS error = call(&r->core, arg);
-    Py_END_ALLOW_THREADS return error;
-}
-
-struct outgoing {
-    const void *data;
-    size_t len;
-};
-
-static int call_send(struct pl_channel *channel, void *arg)
-{
-    struct outgoing *out = arg;
-    return pl_channel_send(channel, out->data, out->len);
-}
-
-static int call_receive(struct pl_channel *channel, void *arg)
-{
-    return pl_channel_receive(channel, arg);
-}
-
 /* send(message): whether there was room. */
 static PyObject *ring_send(PyObject *self, PyObject *message)
 {
@@ -165,8 +144,14 @@ static PyObject *ring_send(PyObject *self, PyObject *message)
         PyErr_SetString(PyExc_TypeError, "send() takes what encode() made");
         return NULL;
     }
-    struct outgoing out = {PyBytes_AS_STRING(message), (size_t)PyBytes_GET_SIZE(message)};
-    int error = with_lock(r, call_send, &out);
+    const char *data = PyBytes_AS_STRING(message);
+    size_t len = (size_t)PyBytes_GET_SIZE(message);
+    int error = pl_channel_try_send(&r->core, data, len);
+    if (error == -EBUSY) {
+        r->users++;
+        Py_BEGIN_ALLOW_THREADS error = pl_channel_send(&r->core, data, len);
+        Py_END_ALLOW_THREADS r->users--;
+    }
     if (error == -EAGAIN)
         Py_RETURN_FALSE;
     if (error == -EMSGSIZE) {
@@ -190,14 +175,21 @@ static PyObject *ring_receive(PyObject *self, PyObject *nothing)
     if (ring_check(r) < 0)
         return NULL;
     struct pl_message message = {0};
-    int error = with_lock(r, call_receive, &message);
+    int error = pl_channel_try_receive(&r->core, &message);
+    if (error == -EBUSY) {
+        r->users++;
+        Py_BEGIN_ALLOW_THREADS error = pl_channel_receive(&r->core, &message);
+        Py_END_ALLOW_THREADS r->users--;
+    }
     if (error == -EAGAIN)
         return Py_NewRef(nothing);
     if (error == PL_ECLOSED)
         return plait_channel_raise_closed("the channel is closed and empty");
     if (error < 0)
         return plait_raise(r->state, error, "receiving from a channel");
+    r->users++; /* decoding may run any code */
     PyObject *value = ring_decode(r->state, message.data, message.len);
+    r->users--;
     pl_message_fini(&r->core, &message);
     return value;
 }
@@ -215,8 +207,10 @@ static PyObject *ring_wait(PyObject *self, PyObject *args)
     int error;
     /* The mapping must outlive the wait whatever other threads do to this object. */
     Py_INCREF(self);
+    r->users++;
     Py_BEGIN_ALLOW_THREADS error = pl_channel_wait(&r->core, side, ns);
-    Py_END_ALLOW_THREADS Py_DECREF(self);
+    Py_END_ALLOW_THREADS r->users--;
+    Py_DECREF(self);
     if (error == -EINTR && PyErr_CheckSignals() < 0)
         return NULL;
     Py_RETURN_NONE;
@@ -278,10 +272,16 @@ static PyMethodDef ring_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef ring_members[] = {
+    {"users", T_UINT, offsetof(struct ring, users), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static PyType_Slot ring_slots[] = {
     {Py_tp_new, ring_new},
     {Py_tp_dealloc, ring_dealloc},
     {Py_tp_methods, ring_methods},
+    {Py_tp_members, ring_members},
     {Py_tp_doc, "A bounded ring of messages in shared memory."},
     {0, NULL},
 };

@@ -13,6 +13,7 @@
  * `await` makes a future of the running loop and fills it in when the result comes. So any
  * loop can wait, several can, and cancelling a waiting task cancels the wait at once.
  */
+#include "loop.h"
 #include "pool.h"
 
 #include <string.h>
@@ -332,6 +333,50 @@ void plait_future_notify(struct plait_state *state, struct plait_future *f)
     Py_XDECREF(waiters);
     Py_XDECREF(callbacks);
     Py_DECREF(f);
+}
+
+/* Whether call_soon_threadsafe of this loop is the one that loops of plait's are born with. */
+static bool is_own_loop(struct plait_state *state, PyObject *loop)
+{
+    if (!PyObject_TypeCheck(loop, state->loop_type))
+        return false;
+    PyObject *method = PyObject_GetAttr(loop, state->name_call_soon_threadsafe);
+    bool own = method != NULL && PyCFunction_Check(method) &&
+               PyCFunction_GET_SELF(method) == loop &&
+               PyCFunction_GET_FUNCTION(method) ==
+                   (PyCFunction)(void (*)(void))plait_loop_call_soon_threadsafe;
+    if (method == NULL)
+        PyErr_Clear(); /* the ordinary way meets it again */
+    Py_XDECREF(method);
+    return own;
+}
+
+bool plait_future_leave(struct plait_state *state, struct plait_future *f, struct pl_loop **owed)
+{
+    if (!plait_future_done(f) || f->callbacks != NULL || f->waiters == NULL ||
+        PyList_GET_SIZE(f->waiters) != 1)
+        return false;
+    PyObject *pair = PyList_GET_ITEM(f->waiters, 0);
+    PyObject *loop = PyTuple_GET_ITEM(pair, 0);
+    if (!is_own_loop(state, loop))
+        return false;
+    PyObject *method = PyObject_GetAttr((PyObject *)f, state->name_transfer);
+    HandleObject *handle = NULL;
+    if (method != NULL)
+        handle = plait_loop_prepare_post((LoopObject *)loop, method, PyTuple_GET_ITEM(pair, 1));
+    Py_XDECREF(method);
+    if (handle == NULL) {
+        PyErr_Clear(); /* as above */
+        return false;
+    }
+    PyObject *waiters = f->waiters;
+    f->waiters = NULL;
+    Py_CLEAR(f->pool);
+    struct pl_loop *core = &((LoopObject *)loop)->core;
+    *owed = pl_loop_leave(core, &handle->post) ? core : NULL;
+    /* The handle has the loop, its future, and f: what goes here is no last reference. */
+    Py_DECREF(waiters);
+    return true;
 }
 
 /* ---- methods ---- */

@@ -114,6 +114,10 @@ static inline bool plait_future_has_audience(const struct plait_future *f)
     return f->callbacks != NULL || f->waiters != NULL || f->condition != NULL;
 }
 void plait_future_notify(struct plait_state *state, struct plait_future *f);
+/* As plait_future_notify, if all that there is to do is to tell one of plait's own loops; false:
+ * it is not, and nothing was done. What *owed is set to, unless NULL, is to be given to
+ * pl_loop_call as soon as the interpreter's lock is free, and no Python may run before. */
+bool plait_future_leave(struct plait_state *state, struct plait_future *f, struct pl_loop **owed);
 /* Reports the exception that is set and can be raised nowhere; but Ctrl+C comes once more, to be
  * raised in the main thread's next step. */
 void plait_unraisable(PyObject *where);

@@ -122,6 +122,10 @@ PLAIT_LOOP_FAST_METHODS(X)
     extern const char plait_loop_##name##_doc[];
 PLAIT_LOOP_NOARGS_METHODS(X)
 #undef X
+/* A handle for pl_loop_post, whose reference it gets, to call the callback with one argument; NULL
+ * when the loop has ended (RuntimeError), or in debug mode, where only the method will do, and on
+ * error. Making it may run Python, but the loop has not ended when it is returned. */
+HandleObject *plait_loop_prepare_post(LoopObject *loop, PyObject *callback, PyObject *arg);
 /* {"loop": loop}, borrowed, to call a class of asyncio's with. */
 PyObject *plait_loop_kwargs(LoopObject *loop);
 /* A new asyncio.Future of the loop. */

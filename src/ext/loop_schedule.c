@@ -114,6 +114,16 @@ PyObject *plait_loop_call_soon_threadsafe(PyObject *self, PyObject *const *args,
     return (PyObject *)h;
 }
 
+HandleObject *plait_loop_prepare_post(LoopObject *loop, PyObject *callback, PyObject *arg)
+{
+    if (loop->debug)
+        return NULL;
+    HandleObject *h = plait_handle_new_threadsafe(loop, callback, &arg, 1, NULL);
+    if (h != NULL && plait_loop_check(loop) < 0)
+        Py_CLEAR(h);
+    return h;
+}
+
 /* The core's deadline for a time of loop.time(). Rounds up, so that a timer is never early,
  * and clamps. */
 static int64_t deadline_of(double when)

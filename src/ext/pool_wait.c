@@ -12,6 +12,7 @@
 
 #define DOZE_NS 1000000 /* how long a queued task or an owed wake-up may have to wait */
 #define DOZE_TICKS 16
+#define DOZE_TICKS_MAX 1000 /* then the helper looks after other things */
 #define CHECK_NS 1000000000 /* so long without news, and it is checked whether all is well */
 
 #include <errno.h>
@@ -326,10 +327,11 @@ static bool doze(struct plait_pool *pool)
     uint64_t tail = atomic_load_explicit(&core->share->tail, memory_order_relaxed);
     uint32_t debt = 0;
     int quiet = 0;
+    int ticks = 0;
     bool old = false;
     pool->followers = &me;
     Py_BEGIN_ALLOW_THREADS while (__atomic_load_n(&me.word, __ATOMIC_ACQUIRE) == 0 && !old &&
-                                  quiet < DOZE_TICKS)
+                                  quiet < DOZE_TICKS && ticks++ < DOZE_TICKS_MAX)
     {
         (void)core->sys->futex_wait(&me.word, 0, DOZE_NS);
         /* Relaxed, both: what is missed now is seen at the next look. */
@@ -348,6 +350,21 @@ static bool doze(struct plait_pool *pool)
     return old || me.word != 0 || !plait_queue_empty(pool) || core->owed_wake != 0;
 }
 
+/* Looks every second or so, in the busiest of pools, too, for tasks that nobody would hear of. */
+static void look_after(struct plait_pool *pool)
+{
+    int64_t now = pool->core.sys->now();
+    if (pool->outstanding == 0 || now - pool->mended < CHECK_NS)
+        return;
+    pool->mended = now;
+    if (!pl_pool_mend(&pool->core))
+        return;
+    if (pool->led)
+        plait_pool_kick(pool); /* the leader finds who is suspected */
+    else
+        plait_pool_collect(pool);
+}
+
 /* One turn of the helper thread: leads a round if it is needed, pays what is owed, looks after
  * what waits for room. Returns for how many seconds it may rest: 0 for another turn at once, a
  * negative number for as long as nobody calls it, None for ever. It is told whether such a rest
@@ -360,6 +377,7 @@ PyObject *plait_pool_help(PyObject *self, PyObject *timed_out)
     pool->helper_rests = pool->helper_idle = false;
     bool rest = false;
     uint32_t tags = 0;
+    look_after(pool);
     if (!pool->led && helper_needed(pool)) {
         take_lead(pool);
         pool->helper_leads = true;

@@ -40,6 +40,7 @@ struct plait_crew_worker {
     struct plait_crew *crew; /* borrows: the thread's call holds it */
     struct plait_task *task; /* borrows; what it runs. While it is set, it may be stopped */
     struct pl_berth *owed;   /* those who wait for its last task's end, still to be called */
+    struct pl_loop *owed_to; /* borrows: the loop that does; pl_loop_call keeps it from ending */
     unsigned long ident;
     uint64_t done;
     int64_t attached_at; /* when it got the interpreter's lock at the latest */

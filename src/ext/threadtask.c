@@ -156,10 +156,23 @@ static struct pl_berth *claim_sleepers(struct plait_future *f)
     return list;
 }
 
-/* Ends a future whose outcome is stored, and tells everyone; the threads that sleep for it are
- * handed to *owed when that can wait (NULL: it cannot). Takes over the task's reference. */
+/* Calls those who wait for the end of this thread's last task. */
+static void pay(struct plait_crew_worker *me)
+{
+    struct pl_berth *sleepers = me->owed;
+    struct pl_loop *loop = me->owed_to;
+    me->owed = NULL;
+    me->owed_to = NULL;
+    call_sleepers(sleepers);
+    if (loop != NULL)
+        pl_loop_call(loop);
+}
+
+/* Ends a future whose outcome is stored, and tells everyone; but the threads that sleep for it,
+ * and a loop, are left to `me`, to be called when it pays (NULL: they are called here). No Python
+ * runs in between. Takes over the task's reference. */
 static void end_future(struct plait_crew *crew, struct plait_future *f, bool cancelled,
-                       struct pl_berth **owed)
+                       struct plait_crew_worker *me)
 {
     if (cancelled)
         crew->cancelled++;
@@ -167,15 +180,15 @@ static void end_future(struct plait_crew *crew, struct plait_future *f, bool can
     bool audience = plait_future_has_audience(f);
     if (f->state != PLAIT_SETTLING) {
         struct pl_berth *sleepers = claim_sleepers(f);
-        if (owed != NULL && !audience)
-            *owed = sleepers;
+        if (me != NULL && !audience)
+            me->owed = sleepers;
         else
             call_sleepers(sleepers);
     }
-    if (audience)
-        plait_future_notify(crew->state, f);
-    else
+    if (!audience)
         Py_CLEAR(f->pool);
+    else if (me == NULL || !plait_future_leave(crew->state, f, &me->owed_to))
+        plait_future_notify(crew->state, f);
     Py_DECREF(f);
 }
 
@@ -224,8 +237,10 @@ static void end_task(struct plait_crew *crew, struct plait_crew_worker *me, stru
         crew->failed += f->exception != NULL;
     }
     me->done++;
-    end_future(crew, f, cancelled, &me->owed);
+    end_future(crew, f, cancelled, me);
     PyMem_Free(task);
+    if (error != NULL || result != NULL)
+        pay(me); /* what goes now may run Python */
     Py_XDECREF(error);
     Py_XDECREF(result);
 }
@@ -636,31 +651,28 @@ PyObject *plait_crew_run(PyObject *self, PyObject *Py_UNUSED(ignored))
         }
         struct pl_job *job = pl_crew_take(&crew->core);
         if (job != NULL) {
-            call_sleepers(me.owed);
-            me.owed = NULL;
+            pay(&me);
             run_task(crew, &me, PL_CONTAINER_OF(job, struct plait_task, job));
             if (crew->forked)
                 break;
             /* Before anyone learns of the end: who posts next finds that a thread comes. */
             pl_crew_look(&crew->core);
             if (me.ended_at - me.attached_at > SWITCH_NS) {
-                Py_BEGIN_ALLOW_THREADS call_sleepers(me.owed);
-                Py_END_ALLOW_THREADS me.owed = NULL;
-                me.attached_at = me.ended_at;
+                Py_BEGIN_ALLOW_THREADS pay(&me);
+                Py_END_ALLOW_THREADS me.attached_at = me.ended_at;
             }
             continue;
         }
         if (crew->closed && pl_crew_leave(&crew->core))
             break;
         int error;
-        Py_BEGIN_ALLOW_THREADS call_sleepers(me.owed);
-        me.owed = NULL;
+        Py_BEGIN_ALLOW_THREADS pay(&me);
         error = pl_crew_rest(&crew->core, crew->idle_ns);
         Py_END_ALLOW_THREADS me.attached_at = clock_now();
         if (error == -ETIMEDOUT && !crew->forked && pl_crew_leave(&crew->core))
             break;
     }
-    call_sleepers(me.owed);
+    pay(&me);
     if (!crew->forked) {
         *me.at = me.next;
         if (me.next != NULL)

@@ -72,6 +72,36 @@ void plait_waiter_kick(struct plait_state *state, unsigned long ident)
     }
 }
 
+/* What a thread that is gone was handed is for the next. */
+static void hand_on(struct thread_waiter *w)
+{
+    struct plait_waits *list = w->wait.woken;
+    if (!plait_waits_settle(&w->wait))
+        return;
+    if (PyObject_TypeCheck(w->channel, w->state->tokens_type))
+        plait_tokens_give((struct plait_tokens *)w->channel);
+    else if (PyObject_TypeCheck(w->channel, w->state->channel_base_type))
+        (void)plait_waits_wake(list);
+}
+
+/* _threads_gone(): in a child after a fork, which has the thread that forked and no other. */
+static PyObject *threads_gone(PyObject *module, PyObject *Py_UNUSED(ignored))
+{
+    struct thread_waiter **sleepers = &plait_state_of_module(module)->scope.sleepers;
+    for (struct thread_waiter *w = *sleepers; w != NULL; w = w->next) {
+        w->gone = true;
+        plait_waits_remove(&w->wait);
+    }
+    while (*sleepers != NULL) {
+        struct thread_waiter *w = *sleepers;
+        *sleepers = w->next;
+        w->slot = NULL;
+        w->next = NULL;
+        hand_on(w); /* it stays where it is: the thread's own references are never given up */
+    }
+    Py_RETURN_NONE;
+}
+
 /* ---- the wait ---- */
 
 static PyObject *waiter_wake(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -219,8 +249,15 @@ static PyType_Spec waiter_spec = {
     .slots = waiter_slots,
 };
 
+static PyMethodDef functions[] = {
+    {"_threads_gone", threads_gone, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
 int plait_waiter_exec(PyObject *module, struct plait_state *state)
 {
+    if (PyModule_AddFunctions(module, functions) < 0)
+        return -1;
     state->thread_waiter_type =
         (PyTypeObject *)PyType_FromModuleAndSpec(module, &waiter_spec, NULL);
     if (state->thread_waiter_type == NULL)

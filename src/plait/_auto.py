@@ -559,7 +559,7 @@ def observe(
     task = figures_of(fn)
     index, _ = task._record(tuple(args), dict(kwargs))
     if strand == "inline":
-        task._note_here(index, measured.wall)
+        task._note_here(index, max(measured.cpu, measured.wall - measured.queued))
     else:
         own = fn.fn if isinstance(fn, Task) else fn
         state_of(task).note(own, index, strand, measured)

@@ -273,7 +273,7 @@ class SharedChannel(Generic[_T]):
         It is unusable then. Nobody may be using it.
 
         Raises:
-            RuntimeError: a task waits for it.
+            RuntimeError: a task or a thread waits for it.
         """
         for bell in self._bells.values():
             if not bell.loop.is_closed() and bell.waiters:

@@ -5,6 +5,7 @@ What they do is C (locks.c says how, and why).
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from . import _core
@@ -17,6 +18,7 @@ def _pause() -> None:
 
 
 _core._pause_by(_pause)
+os.register_at_fork(after_in_child=_core._threads_gone)
 
 
 class Lock(_core.TokensBase):

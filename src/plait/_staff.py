@@ -156,11 +156,12 @@ class Staff(_core.PoolBase):
                 worker = self._seats.get(seat)
                 if kind == b"B" and worker is not None:
                     worker.pid = pid
-                    worker.pidfd, worker.stackfd = fds
                     worker.born = time.monotonic()
-                    for fd in fds:
-                        os.set_inheritable(fd, False)
-                    fds = []
+                    if len(fds) == 2:  # they get lost where this process has too many
+                        worker.pidfd, worker.stackfd = fds
+                        for fd in fds:
+                            os.set_inheritable(fd, False)
+                        fds = []
                     if self._stopping == "kill":
                         self._kill(worker)
                 elif kind == b"R" and worker is not None:
@@ -270,8 +271,24 @@ class Staff(_core.PoolBase):
         self._zygote_fd = -1
         return status
 
+    def _reachable(self, worker: Worker) -> bool:
+        """Whether there is a descriptor to signal the worker by; one that was lost is made anew."""
+        if worker.pidfd < 0 and worker.pid > 0:
+            fd = -1
+            with contextlib.suppress(OSError):
+                fd = os.pidfd_open(worker.pid)
+                # The number may be another process's by now, but that one is no child of the
+                # zygote's.
+                with open(f"/proc/{worker.pid}/stat", encoding="utf-8", errors="replace") as stat:
+                    parent = int(stat.read().rpartition(")")[2].split()[1])
+                if parent == self._zygote:
+                    worker.pidfd, fd = fd, -1
+            if fd >= 0:
+                os.close(fd)
+        return worker.pidfd >= 0
+
     def _kill(self, worker: Worker, number: signal.Signals = signal.SIGKILL) -> None:
-        if worker.pidfd >= 0:
+        if self._reachable(worker):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(worker.pidfd, number)
 

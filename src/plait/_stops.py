@@ -49,7 +49,7 @@ class Stopper(Staff):
 
     def _nudge(self, worker: Worker | None) -> None:
         """Send the signal that asks a worker to stop its task."""
-        if worker is not None and worker.pidfd >= 0:
+        if worker is not None and self._reachable(worker):
             with contextlib.suppress(OSError):
                 os.ftruncate(worker.stackfd, 0)
             with contextlib.suppress(ProcessLookupError):

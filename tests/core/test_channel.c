@@ -29,7 +29,6 @@ static void open_channel(struct pl_channel *channel, uint64_t capacity, uint64_t
         CHECK_SYS(close(ends[1]));
     }
     CHECK_OK(pl_channel_open(channel, NULL, memfd, fds[0], fds[1]));
-    channel->patient = true;
 }
 
 static void send_number(struct pl_channel *channel, uint64_t number)
@@ -264,14 +263,13 @@ static void a_lock_that_is_taken(void)
     struct pl_channel channel;
     struct pl_message message;
     open_channel(&channel, 2, 4096);
-    channel.patient = false;
     uint64_t number = 7;
     CHECK_EQ(pthread_mutex_lock(&channel.share->send_lock), 0);
-    CHECK_EQ(pl_channel_send(&channel, &number, sizeof(number)), -EBUSY);
+    CHECK_EQ(pl_channel_try_send(&channel, &number, sizeof(number)), -EBUSY);
     CHECK_EQ(pthread_mutex_unlock(&channel.share->send_lock), 0);
     send_number(&channel, number);
     CHECK_EQ(pthread_mutex_lock(&channel.share->receive_lock), 0);
-    CHECK_EQ(pl_channel_receive(&channel, &message), -EBUSY);
+    CHECK_EQ(pl_channel_try_receive(&channel, &message), -EBUSY);
     CHECK_EQ(pthread_mutex_unlock(&channel.share->receive_lock), 0);
     CHECK_EQ(receive_number(&channel), number);
     pl_channel_fini(&channel);

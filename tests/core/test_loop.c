@@ -160,6 +160,100 @@ static void a_batch_of_posts_writes_once(void)
     pl_loop_fini(&loop);
 }
 
+/* What another thread does that holds a lock while the loop is blocked. */
+static void leave_and_call(void)
+{
+    batch[0] = (struct numbered){.post.op.run = record, .number = 7};
+    CHECK(pl_loop_leave(posted_loop, &batch[0].post));
+    CHECK_EQ(wake_writes, 0);
+    pl_loop_call(posted_loop);
+}
+
+static int leave_while_waiting(int epfd, struct epoll_event *events, int max, int64_t timeout_ns)
+{
+    if (timeout_ns != 0)
+        leave_and_call();
+    return pl_sys_default()->epoll_wait(epfd, events, max, timeout_ns);
+}
+
+static int leave_while_entering(int fd, uint32_t submit, uint32_t least, uint32_t flags,
+                                const void *arg, size_t size)
+{
+    if (least > 0)
+        leave_and_call();
+    return pl_sys_default()->uring_enter(fd, submit, least, flags, arg, size);
+}
+
+static void a_post_and_its_wake_up_can_be_apart(void)
+{
+    struct pl_sys sys = *pl_sys_default();
+    sys.write = counting_write;
+    sys.epoll_wait = leave_while_waiting;
+    sys.uring_enter = leave_while_entering;
+    struct pl_loop loop;
+    CHECK_OK(pl_test_loop(&loop, &sys));
+    posted_loop = &loop;
+    ran = 0;
+    wake_writes = 0;
+    CHECK_EQ(pl_loop_once(&loop), 1);
+    CHECK_EQ(order[0], 7);
+    CHECK_EQ(wake_writes, 1);
+    struct numbered awake = {.post.op.run = record, .number = 8};
+    CHECK(!pl_loop_leave(&loop, &awake.post));
+    CHECK_EQ(pl_loop_once(&loop), 1);
+    CHECK_EQ(order[1], 8);
+    CHECK_EQ(wake_writes, 1);
+    CHECK_EQ(atomic_load(&loop.callers), 0);
+    pl_loop_fini(&loop);
+}
+
+/* The loop ends while one who has posted is still to call it: its descriptor stays until then. */
+static _Atomic int closed_at; /* the descriptor; -1 while it is open */
+static _Atomic int yields;
+
+static int noting_close(int fd)
+{
+    if (fd == posted_loop->wake_fd)
+        atomic_store(&closed_at, fd);
+    return pl_sys_default()->close(fd);
+}
+
+static void counting_yield(void)
+{
+    (void)atomic_fetch_add(&yields, 1);
+    pl_sys_default()->yield();
+}
+
+static void *call_late(void *arg)
+{
+    while (atomic_load(&yields) == 0)
+        pl_sys_default()->yield();
+    CHECK_EQ(atomic_load(&closed_at), -1);
+    pl_loop_call(arg);
+    return NULL;
+}
+
+static void the_end_waits_for_callers(void)
+{
+    struct pl_sys sys = *pl_sys_default();
+    sys.close = noting_close;
+    sys.yield = counting_yield;
+    struct pl_loop loop;
+    pthread_t thread;
+    CHECK_OK(pl_test_loop(&loop, &sys));
+    posted_loop = &loop;
+    atomic_store(&closed_at, -1);
+    atomic_store(&yields, 0);
+    /* Relaxed: the loop is in this thread. As if it slept when the post came. */
+    atomic_store_explicit(&loop.state, PL_LOOP_SLEEPING, memory_order_relaxed);
+    struct numbered node = {.post.op.run = record};
+    CHECK(pl_loop_leave(&loop, &node.post));
+    CHECK_EQ(pthread_create(&thread, NULL, call_late, &loop), 0);
+    pl_loop_fini(&loop);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK(atomic_load(&closed_at) >= 0);
+}
+
 /* Threads post one node each, again and again, and wait until it has run: every wake-up
  * that is lost would leave a thread and the loop waiting for each other. */
 #define POSTERS 3
@@ -315,6 +409,8 @@ static const struct pl_test tests[] = {
     PL_TEST(stop_leaves_the_rest_queued),
     PL_TEST(posts_to_an_awake_loop_write_nothing),
     PL_TEST(a_batch_of_posts_writes_once),
+    PL_TEST(a_post_and_its_wake_up_can_be_apart),
+    PL_TEST(the_end_waits_for_callers),
     PL_TEST(no_wake_up_is_lost),
     PL_TEST(wake_ends_a_wait),
     PL_TEST(an_interrupted_wait_tells),

@@ -220,6 +220,76 @@ static void a_spoilt_state_is_a_loss(void)
     pl_pool_fini(&pool);
 }
 
+static int64_t clock_ahead;
+
+static int64_t clock_now(void)
+{
+    return pl_sys_default()->now() + clock_ahead;
+}
+
+/* Looks twice, with the time in between that a word has to be wrong for. */
+static bool mend(struct pl_pool *pool)
+{
+    CHECK(!pl_pool_mend(pool));
+    clock_ahead += PL_NSEC_PER_SEC;
+    return pl_pool_mend(pool);
+}
+
+/* The same while everyone lives: one that nobody runs comes into the line again, and is done once;
+ * one that somebody runs, or has run, costs that worker's life, and no other's. */
+static void a_spoilt_state_is_found_in_time(void)
+{
+    struct pl_sys sys = *pl_sys_default();
+    sys.now = clock_now;
+    struct pl_pool_config config = {.sys = &sys, .workers = 2, .slots = 16, .limit = 1 << 20};
+    struct pl_pool pool;
+    struct pl_member a;
+    struct pl_member b;
+    uint32_t cell;
+    uint32_t seat;
+    CHECK_OK(pl_pool_init(&pool, &config));
+    sit(&pool, &a);
+    sit(&pool, &b);
+
+    uint32_t mine = post(&pool, 1);
+    CHECK(!mend(&pool)); /* all is well */
+    atomic_store(&pool.slots[mine].state, UINT64_MAX);
+    CHECK_EQ(pl_member_take(&a, &cell), 0);
+    CHECK(!mend(&pool));
+    CHECK_EQ(pool.posted, 1);
+    CHECK_EQ(pl_member_take(&a, &cell), 1);
+    CHECK_EQ(cell, mine);
+    CHECK_EQ(pl_member_take(&b, &cell), 0);
+    CHECK_OK(pl_member_done(&a, mine));
+    CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 1);
+    pl_pool_release(&pool, cell);
+
+    for (int ended = 0; ended < 2; ended++) {
+        mine = post(&pool, 1);
+        CHECK_EQ(pl_member_take(&a, &cell), 1);
+        if (ended)
+            CHECK_OK(pl_member_done(&a, mine));
+        atomic_store(&pool.slots[mine].state, UINT64_MAX);
+        CHECK_EQ(pl_pool_bury(&pool, b.seat, &cell), PL_BURIED); /* not its loss */
+        CHECK(mend(&pool));
+        CHECK(!mend(&pool));
+        CHECK_EQ(pl_pool_next(&pool, &cell, &seat), PL_EPROTO);
+        CHECK_EQ(seat, a.seat);
+        CHECK_EQ(pl_pool_bury(&pool, a.seat, &cell), PL_LOST);
+        CHECK_EQ(cell, mine);
+        pl_pool_release(&pool, cell);
+        CHECK_EQ(pl_pool_bury(&pool, a.seat, &cell), PL_BURIED);
+        pl_member_fini(&a);
+        pl_member_fini(&b);
+        sit(&pool, &a);
+        sit(&pool, &b);
+    }
+    CHECK_EQ(pool.cells_used, 0);
+    pl_member_fini(&a);
+    pl_member_fini(&b);
+    pl_pool_fini(&pool);
+}
+
 static void a_spoilt_layout_harms_nobody(void)
 {
     struct pl_pool pool;
@@ -414,10 +484,15 @@ static void threads_and_wrap_around(void)
 }
 
 static const struct pl_test tests[] = {
-    PL_TEST(order_and_fullness),           PL_TEST(taking_back),
-    PL_TEST(a_dead_worker_is_survived),    PL_TEST(a_spoilt_head_is_mended),
-    PL_TEST(a_spoilt_tail_is_mended),      PL_TEST(a_spoilt_state_is_a_loss),
-    PL_TEST(a_spoilt_layout_harms_nobody), PL_TEST(hostile_contents),
+    PL_TEST(order_and_fullness),
+    PL_TEST(taking_back),
+    PL_TEST(a_dead_worker_is_survived),
+    PL_TEST(a_spoilt_head_is_mended),
+    PL_TEST(a_spoilt_tail_is_mended),
+    PL_TEST(a_spoilt_state_is_a_loss),
+    PL_TEST(a_spoilt_state_is_found_in_time),
+    PL_TEST(a_spoilt_layout_harms_nobody),
+    PL_TEST(hostile_contents),
     PL_TEST(threads_and_wrap_around),
 };
 

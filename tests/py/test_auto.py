@@ -9,7 +9,12 @@ import json
 import os
 import pickle
 import random
+import resource
+import select
+import subprocess
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +23,7 @@ from typing import Any
 import auto_tasks
 import pytest
 from auto_costs import Costs
+from until import until
 
 import plait
 from plait import _auto, _core
@@ -593,3 +599,63 @@ def test_a_failing_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) ->
         plait.auto.save(path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["figures.json"]
+
+
+# ---- a busy machine ------------------------------------------------------------------
+
+
+def test_a_call_that_was_preempted_is_no_long_one() -> None:
+    """Another process has the only processor for most of the call's time."""
+    taken: list[tuple[float, float, int]] = []  # of the last call: wall and CPU time, waits
+
+    def give_way() -> None:
+        wall, cpu = time.monotonic(), time.thread_time()
+        waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        while time.monotonic() - wall < 0.003 and time.thread_time() - cpu < 0.0003:
+            os.sched_yield()  # which is no wait: it could go on
+        waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - waits
+        taken.append((time.monotonic() - wall, time.thread_time() - cpu, waits))
+
+    def elsewhere(task: Any, fn: Any, index: int, args: Any, kwargs: Any, wait: bool) -> None:
+        task._note_away(index, 1, 1)
+
+    def preempted() -> bool:
+        task = _core.Task(give_way, elsewhere, 0.001, False)
+        for _ in range(3):
+            task.sync()  # it comes to be trusted
+        taken.clear()
+        task.sync()
+        wall, cpu, waits = taken[0]
+        if wall < 0.0015 or cpu > 0.0006 or waits:
+            return False
+        (record,) = task._records()
+        assert (record[1], record[4]) == (0, 0), "here still, without a strike"
+        return True
+
+    processors = os.sched_getaffinity(0)
+    one = {min(processors)}
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        os.sched_setaffinity(other.pid, one)
+        os.sched_setaffinity(0, one)
+        until(preempted)
+    finally:
+        os.sched_setaffinity(0, processors)
+        other.kill()
+        other.wait()
+
+
+def test_a_call_that_waits_is_a_long_one() -> None:
+    def elsewhere(task: Any, fn: Any, index: int, args: Any, kwargs: Any, wait: bool) -> None:
+        task._note_away(index, 1, 1)
+
+    read, write = os.pipe()
+    task = _core.Task(select.select, elsewhere, 0.001, False)
+    try:
+        for _ in range(4):
+            task.sync([read], [], [], 0.002)
+        (record,) = task._records()
+        assert (record[1], record[4]) == (1, 1), "away, for it was too long once"
+    finally:
+        os.close(read)
+        os.close(write)

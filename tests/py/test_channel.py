@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import scope_tasks
 from conftest import open_fds
+from until import until
 
 import plait
 
@@ -365,3 +366,41 @@ def test_a_forked_child_shares_it() -> None:
             os._exit(code)
     assert channel.receive_blocking(TIMEOUT) == "from the child"
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_an_end_that_a_thread_waits_in_is_not_released() -> None:
+    channel = plait.channel(1, shared=True)
+    ring: Any = channel._ring
+    thread = threading.Thread(target=ring.wait, args=(False, 3600.0))
+    thread.start()
+    until(lambda: ring.users == 1)
+    with pytest.raises(RuntimeError, match="a thread waits"):
+        channel.release()
+    channel.send_nowait("end")
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    assert channel.receive_nowait() == "end"
+    channel.release()
+
+
+class Releases:
+    """What lets go of the channel that it comes out of."""
+
+    channel: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        with pytest.raises(RuntimeError, match="waits for"):
+            self.channel.release()
+
+    def __getstate__(self) -> str:
+        return "something"
+
+
+def test_an_end_is_not_released_under_an_item() -> None:
+    Releases.channel = channel = plait.channel(1, shared=True)
+    try:
+        channel.send_nowait(Releases())
+        assert isinstance(channel.receive_nowait(), Releases)
+        channel.release()
+    finally:
+        Releases.channel = None

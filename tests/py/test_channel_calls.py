@@ -484,3 +484,19 @@ def test_nothing_leaks() -> None:
         plait.run(main())
     gc.collect()
     assert sys.getallocatedblocks() - before < 200
+
+
+def test_a_send_that_cannot_wait_lets_its_item_go() -> None:
+    class Item:
+        pass
+
+    channel = plait.channel(1)
+    channel.send_nowait("full")
+    item = Item()
+    gone = weakref.ref(item)
+    call = channel.send(item)
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        call.send(None)
+    del item, call
+    gc.collect()
+    assert gone() is None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from until import until
 
 import plait
 
@@ -246,3 +248,31 @@ def test_with_gives_back_what_it_took_whatever_is_raised() -> None:
             await use(lock.release)
 
     plait.run(main())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("handed", [False, True], ids=["waits", "was-handed-it"])
+def test_a_forked_child_hands_nothing_to_threads_that_it_does_not_have(handed: bool) -> None:
+    lock = plait.Lock()
+    assert lock.acquire_nowait()
+
+    def wait() -> None:
+        with lock:
+            pass
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: lock._waiting == 1)
+    if handed:
+        lock.release()  # the thread cannot have run before the fork, or is through
+    child = os.fork()
+    if child == 0:
+        if not handed:
+            lock.release()
+        free = lock.acquire_nowait() or lock.acquire_blocking(0.0)
+        os._exit(0 if free else 3)
+    if not handed:
+        lock.release()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

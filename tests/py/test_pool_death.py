@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
+import pathlib
 import pickle
+import socket
 import struct
 from collections.abc import Iterator
 from typing import Any
 
 import pool_tasks as tasks
 import pytest
+from pool_gate import Gate
 from sanitizer import needs_plain_memory
 
 import plait
@@ -111,3 +115,31 @@ def test_memory_limit() -> None:
 def test_bad_limits_are_named(kwargs: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(kwargs))):
         plait.ProcessPool(1, **kwargs)
+
+
+def test_a_worker_whose_descriptors_were_lost_is_stopped_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """A process that has too many descriptors gets the message without them."""
+    receive = socket.recv_fds
+    lost = []
+
+    def lose(*args: Any) -> Any:
+        message, fds, *rest = receive(*args)
+        for fd in fds:
+            os.close(fd)
+        lost.extend(fds)
+        return message, [], *rest
+
+    monkeypatch.setattr(socket, "recv_fds", lose)
+    gate = Gate(tmp_path)
+    with plait.ProcessPool(1) as pool:
+        assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
+        (held,) = gate.hold(pool)
+        assert held.cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            held.result(TIMEOUT)
+        with pytest.raises(plait.WorkerDied):
+            pool.submit(tasks.exit_with, 3).result(TIMEOUT)
+        assert pool.submit(tasks.plus_one, 2).result(TIMEOUT) == 3
+    assert len(lost) == 4

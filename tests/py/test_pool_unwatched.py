@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pathlib
 import signal
+import struct
 import time
 from typing import Any
 
@@ -19,6 +21,7 @@ TIMEOUT = 30.0
 
 # Offsets in struct pl_share.
 PARKED, SPINNING = 320, 384
+SLOT_SIZE, READY = 512, 1
 
 
 def workers_of(pool: plait.ProcessPool) -> set[int]:
@@ -117,6 +120,42 @@ def test_a_worker_is_found_whatever_the_board_says(
             gate.open()
         for future in futures:
             future.result(TIMEOUT)
+
+
+def spoil_waiting(pool: plait.ProcessPool) -> int:
+    """Overwrite the words of the tasks that no worker has begun; how many these are."""
+    with mmap.mmap(pool._fds[0], 0) as board:
+        nslots = struct.unpack_from("<I", board, 12)[0]
+        slots_at = struct.unpack_from("<Q", board, 40)[0]
+        places = range(slots_at, slots_at + nslots * SLOT_SIZE, SLOT_SIZE)
+        waiting = [at for at in places if board[at] == READY]
+        for at in waiting:
+            board[at : at + 8] = b"\xff" * 8
+        return len(waiting)
+
+
+def test_a_task_whose_word_was_overwritten_is_done_all_the_same(tmp_path: pathlib.Path) -> None:
+    """No worker can take it as it is; nobody dies, and others come and go meanwhile."""
+    gate = Gate(tmp_path)
+    with plait.ProcessPool(2) as pool:
+        assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
+        before = workers_of(pool)
+        try:
+            held = gate.hold(pool, 2)
+            waiting = [pool.submit(tasks.plus_one, n) for n in range(2)]
+            assert spoil_waiting(pool) == 2
+        finally:
+            gate.open()
+        for future in held:
+            future.result(TIMEOUT)
+        until(
+            lambda: (
+                pool.submit(tasks.plus_one, 4).result(TIMEOUT) == 5
+                and all(future.done() for future in waiting)
+            )
+        )
+        assert [future.result(TIMEOUT) for future in waiting] == [1, 2]
+        assert workers_of(pool) == before
 
 
 # ---- finalizers ----------------------------------------------------------------------

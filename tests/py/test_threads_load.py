@@ -191,3 +191,49 @@ def test_two_million_tasks() -> None:
                     assert future.result(60) == n * n
 
         run_in_threads(16, submit)
+
+
+# ---- loops that come and go -----------------------------------------------------------
+
+
+def test_loops_end_while_threads_call_them() -> None:
+    """Tasks end while the loop that waits for them sleeps, wakes or is closed already."""
+
+    async def ask(pool: plait.ThreadPool, count: int) -> int:
+        loop = asyncio.get_running_loop()
+        asked = [loop.run_in_executor(pool, abs, -n) for n in range(count)]
+        done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        return len(done)
+
+    with plait.ThreadPool(3) as pool:
+        for round_ in range(200):
+            loop = plait.new_event_loop()
+            try:
+                assert loop.run_until_complete(ask(pool, round_ % 7 + 1)) >= 1
+            finally:
+                loop.close()
+        assert pool.submit(abs, -1).result(20) == 1
+
+
+def test_an_own_call_soon_threadsafe_is_used() -> None:
+    """A loop of a program's own class is told by the method that it has."""
+    told: list[str] = []
+
+    class Loop(plait.Loop):
+        def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:
+            told.append(threading.current_thread().name)
+            return super().call_soon_threadsafe(callback, *args, context=context)
+
+    async def main() -> bool:
+        begun = threading.Event()
+        loop = asyncio.get_running_loop()
+        loop.call_soon(begun.set)
+        return await loop.run_in_executor(pool, begun.wait, 20)
+
+    with plait.ThreadPool(1, thread_name_prefix="own") as pool:
+        loop = Loop()
+        try:
+            assert loop.run_until_complete(main())
+        finally:
+            loop.close()
+    assert told == ["own_0"]
