@@ -391,7 +391,16 @@ PyObject *plait_loop_create_task(PyObject *self, PyObject *const *args, Py_ssize
     }
     PyTuple_SET_ITEM(names, 0, Py_NewRef(PyTuple_GET_ITEM(state->kwnames_loop, 0)));
     for (Py_ssize_t i = 0; i < nkw; i++) {
-        PyTuple_SET_ITEM(names, i + 1, Py_NewRef(PyTuple_GET_ITEM(kwnames, i)));
+        PyObject *key = PyTuple_GET_ITEM(kwnames, i); // borrowed
+        if (PL_UNLIKELY(plait_args_is(key, "loop"))) {
+            /* The task's class would take the last of the two. */
+            PyErr_SetString(PyExc_TypeError,
+                            "create_task() got an unexpected keyword argument 'loop'");
+            Py_DECREF(names);
+            Py_DECREF(type);
+            return NULL;
+        }
+        PyTuple_SET_ITEM(names, i + 1, Py_NewRef(key));
         stack[3 + i] = args[1 + i];
     }
     PyObject *task =

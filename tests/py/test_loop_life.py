@@ -512,6 +512,16 @@ def test_many_tasks_and_all_tasks(loop: plait.Loop) -> None:
     loop.run_until_complete(main())
 
 
+def test_a_task_has_one_loop(loop: Any) -> None:
+    async def nothing() -> None:
+        pass
+
+    coroutine = nothing()
+    with pytest.raises(TypeError, match="loop"):
+        loop.create_task(coroutine, loop=loop)
+    coroutine.close()
+
+
 def test_a_task_factory(loop: plait.Loop) -> None:
     made = []
 
