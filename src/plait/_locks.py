@@ -26,7 +26,8 @@ class Lock(_core.TokensBase):
 
     ``async with lock:`` in coroutines, ``with lock:`` in threads. It is fair, has no owner (a
     strand may release what another one acquired), and cannot be acquired twice. A thread whose
-    task is stopped in or around the ``with`` block leaves it released.
+    task is stopped in or around the ``with`` block leaves it released; but CPython 3.14 can raise
+    between ``__enter__`` and the block, and then a lock stays held, as a `threading.Lock` does.
     """
 
     __slots__ = ("__dict__", "__weakref__")

@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 
 HERE = pathlib.Path(__file__).resolve()
 TASKS = HERE.parent.parent / "py"
@@ -105,7 +106,9 @@ def press(words: list[str], folder: pathlib.Path) -> tuple[float, float]:
     Raises:
         AssertionError: one of them has not within a minute.
     """
-    pid, terminal = pty.fork()
+    with warnings.catch_warnings():  # the child executes another program at once
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid, terminal = pty.fork()
     if pid == 0:
         os.environ["PS1"] = "$ "
         os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])

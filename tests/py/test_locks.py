@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -182,6 +183,11 @@ def test_waiters_of_a_closed_loop_are_passed_over() -> None:
     del task
 
 
+@pytest.mark.xfail(
+    sys.version_info[:2] == (3, 14),
+    reason="this Python looks for exceptions between __enter__ and the block",
+    strict=False,
+)
 @pytest.mark.parametrize("contended", [False, True])
 def test_a_stop_at_any_moment_leaves_the_lock_released(contended: bool) -> None:
     """Before, in and after the block, while it waits and while it hands over."""

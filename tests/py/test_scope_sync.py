@@ -178,13 +178,15 @@ def test_a_scope_in_a_thread_of_a_scope_ends_with_it() -> None:
 def test_ctrl_c_ends_a_scope(tmp_path: pathlib.Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import plait, sys, time\n"
+        "import plait, sys, threading\n"
+        "main = threading.main_thread().ident\n"
         "def spin():\n"
+        "    while sys._current_frames()[main].f_code.co_filename == __file__: pass\n"
+        "    print('began', flush=True)\n"  # the main thread has left the block
         "    while True: pass\n"
         "try:\n"
         "    with plait.scope() as s:\n"
         "        h = s.start(spin, where='thread')\n"
-        "        print('began', flush=True)\n"
         "except KeyboardInterrupt:\n"
         "    print(h.state, flush=True)\n"
     )
