@@ -597,10 +597,18 @@ static PyMethodDef tls_methods[] = {
     {"set_protocol", KEYWORDS(tls_set_protocol_named), METH_FASTCALL | METH_KEYWORDS,
      set_protocol_doc},
     {"get_protocol", tls_get_protocol, METH_NOARGS, get_protocol_doc},
-    {"get_write_buffer_size", tls_get_write_size, METH_NOARGS, NULL},
-    {"get_read_buffer_size", tls_get_read_size, METH_NOARGS, NULL},
-    {"get_write_buffer_limits", tls_get_write_limits, METH_NOARGS, NULL},
-    {"get_read_buffer_limits", tls_get_read_limits, METH_NOARGS, NULL},
+    {"get_write_buffer_size", tls_get_write_size, METH_NOARGS,
+     "get_write_buffer_size($self, /)\n--\n\n"
+     "Return how many bytes wait to be sent."},
+    {"get_read_buffer_size", tls_get_read_size, METH_NOARGS,
+     "get_read_buffer_size($self, /)\n--\n\n"
+     "Return how many bytes were received and not yet decrypted."},
+    {"get_write_buffer_limits", tls_get_write_limits, METH_NOARGS,
+     "get_write_buffer_limits($self, /)\n--\n\n"
+     "Return (low, high), the marks of flow control in bytes."},
+    {"get_read_buffer_limits", tls_get_read_limits, METH_NOARGS,
+     "get_read_buffer_limits($self, /)\n--\n\n"
+     "Return (low, high), the marks of what was received and not yet decrypted, in bytes."},
     {"set_write_buffer_limits", KEYWORDS(tls_set_write_limits), METH_VARARGS | METH_KEYWORDS,
      set_write_limits_doc},
     {"set_read_buffer_limits", KEYWORDS(tls_set_read_limits), METH_VARARGS | METH_KEYWORDS,
