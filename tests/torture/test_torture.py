@@ -156,7 +156,10 @@ def crash_while_idle(name: str, where: Path) -> None:
             wait_until(lambda pids=pids: all((where / str(pid)).exists() for pid in pids))
             with Crowd(pool, 4) as crowd:
                 pass
-            assert crowd.errors == []
+            # Garbage is found when the next task is looked for, and that one may be taken along.
+            lost = [e for e in crowd.errors if name == "garbage" and "WorkerDied" in e]
+            assert crowd.errors == lost
+            assert len(lost) <= len(pids)
 
 
 def crash_while_shutting_down(name: str) -> None:
