@@ -518,6 +518,14 @@ static int make_canary(struct worker *w)
     return 0;
 }
 
+/* What a signal left of the Python stack is of no use to anyone, and must not be taken for that of
+ * a later task. Without the descriptor there is nothing to clear. */
+static void forget_stack(struct worker *w)
+{
+    if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
+        w->stackfd = -1;
+}
+
 static int serve_one(struct worker *w, uint32_t cell)
 {
     struct pl_slot *slot = &w->member.slots[cell];
@@ -532,7 +540,9 @@ static int serve_one(struct worker *w, uint32_t cell)
     if (value != NULL)
         error = put_value(w, slot, value, &held);
     leave_if_forked(w);
-    w->ticket = 0; /* from here on the task is over, and nothing may hit the next one */
+    if (w->told == w->ticket)
+        forget_stack(w); /* the task was stopped and the worker goes on */
+    w->ticket = 0;       /* from here on the task is over, and nothing may hit the next one */
     if (error < 0) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_SystemError, "a task ended without a result");
@@ -604,15 +614,11 @@ static PyObject *on_stop(PyObject *capsule, PyObject *args)
     if (asked && w->ticket == w->told)
         Py_RETURN_NONE; /* Asked again. The stack that this left is as good as the first. */
     if (!asked) {
-        /* Meant for a task that is over, or not by us: the stack that the signal left is of no
-         * use to anyone. Without the descriptor there is nothing to clear. */
-        if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
-            w->stackfd = -1;
+        forget_stack(w); /* meant for a task that is over, or not by us */
         Py_RETURN_NONE;
     }
     if (importing(w) && stop_later(w, args)) {
-        if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
-            w->stackfd = -1;
+        forget_stack(w);
         Py_RETURN_NONE;
     }
     w->told = w->ticket;

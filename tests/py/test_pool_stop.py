@@ -129,6 +129,16 @@ def test_cancel_never_hits_the_next_task(pool: plait.ProcessPool) -> None:
                 assert future.result(TIMEOUT) == i + 1
 
 
+def test_a_stack_is_not_taken_for_that_of_a_later_task(pool: plait.ProcessPool) -> None:
+    for _ in range(2):  # one for each worker, at least
+        with pytest.raises(plait.TaskTimeout):
+            pool.options(timeout=0.05).submit(tasks.burn, 600.0).result(TIMEOUT)
+    for _ in range(4):
+        with pytest.raises(plait.WorkerDied) as caught:
+            pool.submit(os._exit, 3).result(TIMEOUT)
+        assert caught.value.stack is None
+
+
 def test_spurious_signals_stop_nothing(pool: plait.ProcessPool, gate: Gate) -> None:
     (held,) = gate.hold(pool)
     for worker in list(pool._seats.values()):
