@@ -17,7 +17,7 @@ PyObject *plait_fork(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
     PyOS_BeforeFork();
     pid_t pid = fork();
-    int error = errno; /* the hooks may overwrite it */
+    int error = errno; /* what runs at a fork may overwrite it */
     if (pid == 0)
         PyOS_AfterFork_Child();
     else
