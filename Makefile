@@ -163,7 +163,8 @@ endef
 .PHONY: asan-py
 asan-py: build ## Run the Python tests with the extension under AddressSanitizer and UBSan
 	$(call sanitized,build/asan-$(pytag),address$(comma)undefined)
-	@tools/sanitized build/asan-$(pytag) $(PY) -m pytest --timeout=600 $(PYTEST_ARGS)
+	@tools/sanitized build/asan-$(pytag) $(PY) -m pytest --timeout=600 \
+	    -o faulthandler_timeout=590 $(PYTEST_ARGS)
 
 .PHONY: tsan-py
 tsan-py: build ## Run what crosses threads, from Python, with the extension under ThreadSanitizer
@@ -300,6 +301,18 @@ bench-crowd: build ## Measure 64 short connections beside 4 long ones, against t
 .PHONY: bench-pools
 bench-pools: bench-build ## Measure the pools beside their peers; leaves a table in Markdown
 	@$(bench) -m pools $(BENCH_ARGS)
+
+# How connections are shared out: one at a time, many, with work to do, held open, and beside a
+# worker that stalls.
+.PHONY: bench-accept
+bench-accept: build ## Measure ways to share out connections between processes
+	@for load in '--clients 1' '--clients 16' '--clients 64 --work-us 50' \
+	    '--hold --connections 64' '--clients 16 --work-us 100 --stall-ms 20'; do \
+	    echo "accept_share $$load"; \
+	    for mode in level exclusive rotate balanced reuseport passed; do \
+	        $(pybuild)/bench/accept_share $$mode $$load || exit 1; \
+	    done; \
+	done
 
 .PHONY: bench-http
 bench-http: bench-build ## Measure uvicorn on plait's loop and on its peers

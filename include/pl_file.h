@@ -5,13 +5,14 @@
  * the kernel by io_uring where there is one, in a few threads where not. What the
  * page cache can answer at once is answered within pl_files_submit, in both cases.
  *
- * The queue needs no loop: its descriptor (pl_files_fd) becomes readable when something
+ * The queue needs no loop (but see pl_files_join): its descriptor (pl_files_fd) becomes readable when something
  * has ended, so any poller will do. One thread at a time uses it.
  */
 #ifndef PL_FILE_H
 #define PL_FILE_H
 
 #include "pl_base.h"
+#include "pl_loop.h"
 #include "pl_sys.h"
 
 enum pl_file_op {
@@ -35,6 +36,7 @@ enum pl_file_place {
     PL_FILE_NOWHERE,
     PL_FILE_IN_RING,
     PL_FILE_IN_THREADS,
+    PL_FILE_IN_LOOP,
 };
 
 /* One operation. The caller fills in the first part and owns the memory, which belongs to
@@ -54,6 +56,7 @@ struct pl_file_req {
     struct pl_file_req *next; /* in the list that collect returns */
 
     enum pl_file_place place; /* the queue's */
+    struct pl_files *files;   /* borrows; the queue's */
 };
 
 struct pl_file_ring;
@@ -75,6 +78,14 @@ struct pl_files {
     int why; /* the code that io_uring was refused with; 0 when it is used or unasked */
     pid_t pid;
     struct pl_files_stats stats;
+    /* See pl_files_join. */
+    struct pl_loop *loop; /* borrows; NULL without one */
+    void *user;           /* the binding's */
+    struct pl_op op;      /* tells that `done` has something */
+    bool queued;          /* and is in the loop's ready queue */
+    void (*collectable)(struct pl_files *files);
+    struct pl_file_req *done; /* ended in the loop's ring, oldest first */
+    struct pl_file_req **done_tail;
 };
 
 /* Makes a queue. With PL_FILE_AUTO a kernel that refuses io_uring (old, or forbidden by a
@@ -82,6 +93,13 @@ struct pl_files {
  * PL_FILE_URING it is an error. -ENOMEM, -EMFILE, -ENOSYS, -EPERM. */
 int pl_files_init(struct pl_files *files, const struct pl_sys *sys,
                   enum pl_file_engine engine) PL_MUST_CHECK;
+
+/* Lets reads and writes at an offset and syncs go through the ring of a loop (borrowed: it
+ * outlives the queue, though it may be closed before) where its backend has one. Such operations
+ * end by themselves, in the time that a disk takes, and pl_loop_park waits for them. For those,
+ * the loop's run calls collectable when pl_files_collect has something. */
+void pl_files_join(struct pl_files *files, struct pl_loop *loop,
+                   void (*collectable)(struct pl_files *files));
 
 /* Cancels what can be cancelled and waits for the rest, until `timeout_ns` (-1: for ever) has
  * passed: the number of operations still in flight. The others are there to be collected.

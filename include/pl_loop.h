@@ -229,6 +229,11 @@ int pl_loop_collect(struct pl_loop *loop) PL_MUST_CHECK;
  * that must leave the loop). */
 int pl_loop_run(struct pl_loop *loop, const volatile int *stop);
 
+/* To be called before another thread runs the loop than the one that did: waits for the file
+ * operations that are in the loop's own ring (pl_files_join), at most timeout_ns (-1: for ever).
+ * They are collected by the next iteration. Touches nothing but the poller. */
+void pl_loop_park(struct pl_loop *loop, int64_t timeout_ns);
+
 /* One iteration: wait, collect, run. -EINTR or -ENOMEM as above. */
 int pl_loop_once(struct pl_loop *loop) PL_MUST_CHECK;
 

@@ -40,9 +40,10 @@ struct pl_rota {
     const struct pl_sys *sys;    /* borrows */
     struct pl_rota_board *board; /* owns the mapping; the memory is shared */
     uint32_t me;                 /* PL_ROTA_SEATS: no seat */
-    /* Seats that let a turn pass, by the turns (and 1) that they had then; 0: none. They count
-     * again when they have taken a connection. */
-    uint64_t absent[PL_ROTA_SEATS];
+    /* Seats that were waited for in vain: the turns (and 1) that they had then, and how often in
+     * a row. With PL_ROTA_PATIENCE they are counted out until they take a connection. */
+    uint64_t seen[PL_ROTA_SEATS];
+    uint8_t vain[PL_ROTA_SEATS];
 };
 
 /* Makes the board; processes forked later share it. -EINVAL for 0 seats or more than
@@ -66,6 +67,7 @@ void pl_rota_clear(struct pl_rota *rota, uint32_t seat);
  * another and should leave the next ones to it, for PL_ROTA_ASIDE. */
 bool pl_rota_took(struct pl_rota *rota, uint32_t open, bool waited);
 
+#define PL_ROTA_PATIENCE 32
 #define PL_ROTA_ASIDE (PL_NSEC_PER_SEC / 1000)
 
 #endif /* PL_ROTA_H */

@@ -7,7 +7,7 @@
  *   level      one socket, all wait for it, whoever comes first accepts
  *   exclusive  one socket, EPOLLEXCLUSIVE: the kernel wakes one of those that sleep
  *   rotate     the same, and who has accepted goes to the end of the kernel's queue
- *   balanced   the same, and who is ahead of the others steps aside for a moment
+ *   balanced   the same, and who is ahead of the others steps aside (pl_rota.h): plait's way
  *   reuseport  a socket for each worker, SO_REUSEPORT: the kernel hashes addresses
  *   passed     the parent accepts and passes descriptors to whoever has the fewest
  *
@@ -16,6 +16,8 @@
  * computes for so long every hundredth connection. Prints one line: the busiest worker's
  * share against the mean, connections per second, latency, processor time per connection.
  */
+#include "pl.h"
+
 #include <errno.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -36,8 +38,6 @@
 
 #define MAX_WORKERS 64
 #define MAX_CLIENTS 4096
-#define SLACK 32
-#define ASIDE_NS 2000000
 
 enum mode { LEVEL, EXCLUSIVE, ROTATE, BALANCED, REUSEPORT, PASSED, MODES };
 static const char *const mode_names[MODES] = {
@@ -46,7 +46,6 @@ static const char *const mode_names[MODES] = {
 
 struct seat {
     _Alignas(64) _Atomic uint64_t accepted;
-    _Atomic uint64_t turns;
     _Atomic int32_t open;
 };
 
@@ -58,6 +57,7 @@ struct setup {
     int pairs[MAX_WORKERS][2];
     struct sockaddr_in addr;
     struct seat *seats;
+    struct pl_rota *rota;
 };
 
 static _Noreturn void die(const char *what)
@@ -151,18 +151,6 @@ static int take(int from)
     return fd;
 }
 
-/* Whether this worker has taken more than the one that has taken the fewest, by more than
- * the slack. */
-static bool ahead(const struct setup *s, unsigned me)
-{
-    uint64_t mine = atomic_load_explicit(&s->seats[me].turns, memory_order_relaxed);
-    for (unsigned i = 0; i < s->workers; i++) {
-        if (mine > atomic_load_explicit(&s->seats[i].turns, memory_order_relaxed) + SLACK)
-            return true;
-    }
-    return false;
-}
-
 static _Noreturn void work(const struct setup *s, unsigned me)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -174,11 +162,16 @@ static _Noreturn void work(const struct setup *s, unsigned me)
     int ep = check(epoll_create1(0), "epoll_create1");
     watch(ep, EPOLL_CTL_ADD, door, events);
     int64_t aside = 0; /* until when this worker leaves the socket to the others */
+    int64_t back = 0;  /* when it last came back */
+    if (pl_rota_sit(s->rota, me) < 0)
+        _exit(1);
+    pl_rota_join(s->rota);
     for (;;) {
         struct epoll_event evs[64];
-        int timeout = aside == 0 ? -1 : 2;
+        int timeout = aside == 0 ? -1 : 1;
         int n = epoll_wait(ep, evs, 64, timeout);
         if (aside != 0 && now_ns() >= aside) {
+            back = aside;
             aside = 0;
             watch(ep, EPOLL_CTL_ADD, door, events);
         }
@@ -201,12 +194,14 @@ static _Noreturn void work(const struct setup *s, unsigned me)
                 continue;
             watch(ep, EPOLL_CTL_ADD, conn, EPOLLIN);
             uint64_t count = atomic_fetch_add_explicit(&seat->accepted, 1, memory_order_relaxed);
-            atomic_fetch_add_explicit(&seat->turns, 1, memory_order_relaxed);
             if (!passed)
                 atomic_fetch_add_explicit(&seat->open, 1, memory_order_relaxed);
-            if (s->mode == BALANCED && ahead(s, me)) {
+            uint32_t open = (uint32_t)atomic_load_explicit(&seat->open, memory_order_relaxed);
+            bool waited = back != 0 && now_ns() < back + PL_ROTA_ASIDE;
+            back = 0;
+            if (s->mode == BALANCED && pl_rota_took(s->rota, open, waited)) {
                 watch(ep, EPOLL_CTL_DEL, door, 0);
-                aside = now_ns() + ASIDE_NS;
+                aside = now_ns() + PL_ROTA_ASIDE;
             } else if (s->mode == ROTATE || s->mode == BALANCED) {
                 watch(ep, EPOLL_CTL_DEL, door, 0);
                 watch(ep, EPOLL_CTL_ADD, door, events);
@@ -357,6 +352,10 @@ int main(int argc, char **argv)
     if (s.seats == MAP_FAILED)
         die("mmap");
     s.addr = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct pl_rota rota;
+    if (pl_rota_init(&rota, NULL, s.workers) < 0)
+        die("the board");
+    s.rota = &rota;
     unsigned sockets = s.mode == REUSEPORT ? s.workers : 1;
     for (unsigned i = 0; i < sockets; i++)
         s.listeners[i] = listen_on(&s.addr, s.mode == REUSEPORT);

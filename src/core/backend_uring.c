@@ -20,7 +20,7 @@
  * only for the one that submits them; when another thread runs the loop, it gets a ring of
  * its own.
  *
- * Sections: the ring; the set; input; requests; the backend's functions; completions.
+ * Sections: the ring; the set; input; requests; files; the backend's functions; completions.
  */
 #include "pl_internal.h"
 
@@ -32,6 +32,7 @@
 
 #if PL_HAVE_IO_URING && defined(IORING_RECV_MULTISHOT)
 
+#include "pl_file_ring.h"
 #include "pl_uring.h"
 #include "pl_uring_bufs.h"
 
@@ -48,6 +49,8 @@
 #define SETUP_COOP_TASKRUN (1u << 8)
 /* Reads that bring less than this go into the kernel's choice of buffers. */
 #define SMALL (PL__BUF_SIZE / 2)
+/* How many completions are looked through for one that came at once. */
+#define NEWEST 16
 
 /* What a completion is of; in user_data together with the descriptor and its generation. */
 enum request {
@@ -57,6 +60,7 @@ enum request {
     REQUEST_WRITABLE,
     REQUEST_RECEIVE,
     REQUEST_ACCEPT,
+    REQUEST_FILE, /* with the address of its struct pl_file_req in the place of a descriptor */
 };
 
 #define KIND_BITS 4
@@ -103,6 +107,7 @@ struct pl_poller {
     struct ring_fd *fds; /* owns */
     uint32_t nfds;
     int32_t dirty;   /* descriptor + 1 */
+    uint32_t files;  /* file operations that have not been told of */
     bool receives;   /* the ring has the buffers */
     bool set_asked;  /* a request for the set is in the ring */
     bool enabled;    /* the ring has a thread */
@@ -157,6 +162,8 @@ static int open_ring(struct pl_poller *p)
 static int own_ring(struct pl_poller *p)
 {
     if (p->enabled) {
+        if (p->files > 0)
+            return -EBUSY; /* pl_loop_park was not called: their memory is the kernel's */
         /* Closing the old one ends its requests; what had completed has been reported. */
         pl__uring_fini(&p->ring);
         int r = open_ring(p);
@@ -463,6 +470,91 @@ static void cancel_now(struct pl_poller *p, int fd)
     (void)!pl__uring_enter(&p->ring, 0, 0); /* what fails is submitted by the next wait */
 }
 
+/* ---- files -------------------------------------------------------------- */
+
+static uint64_t name_file(const struct pl_file_req *req)
+{
+    /* The kernel gives programs no addresses with the uppermost bits set. */
+    return (uint64_t)(uintptr_t)req << KIND_BITS | REQUEST_FILE;
+}
+
+static bool is_file(const struct io_uring_cqe *cqe)
+{
+    return (cqe->user_data & ((1u << KIND_BITS) - 1)) == REQUEST_FILE;
+}
+
+/* The i-th completion that has not been seen. */
+static struct io_uring_cqe *completion(struct pl_poller *p, uint32_t i)
+{
+    /* relaxed: only this side writes it. */
+    uint32_t head = atomic_load_explicit(p->ring.cq_head, memory_order_relaxed);
+    return &p->ring.cqes[(head + i) & p->ring.cq_mask];
+}
+
+static int uring_file(struct pl_loop *loop, struct pl_file_req *req)
+{
+    struct pl_poller *p = loop->poller;
+    if (!p->enabled || !pthread_equal(p->owner, pthread_self()) ||
+        !pl__uring_supports(&p->ring, pl__file_opcode(req->op)))
+        return -EAGAIN;
+    struct io_uring_sqe *sqe = entry(p, name_file(req));
+    if (sqe == NULL)
+        return -EAGAIN;
+    pl__file_fill(sqe, req);
+    p->files++;
+    (void)!pl__uring_enter(&p->ring, 0, 0); /* what fails is submitted by the next wait */
+    /* Has it ended within the call? Then it is among the newest. */
+    uint32_t n = pl__uring_ready(&p->ring);
+    for (uint32_t back = 1; back <= n && back <= NEWEST; back++) {
+        struct io_uring_cqe *cqe = completion(p, n - back);
+        if (cqe->user_data == name_file(req)) {
+            req->result = cqe->res;
+            cqe->user_data = REQUEST_NONE;
+            p->files--;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static void uring_park(struct pl_loop *loop, int64_t timeout_ns)
+{
+    struct pl_poller *p = loop->poller;
+    if (p->files == 0 || !p->enabled || !pthread_equal(p->owner, pthread_self()))
+        return;
+    int64_t until = timeout_ns < 0 ? -1 : p->sys->now() + timeout_ns;
+    for (;;) {
+        uint32_t ready = pl__uring_ready(&p->ring);
+        uint32_t ended = 0;
+        for (uint32_t i = 0; i < ready; i++)
+            ended += is_file(completion(p, i));
+        /* A full ring takes no more before its completions have been seen. */
+        if (ended == p->files || ready > p->ring.cq_mask)
+            return;
+        int64_t left = until < 0 ? -1 : until - p->sys->now();
+        if (until >= 0 && left <= 0)
+            return;
+        int r = pl__uring_enter(&p->ring, ready + 1, left);
+        if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY && r != -ETIME)
+            return;
+    }
+}
+
+static void uring_reap(struct pl_loop *loop)
+{
+    struct pl_poller *p = loop->poller;
+    uint32_t ready = pl__uring_ready(&p->ring);
+    for (uint32_t i = 0; i < ready; i++) {
+        struct io_uring_cqe *cqe = completion(p, i);
+        if (!is_file(cqe))
+            continue;
+        (void)!pl__file_done(NULL, (struct pl_file_req *)(uintptr_t)(cqe->user_data >> KIND_BITS),
+                             cqe->res);
+        cqe->user_data = REQUEST_NONE;
+        p->files--;
+    }
+}
+
 /* ---- the backend's functions -------------------------------------------- */
 
 static int uring_create(struct pl_loop *loop)
@@ -474,6 +566,7 @@ static int uring_create(struct pl_loop *loop)
     p->fds = NULL;
     p->nfds = 0;
     p->dirty = 0;
+    p->files = 0;
     int r = pl__epoll_open(&p->set, loop->sys);
     if (r < 0)
         goto fail_set;
@@ -483,6 +576,13 @@ static int uring_create(struct pl_loop *loop)
     r = open_ring(p);
     if (r < 0)
         goto fail_ring;
+    /* A filter may allow to make a ring and forbid to use it: the kernel's own answer for one
+     * that has not been enabled is EBADFD. */
+    r = pl__uring_enter(&p->ring, 0, 0);
+    if (r < 0 && r != -EBADFD) {
+        pl__uring_fini(&p->ring);
+        goto fail_ring;
+    }
     loop->poller = p;
     /* Without the features for it the program's way is the streams' as well. */
     loop->backend = p->receives ? &pl__backend_uring : &backend_uring_polling;
@@ -502,6 +602,10 @@ static void uring_destroy(struct pl_loop *loop)
     struct pl_poller *p = loop->poller;
     if (p == NULL)
         return;
+    if (pl_loop_is_ours(loop)) {
+        uring_park(loop, -1);
+        uring_reap(loop);
+    }
     /* In a child after a fork what was accepted is open here too; all else is its own copy. */
     for (uint32_t fd = 0; fd < p->nfds; fd++) {
         struct ring_fd *f = &p->fds[fd];
@@ -766,6 +870,12 @@ static int completed(struct pl_loop *loop, const struct io_uring_cqe *cqe)
         set_told(p, cqe->res);
         return 0;
     }
+    if (kind == REQUEST_FILE) {
+        int r = pl__file_done(loop, (struct pl_file_req *)(uintptr_t)(cqe->user_data >> KIND_BITS),
+                              cqe->res);
+        p->files -= r == 0;
+        return r;
+    }
     int fd = (int)(cqe->user_data >> KIND_BITS & ((1u << FD_BITS) - 1));
     struct ring_fd *f = &p->fds[fd];
     if (!f->open || name_request(kind, fd, f->generation) != cqe->user_data) {
@@ -813,6 +923,9 @@ const struct pl_backend_ops pl__backend_uring = {
     .accept = uring_accept,
     .has_more = uring_has_more,
     .drop = uring_drop,
+    .file = uring_file,
+    .park = uring_park,
+    .reap = uring_reap,
 };
 
 /* For kernels before 6.1: all descriptors are in the epoll set. */
@@ -824,6 +937,9 @@ static const struct pl_backend_ops backend_uring_polling = {
     .forget = polling_forget,
     .wait = uring_wait,
     .report = uring_report,
+    .file = uring_file,
+    .park = uring_park,
+    .reap = uring_reap,
 };
 
 #else /* no header of the kernel's to build with */

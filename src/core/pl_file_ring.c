@@ -98,7 +98,7 @@ static void push(struct pl_file_ring *ring)
         tell(ring);
 }
 
-static unsigned opcode_of(enum pl_file_op op)
+unsigned pl__file_opcode(enum pl_file_op op)
 {
     switch (op) {
     case PL_FILE_OPEN:
@@ -118,11 +118,10 @@ static unsigned opcode_of(enum pl_file_op op)
     return OP_FTRUNCATE;
 }
 
-static void fill(struct io_uring_sqe *sqe, unsigned opcode, struct pl_file_req *req)
+void pl__file_fill(struct io_uring_sqe *sqe, const struct pl_file_req *req)
 {
-    sqe->opcode = (uint8_t)opcode;
+    sqe->opcode = (uint8_t)pl__file_opcode(req->op);
     sqe->fd = req->fd;
-    sqe->user_data = (uint64_t)(uintptr_t)req;
     switch (req->op) {
     case PL_FILE_OPEN:
         sqe->fd = AT_FDCWD;
@@ -150,13 +149,13 @@ static void fill(struct io_uring_sqe *sqe, unsigned opcode, struct pl_file_req *
 
 int pl__file_ring_submit(struct pl_file_ring *ring, struct pl_file_req *req)
 {
-    unsigned opcode = opcode_of(req->op);
-    if (!pl__uring_supports(&ring->uring, opcode))
+    if (!pl__uring_supports(&ring->uring, pl__file_opcode(req->op)))
         return -EAGAIN;
     struct io_uring_sqe *sqe = pl__uring_sqe(&ring->uring);
     if (sqe == NULL)
         return -EAGAIN;
-    fill(sqe, opcode, req);
+    pl__file_fill(sqe, req);
+    sqe->user_data = (uint64_t)(uintptr_t)req;
     req->place = PL_FILE_IN_RING;
     ring->inflight++;
     push(ring);

@@ -5,6 +5,11 @@
 #include "pl_file.h"
 
 struct pl_file_ring;
+struct io_uring_sqe;
+
+/* The ring's way to say an operation: all of an entry but its user_data. */
+unsigned pl__file_opcode(enum pl_file_op op);
+void pl__file_fill(struct io_uring_sqe *sqe, const struct pl_file_req *req);
 
 /* Fails with what io_uring_setup says, or -ENOSYS in a build without the kernel's header. The
  * ring borrows event_fd, and writes it when take has something that the ring's own

@@ -33,6 +33,10 @@ static inline uint64_t pl__io_key(int fd, uint32_t generation)
     return (uint64_t)generation << 32 | (uint32_t)fd;
 }
 
+/* pl_file.c: an operation in the loop's ring has ended. Without `loop` the queue's user is not
+ * told, and it cannot fail. -ENOMEM: nothing has happened. */
+int pl__file_done(struct pl_loop *loop, struct pl_file_req *req, int64_t result) PL_MUST_CHECK;
+
 /* pl_stream.c: writes what the last callback corked. */
 void pl__stream_flush_corked(struct pl_loop *loop);
 
@@ -86,6 +90,14 @@ struct pl_backend_ops {
     bool (*has_more)(struct pl_loop *loop, int fd);
     /* The place of fd is given up: what it had received is dropped. After forget. */
     void (*drop)(struct pl_loop *loop, int fd);
+
+    /* Starts a file operation that is sure to end by itself. 1: it has ended, req->result tells
+     * how; 0: pl__file_done will tell; -EAGAIN: not here, or not now. */
+    int (*file)(struct pl_loop *loop, struct pl_file_req *req);
+    /* Waits until all of them have ended, for pl_loop_park. */
+    void (*park)(struct pl_loop *loop, int64_t timeout_ns);
+    /* Tells of those that have ended now, and not in the next report. */
+    void (*reap)(struct pl_loop *loop);
 };
 
 extern const struct pl_backend_ops pl__backend_epoll;

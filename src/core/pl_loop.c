@@ -303,6 +303,12 @@ int pl_loop_run(struct pl_loop *loop, const volatile int *stop)
     return (int)done;
 }
 
+void pl_loop_park(struct pl_loop *loop, int64_t timeout_ns)
+{
+    if (loop->backend->park != NULL)
+        loop->backend->park(loop, timeout_ns);
+}
+
 int pl_loop_once(struct pl_loop *loop)
 {
     int r = pl_loop_wait(loop, pl_loop_timeout(loop));

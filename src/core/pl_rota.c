@@ -2,9 +2,9 @@
  *
  * Every process that waits for the socket may accept. One that has had more turns than
  * another, by more than a slack, or has more descriptors open, steps aside: it does not
- * wait for the socket for a moment. When the moment is over and connections still queue,
- * those that it waited for are busy or hang; they are counted out until they accept again,
- * so nobody is waited for twice.
+ * wait for the socket for a moment. When the moment is over and connections still queue, it
+ * takes one. Those that it has waited for many times in vain are busy or hang; they are
+ * counted out until they accept again.
  */
 #include "pl_rota.h"
 
@@ -17,8 +17,8 @@
 #define SLACK_MOST 32
 #define SLACK_SHARE 16 /* one for so many turns */
 
-/* Turns that one who was busy may claim afterwards: with more, all would come to it at once. */
-#define CREDIT 64
+/* Turns that one who was busy may claim afterwards: with more, all would come to it for long. */
+#define CREDIT 512
 
 /* Open descriptors that one may have more than another: these, and a quarter. */
 #define OPEN_SLACK 16
@@ -55,8 +55,7 @@ void pl_rota_fini(struct pl_rota *rota)
 {
     if (rota->board == NULL)
         return;
-    size_t size =
-        sizeof(struct pl_rota_board) + rota->board->seats * sizeof(struct pl_rota_seat);
+    size_t size = sizeof(struct pl_rota_board) + rota->board->seats * sizeof(struct pl_rota_seat);
     (void)rota->sys->munmap(rota->board, size); /* nothing to do about a failure */
     rota->board = NULL;
 }
@@ -82,7 +81,7 @@ static bool counts(const struct pl_rota *rota, uint32_t i)
     if (i == rota->me ||
         atomic_load_explicit(&seat->state, memory_order_acquire) != PL_ROTA_SERVING)
         return false;
-    return rota->absent[i] == 0 || rota->absent[i] != READ(seat->turns) + 1;
+    return rota->vain[i] < PL_ROTA_PATIENCE || rota->seen[i] != READ(seat->turns) + 1;
 }
 
 /* The fewest turns that another one has had, or `none`. */
@@ -103,7 +102,7 @@ void pl_rota_join(struct pl_rota *rota)
     struct pl_rota_seat *seat = mine(rota);
     if (seat == NULL)
         return;
-    memset(rota->absent, 0, sizeof(rota->absent));
+    memset(rota->vain, 0, sizeof(rota->vain));
     WRITE(seat->turns, fewest(rota, 0));
     /* release: pairs with counts(). */
     atomic_store_explicit(&seat->state, PL_ROTA_SERVING, memory_order_release);
@@ -166,10 +165,13 @@ bool pl_rota_took(struct pl_rota *rota, uint32_t open, bool waited)
         uint32_t load = READ(other->open);
         if (turns <= theirs + slack_for(theirs) && open <= load + load / 4 + OPEN_SLACK)
             continue;
-        /* This one was waited for, and left its turn to be taken here. */
-        if (waited)
-            rota->absent[i] = theirs + 1;
-        else
+        /* This one may have been waited for, and left its turn to be taken here. */
+        if (rota->seen[i] != theirs + 1)
+            rota->vain[i] = 0;
+        rota->seen[i] = theirs + 1;
+        if (waited && rota->vain[i] < PL_ROTA_PATIENCE)
+            rota->vain[i]++;
+        if (rota->vain[i] < PL_ROTA_PATIENCE)
             ahead = true;
     }
     return ahead;

@@ -5,6 +5,8 @@
  */
 #include "call.h"
 
+#include "stop.h"
+
 struct call {
     PyObject_HEAD
     PyObject *value;           /* owns; NULL before the end, and when there is an error */
@@ -56,70 +58,6 @@ static void raise_awaited(struct call *call)
     Py_DECREF(error);
 }
 
-#ifndef Py_GIL_DISABLED
-/* Whether the instance that is kept is as new. Who caught it in Python has left a traceback on
- * it, which would grow with each use and keep frames alive. */
-static bool is_clean(PyObject *kept)
-{
-    const PyBaseExceptionObject *e = (PyBaseExceptionObject *)kept;
-    return e->traceback == NULL && e->context == NULL && e->cause == NULL && e->dict == NULL;
-}
-#endif
-
-/* StopIteration with `value`, ready to be raised. `await` looks at its value and drops it: so
- * one instance serves again and again, unless somebody keeps it. */
-static PyObject *stop_with(struct plait_state *state, PyObject *value)
-{
-#ifndef Py_GIL_DISABLED
-    PyObject *kept = state->stop;
-    if (kept != NULL && Py_REFCNT(kept) == 1) {
-        if (is_clean(kept)) {
-            Py_XSETREF(((PyStopIterationObject *)kept)->value, Py_NewRef(value));
-            return Py_NewRef(kept);
-        }
-        kept = NULL;
-        Py_CLEAR(state->stop);
-    }
-#endif
-    PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
-#ifndef Py_GIL_DISABLED
-    /* Only an empty one is kept: args would hold the value. */
-    if (stop != NULL && kept == NULL) {
-        state->stop = PyObject_CallNoArgs(PyExc_StopIteration);
-        if (state->stop == NULL)
-            PyErr_Clear(); /* no memory: the next time, perhaps */
-    }
-#endif
-    return stop;
-}
-
-void plait_stop_iteration(struct plait_state *state, PyObject *value)
-{
-    PyObject *stop = stop_with(state, value);
-    if (stop == NULL)
-        return;
-#if PY_VERSION_HEX >= 0x030c0000
-    PyErr_SetRaisedException(stop);
-#else
-    PyErr_Restore(Py_NewRef(PyExc_StopIteration), stop, NULL);
-#endif
-}
-
-void plait_stop_forget(struct plait_state *state)
-{
-#ifndef Py_GIL_DISABLED
-    PyObject *kept = state->stop;
-    if (kept == NULL || Py_REFCNT(kept) != 1)
-        return;
-    if (is_clean(kept))
-        Py_CLEAR(((PyStopIterationObject *)kept)->value);
-    else
-        Py_CLEAR(state->stop);
-#else
-    (void)state;
-#endif
-}
-
 /* A call that runs elsewhere is awaited through what runs there; only who takes the Call for an
  * iterator gets here. */
 static PyObject *not_ended(void)
@@ -139,7 +77,7 @@ static PyObject *call_next(PyObject *self)
     }
     if (call->value == Py_None)
         return NULL; /* the end, with None */
-    plait_stop_iteration(call->state, call->value);
+    plait_stop_raise(call->state, call->value);
     return NULL;
 }
 

@@ -12,11 +12,6 @@ PyObject *plait_take_error(void);
 PyObject *plait_call_new(struct plait_state *state, PyObject *fn, PyObject *value, PyObject *error,
                          PyObject *inner);
 
-/* Raises StopIteration with a value, as the end of an await. The instance may be one that is kept
- * for the next time; it must not keep the value: forget it when what was awaited goes. */
-void plait_stop_iteration(struct plait_state *state, PyObject *value);
-void plait_stop_forget(struct plait_state *state);
-
 int plait_call_exec(PyObject *module, struct plait_state *state);
 
 #endif /* PLAIT_CALL_H */

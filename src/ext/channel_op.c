@@ -13,8 +13,8 @@
  *
  * A step runs in the thread of its loop; other threads wake a call by a post to that loop.
  */
-#include "call.h"
 #include "channel.h"
+#include "stop.h"
 #include "stream_reader.h"
 
 #include <stddef.h>
@@ -276,7 +276,7 @@ static PyObject *op_iternext(PyObject *self)
     if (r != PYGEN_RETURN)
         return out;
     if (out != Py_None)
-        plait_stop_iteration(OP(self)->state, out);
+        plait_stop_raise(OP(self)->state, out);
     Py_DECREF(out);
     return NULL; /* without an exception: the end, with None */
 }

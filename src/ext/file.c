@@ -382,6 +382,18 @@ static void collect(FileQueueObject *q)
     }
 }
 
+/* From the loop's run, for what has ended in its own ring. */
+static void on_collectable(struct pl_files *files)
+{
+    FileQueueObject *q = files->user;
+    if (q == NULL)
+        return; /* given up, with operations that could not be stopped */
+    if (!q->busy)
+        collect(q);
+    else /* a loop within a call of ours: when it has ended */
+        files->queued = pl_loop_enqueue(files->loop, &files->op) == 0;
+}
+
 PyDoc_STRVAR(collect_doc, "collect($self, /)\n--\n\n"
                           "Settle the futures of what has ended. For the loop, when the queue's\n"
                           "descriptor is readable.");
@@ -439,6 +451,7 @@ static uint32_t shut(FileQueueObject *q, int64_t timeout_ns)
     q->files = NULL;
     q->inflight = NULL;
     q->busy = false;
+    files->user = NULL;
     if (left == 0) {
         pl_files_fini(files);
         PyMem_Free(files);
@@ -551,6 +564,10 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return plait_raise(state, r, "cannot make a queue of file operations");
     }
     q->files = files;
+    if (PyObject_TypeCheck(loop, state->loop_type)) {
+        files->user = q;
+        pl_files_join(files, &((LoopObject *)loop)->core, on_collectable);
+    }
     return (PyObject *)q;
 }
 

@@ -59,45 +59,10 @@ static int handle_fill(HandleObject *h, LoopObject *loop, PyObject *callback, Py
     return 0;
 }
 
-/* A handle of this type from its list, or new memory. Nothing but the header is filled in. */
-static PyObject *handle_alloc(struct plait_free_handles *list, PyTypeObject *type)
-{
-#ifndef Py_GIL_DISABLED
-    if (PL_LIKELY(list->len > 0)) {
-        PyObject *h = list->handles[--list->len];
-        if (PL_LIKELY(Py_IS_TYPE(h, type))) {
-            _Py_NewReference(h); /* it has kept its type */
-            return h;
-        }
-        PyTypeObject *kept = Py_TYPE(h); /* of the same size */
-        (void)PyObject_Init(h, type);
-        Py_DECREF(kept);
-        return h;
-    }
-#endif
-    (void)list;
-    return _PyObject_GC_New(type);
-}
-
-/* Keeps the memory of a handle whose fields are cleared, with the reference to its type. False
- * when the list is full. */
-static inline bool handle_park(struct plait_free_handles *list, PyObject *h)
-{
-#ifndef Py_GIL_DISABLED
-    if (PL_LIKELY(list->len < PLAIT_FREE_HANDLES)) {
-        list->handles[list->len++] = h;
-        return true;
-    }
-#endif
-    (void)list;
-    (void)h;
-    return false;
-}
-
 static inline HandleObject *handle_new(LoopObject *loop, PyTypeObject *type, PyObject *callback,
                                        PyObject *const *args, Py_ssize_t nargs, PyObject *context)
 {
-    HandleObject *h = (HandleObject *)handle_alloc(&loop->state->loop.free_handles, type);
+    HandleObject *h = (HandleObject *)plait_free_list_new(&loop->state->loop.handles, type);
     if (PL_UNLIKELY(h == NULL))
         return NULL;
     h->post = (struct pl_post){.op.run = handle_run};
@@ -130,8 +95,8 @@ TimerHandleObject *plait_timer_handle_new(LoopObject *loop, double when, PyObjec
                                           PyObject *const *args, Py_ssize_t nargs,
                                           PyObject *context)
 {
-    TimerHandleObject *t = (TimerHandleObject *)handle_alloc(&loop->state->loop.free_timer_handles,
-                                                             loop->state->timer_handle_type);
+    TimerHandleObject *t = (TimerHandleObject *)plait_free_list_new(
+        &loop->state->loop.timer_handles, loop->state->timer_handle_type);
     if (t == NULL)
         return NULL;
     t->handle.post = (struct pl_post){.op.run = handle_run};
@@ -330,7 +295,7 @@ static void handle_dealloc(PyObject *self)
     if (PL_LIKELY(loop != NULL)) {
         struct plait_loop_state *lists = &loop->state->loop;
         bool timer = type == loop->state->timer_handle_type;
-        bool kept = handle_park(timer ? &lists->free_timer_handles : &lists->free_handles, self);
+        bool kept = plait_free_list_park(timer ? &lists->timer_handles : &lists->handles, self);
         Py_DECREF(loop);
         if (PL_LIKELY(kept))
             return;

@@ -164,12 +164,8 @@ static int wait_at_once(LoopObject *loop)
     return PyErr_CheckSignals();
 }
 
-PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\n"
-                      "Run iterations until _stopping is set; the core of run_forever.");
-
-static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+static PyObject *run_until_stopped(LoopObject *loop)
 {
-    LoopObject *loop = (LoopObject *)self;
     struct pl_loop *core = &loop->core;
     if (plait_loop_check(loop) < 0)
         return NULL;
@@ -222,6 +218,22 @@ static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
             return PyErr_Format(PyExc_RuntimeError, "Event loop is closed");
     }
     Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\n"
+                      "Run iterations until _stopping is set; the core of run_forever.");
+
+static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    LoopObject *loop = (LoopObject *)self;
+    PyObject *result = run_until_stopped(loop);
+    /* The next run may be another thread's. */
+    if (loop->core_ready) {
+        Py_BEGIN_ALLOW_THREADS;
+        pl_loop_park(&loop->core, -1);
+        Py_END_ALLOW_THREADS;
+    }
+    return result;
 }
 
 /* ---- what a closed loop drops ------------------------------------------- */
@@ -506,6 +518,8 @@ static int loop_clear(PyObject *self)
             loop->spares[(loop->spare_head + --loop->spare_len) % PLAIT_SPARE_FUTURES];
         Py_DECREF(spare);
     }
+    for (unsigned i = 0; i < PLAIT_SPARE_BYTES; i++)
+        Py_CLEAR(loop->spare_bytes[i]);
     Py_CLEAR(loop->future_kwargs);
     Py_CLEAR(loop->window_args);
     Py_CLEAR(loop->window);
@@ -750,18 +764,9 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
     return 0;
 }
 
-static void free_parked(struct plait_free_handles *list)
-{
-    while (list->len > 0) {
-        PyObject *h = list->handles[--list->len];
-        PyTypeObject *type = Py_TYPE(h);
-        PyObject_GC_Del(h);
-        Py_DECREF(type);
-    }
-}
-
 void plait_loop_clear(struct plait_state *state)
 {
-    free_parked(&state->loop.free_handles);
-    free_parked(&state->loop.free_timer_handles);
+#define X(name) plait_free_list_clear(&state->loop.name);
+    PLAIT_LOOP_FREE_LISTS(X)
+#undef X
 }

@@ -6,6 +6,7 @@
 
 #define PLAIT_HANDLE_INLINE 3
 #define PLAIT_SPARE_FUTURES 64 /* a power of two */
+#define PLAIT_SPARE_BYTES 8
 #define PLAIT_READ_BUFFER ((size_t)256 << 10)
 
 /* plait._core.Loop. The core's loop points back here with `user`. */
@@ -28,6 +29,8 @@ typedef struct {
     PyObject *spares[PLAIT_SPARE_FUTURES];
     unsigned spare_head;
     unsigned spare_len;
+    /* Bytes objects to be used again for messages of their size; nobody else has them. */
+    PyObject *spare_bytes[PLAIT_SPARE_BYTES];
     PyObject *future_kwargs;     /* {"loop": self}; NULL before the first use */
     char *read_buffer;           /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
     struct gen_loop *generators; /* owns; NULL until a generator is started */

@@ -66,11 +66,15 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 #define X(type, name) Py_VISIT(state->name);
     PLAIT_OBJECTS(X)
 #undef X
-    /* Handles that wait for their next use keep their types. */
-    for (int i = 0; i < state->loop.free_handles.len; i++)
-        Py_VISIT(Py_TYPE(state->loop.free_handles.handles[i]));
-    for (int i = 0; i < state->loop.free_timer_handles.len; i++)
-        Py_VISIT(Py_TYPE(state->loop.free_timer_handles.handles[i]));
+    /* What waits for its next use keeps its type. */
+    int r = 0;
+#define X(name)                                                                                    \
+    if (r == 0)                                                                                    \
+        r = plait_free_list_visit(&state->loop.name, visit, arg);
+    PLAIT_LOOP_FREE_LISTS(X)
+#undef X
+    if (r != 0)
+        return r;
     for (int i = 0; i < state->scope.free_ops_len; i++)
         Py_VISIT(Py_TYPE(state->scope.free_ops[i]));
     for (int i = 0; i < PLAIT_KNOWN; i++) {

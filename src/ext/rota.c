@@ -171,8 +171,11 @@ static PyMethodDef rota_methods[] = {
 };
 
 static PyType_Slot rota_slots[] = {
-    {Py_tp_doc, (void *)rota_doc}, {Py_tp_new, rota_new},         {Py_tp_dealloc, rota_dealloc},
-    {Py_tp_methods, rota_methods}, {0, NULL},
+    {Py_tp_doc, (void *)rota_doc},
+    {Py_tp_new, rota_new},
+    {Py_tp_dealloc, rota_dealloc},
+    {Py_tp_methods, rota_methods},
+    {0, NULL},
 };
 
 static PyType_Spec rota_spec = {

@@ -13,9 +13,11 @@
  *
  * Runs in the loop's thread, with the interpreter attached.
  */
+#include "stop.h"
 #include "watch.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <sys/socket.h>
 
 /* Up to this size, and while little arrives, bytes are received into the loop's buffer. */
@@ -49,7 +51,7 @@ PyObject *plait_sock_of_wait(struct plait_sock_wait *wait)
 
 /* ---- trying ------------------------------------------------------------- */
 
-static int socket_fd(CallObject *c)
+static int ask_fileno(CallObject *c)
 {
     PyObject *args[2] = {NULL, c->sock};
     PyObject *number = PyObject_VectorcallMethod(c->loop->state->str_fileno, args + 1,
@@ -58,9 +60,33 @@ static int socket_fd(CallObject *c)
         return -1;
     long fd = PyLong_AsLong(number);
     Py_DECREF(number);
-    if (fd < 0 && !PyErr_Occurred())
-        (void)plait_raise(c->loop->state, -EBADF, NULL);
     return (int)fd;
+}
+
+/* After so many sockets whose first field was what fileno() said, the field is trusted. */
+#define FD_PROOFS 16
+
+/* The descriptor, or -1 with an exception set. CPython's socket objects begin with it; the
+ * layout is not promised, so it is compared with fileno() before it is relied on, and never
+ * looked at again when it differs once. */
+static int socket_fd(CallObject *c)
+{
+    struct plait_loop_state *known = &c->loop->state->loop;
+    int field;
+    memcpy(&field, (char *)c->sock + sizeof(PyObject), sizeof(field));
+    int fd = field;
+    if (PL_UNLIKELY(known->fd_proofs < FD_PROOFS)) {
+        fd = ask_fileno(c);
+        if (fd == -1 && PyErr_Occurred())
+            return -1;
+        if (fd != field)
+            known->fd_proofs = INT_MIN;
+        else if (known->fd_proofs >= 0 && fd > 0)
+            known->fd_proofs++;
+    }
+    if (PL_UNLIKELY(fd < 0))
+        (void)plait_raise(c->loop->state, -EBADF, NULL);
+    return fd;
 }
 
 /* The outcome of a system call: 1 when it is through, 0 to wait, -1 with an exception. */
@@ -328,10 +354,9 @@ static PyObject *call_next(PyObject *self)
     PySendResult r = call_step((CallObject *)self, Py_None, &out);
     if (r != PYGEN_RETURN)
         return out;
-    if (out == Py_None)
-        Py_DECREF(out); /* NULL without an exception means just that */
-    else
-        raise_stop(out);
+    if (out != Py_None) /* NULL without an exception means just that */
+        plait_stop_raise(((CallObject *)self)->loop->state, out);
+    Py_DECREF(out);
     return NULL;
 }
 
@@ -428,7 +453,15 @@ static void call_dealloc(PyObject *self)
         PyErr_Restore(t, exc, tb);
     }
     finish(c);
-    Py_CLEAR(c->loop);
+    /* The loop goes last: with it perhaps the module goes, and its lists. */
+    LoopObject *loop = c->loop;
+    c->loop = NULL;
+    if (c->kind == RECV)
+        plait_stop_forget(loop->state);
+    bool kept = plait_free_list_park(&loop->state->loop.sock_calls, self);
+    Py_DECREF(loop);
+    if (PL_LIKELY(kept))
+        return;
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }
@@ -514,7 +547,8 @@ static bool never_blocks(LoopObject *loop, PyObject *sock)
 static CallObject *call_new(LoopObject *loop, enum kind kind, PyObject *sock, const char *name,
                             unsigned events)
 {
-    CallObject *c = PyObject_GC_New(CallObject, loop->state->sock_call_type);
+    CallObject *c = (CallObject *)plait_free_list_new(&loop->state->loop.sock_calls,
+                                                      loop->state->sock_call_type);
     if (c == NULL)
         return NULL;
     c->loop = (LoopObject *)Py_NewRef(loop);

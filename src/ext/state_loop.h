@@ -2,7 +2,7 @@
 #ifndef PLAIT_STATE_LOOP_H
 #define PLAIT_STATE_LOOP_H
 
-#include <Python.h>
+#include "free_list.h"
 
 /* X(type, name): one owned reference each: our types, names that hot calls use
  * (str_*), and what is borrowed from the standard library (asyncio_*). */
@@ -59,18 +59,19 @@
     X(PyObject, str_set_exception)
 // clang-format on
 
-#define PLAIT_FREE_HANDLES 256
-
-/* Handles of one size, ready for use again; each keeps the reference to its type. One thread at
- * a time uses the list: the interpreter's lock guards it. Not used without that lock. */
-struct plait_free_handles {
-    int len;
-    PyObject *handles[PLAIT_FREE_HANDLES];
-};
+// clang-format off
+#define PLAIT_LOOP_FREE_LISTS(X) \
+    X(handles)                   \
+    X(timer_handles)             \
+    X(reads)                     \
+    X(sock_calls)
+// clang-format on
 
 struct plait_loop_state {
-    struct plait_free_handles free_handles;
-    struct plait_free_handles free_timer_handles;
+#define X(name) struct plait_free_list name;
+    PLAIT_LOOP_FREE_LISTS(X)
+#undef X
+    int fd_proofs;               /* see socket_fd in sock.c */
     bool server_takes_transport; /* Server._attach(transport), from 3.13 on */
     bool safe_handles;           /* asyncio has a class for other threads' handles (3.14) */
     bool futures_made_once;      /* Future.__init__ refuses futures that were made (3.15) */

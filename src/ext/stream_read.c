@@ -8,6 +8,7 @@
 #include "stream_reader.h"
 
 #include "args.h"
+#include "stop.h"
 
 #include <stddef.h>
 
@@ -39,7 +40,7 @@ static PyObject *make_op(PyObject *reader, enum kind kind, Py_ssize_t n, PyObjec
             PyErr_SetString(PyExc_AttributeError, "the stream reader has lost its state");
         return NULL;
     }
-    ReadOpObject *op = PyObject_GC_New(ReadOpObject, state->read_op_type);
+    ReadOpObject *op = (ReadOpObject *)plait_free_list_new(&state->loop.reads, state->read_op_type);
     if (op == NULL)
         return NULL;
     op->s = (ReaderState *)Py_NewRef(s);
@@ -77,6 +78,12 @@ PyObject *plait_reader_read(PyObject *self, PyObject *const *args, Py_ssize_t na
                             PyObject *kwnames)
 {
     Py_ssize_t n = -1;
+    if (PL_LIKELY(nargs == 1 && kwnames == NULL && PyLong_CheckExact(args[0]))) {
+        n = PyLong_AsSsize_t(args[0]);
+        if (PL_LIKELY(n >= 0))
+            return make_op(self, READ, n, NULL);
+        PyErr_Clear(); /* a negative one, or one that is refused below */
+    }
     PyObject *number = one_argument("read", "n", args, nargs, kwnames, Py_None);
     if (number == NULL)
         return NULL;
@@ -398,7 +405,7 @@ static PyObject *op_iternext(PyObject *self)
     PyObject *result;
     PySendResult r = step((ReadOpObject *)self, &result);
     if (r == PYGEN_RETURN) {
-        PyErr_SetObject(PyExc_StopIteration, result);
+        plait_stop_raise(((ReadOpObject *)self)->s->loop->state, result);
         Py_CLEAR(result);
     }
     return result;
@@ -474,8 +481,7 @@ static int op_traverse(PyObject *self, visitproc visit, void *arg)
 static int op_clear(PyObject *self)
 {
     ReadOpObject *op = (ReadOpObject *)self;
-    if (op->s != NULL)
-        stop_waiting(op);
+    stop_waiting(op);
     Py_CLEAR(op->reader);
     Py_CLEAR(op->extra);
     return 0;
@@ -502,7 +508,14 @@ static void op_dealloc(PyObject *self)
         return;
     PyObject_GC_UnTrack(self);
     (void)op_clear(self);
-    Py_CLEAR(op->s);
+    /* The state goes last: with its loop perhaps the module goes, and its lists. */
+    ReaderState *s = op->s;
+    op->s = NULL;
+    plait_stop_forget(s->loop->state);
+    bool kept = plait_free_list_park(&s->loop->state->loop.reads, self);
+    Py_DECREF(s);
+    if (PL_LIKELY(kept))
+        return;
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }

@@ -145,8 +145,17 @@ static bool is_false(PyObject *dict, PyObject *name)
 /* Whether asyncio's drain would return without waiting or raising. -1 on failure. */
 static int nothing_to_wait_for(struct plait_state *state, PyObject *self)
 {
-    PyObject *reader = field_of(self, state->str_private_reader);
     PyObject *transport = field_of(self, state->str_private_transport);
+    bool plain = transport != NULL && plait_transport_is_plain(state, transport);
+    if (PL_LIKELY(plain)) {
+        const TransportObject *t = (TransportObject *)transport;
+        if (t->closing)
+            return 0;
+        /* It feeds a reader: so its protocol is asyncio's, whose pause_writing it calls. */
+        if (PL_LIKELY(t->feed != NULL))
+            return !t->protocol_paused && t->feed->exception == NULL;
+    }
+    PyObject *reader = field_of(self, state->str_private_reader);
     PyObject *protocol = field_of(self, state->str_private_protocol);
     if (reader == NULL || transport == NULL || protocol == NULL ||
         !Py_IS_TYPE(protocol, (PyTypeObject *)state->asyncio_stream_protocol))
@@ -154,10 +163,7 @@ static int nothing_to_wait_for(struct plait_state *state, PyObject *self)
     ReaderState *s = plait_reader_state(state, reader);
     if (s == NULL || s->exception != NULL)
         return 0;
-    if (PL_LIKELY(plait_transport_is_plain(state, transport))) {
-        if (((TransportObject *)transport)->closing)
-            return 0;
-    } else {
+    if (!plain) {
         PyObject *closing = PyObject_CallMethodNoArgs(transport, state->str_is_closing);
         if (closing != Py_False) {
             Py_XDECREF(closing);

@@ -134,8 +134,8 @@ def _check(
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number of seconds, not {value!r}")
         if not math.isfinite(value) or value < 0 or (optional and value < 0.5):
-            lowest = "at least 0.5" if optional else "at least 0"
-            raise ValueError(f"{name} must be finite and {lowest}, not {value!r}")
+            bound_text = "at least 0.5" if optional else "at least 0"
+            raise ValueError(f"{name} must be finite and {bound_text}, not {value!r}")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if ssl is not None and not callable(ssl):

@@ -67,6 +67,15 @@ class _Last:
         await self._app(scope, receive, send_last if scope["type"] == "http" else send)
 
 
+def _last_answer(connection: Any, app: _Last) -> None:
+    """Let a connection of uvicorn's close with its next answer, and say so in it."""
+    if hasattr(connection, "app"):
+        connection.app = app  # of requests to come
+    cycle = getattr(connection, "cycle", None)
+    if cycle is not None and not getattr(cycle, "response_started", True):
+        cycle.keep_alive = False  # of the one under way
+
+
 async def serve_asgi(worker: _Worker, setup: Setup, app: Any, context: Any) -> None:
     """Serve an application until the worker is told to end.
 
@@ -118,8 +127,7 @@ async def serve_asgi(worker: _Worker, setup: Setup, app: Any, context: Any) -> N
         begun = loop.time()
         config.loaded_app = _Last(config.loaded_app)
         for connection in list(server.server_state.connections):
-            if hasattr(connection, "app"):
-                connection.app = config.loaded_app
+            _last_answer(connection, config.loaded_app)
         await worker.until(
             lambda: not server.server_state.connections, min(LINGER, setup.grace / 2)
         )

@@ -139,7 +139,9 @@ def listen(host: str | None, port: int, backlog: int) -> list[socket.socket]:
     Raises:
         OSError: there is no such name, or it is not possible there.
     """
-    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    infos: list[Any] = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
     found: list[socket.socket] = []
     try:
         for family, kind, number, _, address in dict.fromkeys(infos):

@@ -61,13 +61,18 @@ def serve(
     return server, sockets[0].getsockname()[1]
 
 
+async def settled() -> None:
+    """Let what a close leaves behind end, in callbacks of its own."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 async def stop(server: httpserver.HTTPServer, client: Any = None) -> None:
     if client is not None:
         client.close()
     server.stop()
     await server.close_all_connections()
-    # What close_all_connections leaves behind ends in callbacks of its own.
-    await asyncio.sleep(0.01)
+    await settled()
 
 
 def new_client(**kwargs: Any) -> Any:
@@ -236,7 +241,7 @@ def test_streams_start_tls(run: Any, pki: Pki) -> None:
         secure.close()
         client.close()
         server.stop()
-        await asyncio.sleep(0.01)
+        await settled()
 
     run(main)
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import plait
 
@@ -16,14 +15,14 @@ if __name__ == "__main__":
     pool = plait.ProcessPool(2)
     futures = [pool.submit(spin) for _ in range(2)]
     while not all(f.running() for f in futures):
-        time.sleep(0.01)
+        pool._on_control()
     while not all(worker.pid for worker in pool._seats.values()):
         pool._on_control()
     pids = [worker.pid for worker in pool._seats.values()] + [pool._zygote]
     # A child of the user's holds copies of every descriptor; it must not keep the pool alive.
     if os.fork() == 0:
         os.close(1)
-        time.sleep(20)
-        os._exit(0)
+        signal.alarm(20)
+        signal.pause()
     print(*pids, flush=True)
     signal.pause()

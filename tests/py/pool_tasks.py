@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from until import until
+
 kept: list[Any] = []
 
 
@@ -105,8 +107,7 @@ def return_bad_unpickle() -> BadUnpickle:
 
 def wait_for_file(path: str) -> int:
     """Run until a file is there: how a test holds a worker without guessing times."""
-    while not os.path.exists(path):
-        time.sleep(0.001)
+    until(lambda: os.path.exists(path), 1000)
     return os.getpid()
 
 
@@ -174,9 +175,14 @@ def announce(path: str) -> None:
     os.rename(path + ".new", path)
 
 
+def block() -> None:
+    """Wait in C for very long."""
+    time.sleep(1000)
+
+
 def sleep_long(path: str) -> None:
     announce(path)
-    time.sleep(1000)
+    block()
 
 
 def spin_long(path: str) -> None:
@@ -198,7 +204,7 @@ def ignore_stop(path: str) -> None:
     end = time.monotonic() + 1000
     while time.monotonic() < end:
         try:
-            time.sleep(1000)
+            block()
         except BaseException:
             pass
 
@@ -241,7 +247,7 @@ def with_child(path: str) -> None:
     """Start a child that outlives an ordinary end, and wait."""
     import subprocess
 
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    child = subprocess.Popen(["sleep", "1000"])
     with open(path + ".child", "w", encoding="ascii") as file:
         file.write(str(child.pid))
     sleep_long(path)
@@ -305,7 +311,7 @@ def write_line(path: str, text: str) -> None:
 def import_then_sleep(folder: str, module: str) -> None:
     sys.path.insert(0, folder)
     __import__(module)
-    time.sleep(1000)
+    block()
 
 
 def value_of(module: str) -> Any:

@@ -86,7 +86,8 @@ class Server:
                 lambda: len(found()) >= count or (self.lines and self.lines[-1] == ""), 60
             )
             matches = found()
-        assert over and len(matches) >= count, f"{pattern!r} was not logged:\n{self.log}"
+        assert over, f"{pattern!r} was not logged in time:\n{self.log}"
+        assert len(matches) >= count, f"{pattern!r} was not logged:\n{self.log}"
         return matches[-1]
 
     def address(self) -> tuple[str, int]:

@@ -369,7 +369,7 @@ def test_wait_for_plaits_threads() -> None:
 
 def test_wait_for_asyncio() -> None:
     async def coroutine() -> str:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         return "awaited"
 
     def main() -> Strand[None]:

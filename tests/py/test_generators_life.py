@@ -640,7 +640,8 @@ def test_cancelling_who_awaits() -> None:
 
     async def main() -> None:
         task = asyncio.create_task(outer())
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

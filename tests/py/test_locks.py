@@ -124,7 +124,7 @@ def test_limiter_bounds_and_counts() -> None:
             with guard:
                 now += 1
                 peak = max(peak, now)
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
             with guard:
                 now -= 1
 
@@ -157,7 +157,7 @@ def test_events_wake_all() -> None:
                 s.start(thread, where="thread")
                 s.start(coroutine)
             while event._waiting < 6:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
             s.start(event.set, where="thread")
 
     plait.run(main())

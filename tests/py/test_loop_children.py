@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -164,6 +167,50 @@ def test_arguments_of_popen(
     assert log.read_text() == str(nice)
 
 
+def test_more_arguments_of_popen(any_loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    root = os.geteuid() == 0
+    changed = {"user": 65534, "group": 65534, "extra_groups": [1, 2]} if root else {}
+    user, group = (65534, 65534) if root else (os.geteuid(), os.getegid())
+    with open(os.devnull) as null:
+        os.set_inheritable(null.fileno(), True)
+        script = (
+            f'[ -e /proc/self/fd/{null.fileno()} ] && echo "$0 $(id -u) $(id -g) $(id -G)" && '
+            "[ $(cut -d' ' -f6 /proc/$$/stat) = $$ ] && echo session"
+        )
+
+        async def main() -> tuple[bytes, int | None]:
+            child = await asyncio.create_subprocess_exec(
+                *("another-name", "-c", script),
+                executable="/bin/sh",
+                stdin=PIPE,
+                stdout=PIPE,
+                pipesize=8192,
+                start_new_session=True,
+                close_fds=False,
+                **changed,  # type: ignore[arg-type]
+            )
+            assert child.stdin is not None
+            stdin = child.stdin.transport.get_extra_info("pipe")
+            # A pair of sockets where the interpreter takes one.
+            if not isinstance(stdin, socket.socket) and stat.S_ISFIFO(
+                os.fstat(stdin.fileno()).st_mode
+            ):
+                assert fcntl.fcntl(stdin, fcntl.F_GETPIPE_SZ) == 8192
+            out, _ = await child.communicate()
+            return out, child.returncode
+
+        with asyncio.Runner(loop_factory=any_loop_factory) as runner:
+            out, returned = runner.run(main())
+    assert returned == 0, out
+    line, session = out.decode().splitlines()
+    assert session == "session"
+    name, *ids = line.split()
+    assert name == "another-name"
+    assert ids[:2] == [str(user), str(group)]
+    if root:
+        assert sorted(ids[2:]) == ["1", "2", "65534"]
+
+
 def test_what_asyncio_refuses_of_popen(loop: plait.Loop) -> None:
     async def main() -> None:
         for wrong in ({"universal_newlines": True}, {"shell": True}, {"bufsize": 1}):
@@ -213,3 +260,101 @@ def test_somebody_else_reaps_the_child(loop: plait.Loop) -> None:
         assert await child.wait() in (255, -signal.SIGKILL)
 
     loop.run_until_complete(asyncio.wait_for(main(), 30))
+
+
+def test_the_subprocess_interfaces_hold(loop: plait.Loop) -> None:
+    """The low-level calls, with a protocol of the program's own."""
+
+    class Tells(asyncio.SubprocessProtocol):
+        def __init__(self) -> None:
+            self.data: dict[int, bytes] = {}
+            self.told: list[str] = []
+            self.lost = asyncio.get_running_loop().create_future()
+
+        def pipe_data_received(self, fd: int, data: bytes) -> None:
+            self.data[fd] = self.data.get(fd, b"") + data
+
+        def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+            self.told.append(f"pipe {fd} {exc}")
+
+        def process_exited(self) -> None:
+            self.told.append("exited")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost.set_result(exc)
+
+    async def main() -> None:
+        command = "read x; echo $x; echo e >&2; exit 4"
+        for transport, protocol in (
+            await loop.subprocess_exec(Tells, "/bin/sh", "-c", command),
+            await loop.subprocess_shell(Tells, command),
+        ):
+            assert isinstance(transport, asyncio.SubprocessTransport)
+            stdin = transport.get_pipe_transport(0)
+            assert isinstance(stdin, asyncio.WriteTransport)
+            assert isinstance(transport.get_pipe_transport(1), asyncio.ReadTransport)
+            stdin.write(b"word\n")
+            assert await protocol.lost is None
+            assert protocol.data == {1: b"word\n", 2: b"e\n"}
+            assert "exited" in protocol.told
+            assert {"pipe 1 None", "pipe 2 None"} <= set(protocol.told)
+            assert transport.get_returncode() == 4
+            with pytest.raises(ProcessLookupError):
+                transport.send_signal(signal.SIGTERM)
+            transport.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), 30))
+
+
+SUB_INTERPRETER = """
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+import asyncio, plait
+
+async def child():
+    process = await asyncio.create_subprocess_exec("cat", stdin=-1, stdout=-1)
+    out, _ = await process.communicate(b"parent")
+    assert (out, process.returncode) == (b"parent", 0)
+
+interpreter = interpreters.create()
+plait.run(child())
+result = interpreters.run_string(interpreter, '''if True:
+    import sys
+    try:
+        import asyncio, plait
+    except ImportError as error:
+        print("refused", error)
+    else:
+        async def child():
+            process = await asyncio.create_subprocess_exec("cat", stdin=-1, stdout=-1)
+            out, _ = await process.communicate(b"inner")
+            return out, process.returncode
+        try:
+            print("ran", plait.run(child()))
+        except RuntimeError as error:
+            print("refused", error)
+''')
+assert result is None, result
+plait.run(child())
+interpreters.destroy(interpreter)
+plait.run(child())
+print("end")
+"""
+
+
+@pytest.mark.isolated
+def test_children_and_sub_interpreters() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SUB_INTERPRETER],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    assert first.startswith(("ran (b'inner', 0)", "refused")), done.stdout
+    assert last == "end"

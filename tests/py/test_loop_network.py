@@ -13,11 +13,11 @@ import struct
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from loop_support import Pollers, polled
+from loop_support import Poller, polled
 
 import plait
 
@@ -57,6 +57,14 @@ class Told(asyncio.DatagramProtocol):
 # ---- names ----
 
 
+def outcome(call: Callable[[], Any]) -> Any:
+    """What a call returns, or the class and code of its error."""
+    try:
+        return call()
+    except Exception as error:
+        return type(error), error.args[:1]
+
+
 LITERALS = [
     ("127.0.0.1", 80),
     ("::1", 80),
@@ -80,13 +88,6 @@ LITERALS = [
 @pytest.mark.parametrize("kind", [0, socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_literals_are_what_the_stdlib_says(loop: plait.Loop, where: Any, kind: int) -> None:
     host, port = where
-
-    def outcome(call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except Exception as error:
-            return type(error), error.args[:1]
-
     expected = outcome(lambda: socket.getaddrinfo(host, port, type=kind))
     assert outcome(lambda: loop.run_until_complete(loop.getaddrinfo(host, port, type=kind))) == (
         expected
@@ -110,6 +111,32 @@ def test_zones_reach_the_socket(any_loop_factory: Factory) -> None:
         run_on(any_loop_factory, main())
     except socket.gaierror as error:  # a machine without IPv6
         pytest.skip(str(error))
+
+
+ADDRESSES = [
+    ("127.0.0.1", 80),
+    ("127.0.0.1", 1),
+    ("::1", 443, 0, 0),
+    ("fe80::1%lo", 9, 0, 1),
+    ("localhost", 80),
+    ("127.0.0.1", 70000),
+    ("127.0.0.1",),
+    "127.0.0.1",
+    ("not.a.literal.", 80),
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES, ids=repr)
+@pytest.mark.parametrize("flags", [0, socket.NI_NUMERICSERV, socket.NI_DGRAM])
+def test_names_are_what_the_stdlib_says(loop: plait.Loop, address: Any, flags: int) -> None:
+    flags |= socket.NI_NUMERICHOST  # nobody is asked for a name
+    expected = outcome(lambda: socket.getnameinfo(address, flags))
+    assert outcome(lambda: loop.run_until_complete(loop.getnameinfo(address, flags))) == expected
+
+
+def test_the_name_of_this_machine(loop: plait.Loop) -> None:
+    expected = socket.getnameinfo(("127.0.0.1", 80), 0)
+    assert loop.run_until_complete(loop.getnameinfo(("127.0.0.1", 80))) == expected
 
 
 # ---- connections ----
@@ -193,6 +220,93 @@ def test_arguments_of_create_connection(any_loop_factory: Factory) -> None:
         if sys.version_info >= (3, 12):
             with pytest.raises(ExceptionGroup, match="create_connection failed"):
                 await loop.create_connection(asyncio.Protocol, "127.0.0.1", port, all_errors=True)
+
+    run_on(any_loop_factory, main())
+
+
+@contextlib.contextmanager
+def silent_address() -> Iterator[tuple[str, int]]:
+    """An address where connections neither succeed nor fail: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listening.getsockname())
+        yield listening.getsockname()
+
+
+def test_happy_eyeballs(any_loop_factory: Factory) -> None:
+    """The second address has its turn while the first one is silent."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.2", 0)
+        good = server.sockets[0].getsockname()
+        with silent_address() as silent:
+
+            async def getaddrinfo(host: str, port: int, **kwargs: Any) -> Any:
+                kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+                return [(*kind, silent), (*kind, good)]
+
+            loop.getaddrinfo = getaddrinfo  # type: ignore[method-assign, assignment]
+            fds = len(os.listdir("/proc/self/fd"))
+            transport, _ = await loop.create_connection(
+                asyncio.Protocol, "two.addresses", 1, happy_eyeballs_delay=0.01
+            )
+            assert transport.get_extra_info("peername") == good
+            transport.abort()
+            await polled()
+            # The attempt at the silent one was given up.
+            assert len(os.listdir("/proc/self/fd")) == fds
+            with pytest.raises(TimeoutError):  # one after the other: it stays with the first
+                async with asyncio.timeout(0.05):
+                    await loop.create_connection(asyncio.Protocol, "two.addresses", 1)
+            await polled()
+            assert len(os.listdir("/proc/self/fd")) == fds
+        server.close()
+        await server.wait_closed()
+
+    run_on(any_loop_factory, main())
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_unix_connections(any_loop_factory: Factory, tmp_path: Any, kind: str) -> None:
+    path = str(tmp_path / "socket") if kind == "path" else f"\0plait {os.getpid()} {id(tmp_path)}"
+    data = os.urandom(3_000_000)
+
+    async def main() -> None:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            credentials = writer.get_extra_info("socket").getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+            )
+            assert struct.unpack("3i", credentials)[0] == os.getpid()
+            while chunk := await reader.read(1 << 20):
+                writer.write(chunk)
+                await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_unix_server(echo, path, backlog=3, limit=1000)
+        for _ in range(3):
+            reader, writer = await asyncio.open_unix_connection(path)
+            assert writer.get_extra_info("socket").family == socket.AF_UNIX
+            writer.write(data)
+            writer.write_eof()
+            assert await reader.read() == data
+            writer.close()
+            await writer.wait_closed()
+        if kind == "path":
+            with pytest.raises(OSError, match="in use"):
+                await asyncio.start_unix_server(echo, tmp_path)
+        server.close()
+        await server.wait_closed()
+        with pytest.raises((FileNotFoundError, ConnectionRefusedError)):
+            await asyncio.open_unix_connection(path)
+        loop = asyncio.get_running_loop()
+        with pytest.raises(ValueError, match=r"no path|path and sock|were specified"):
+            await loop.create_unix_connection(asyncio.Protocol)
+        with pytest.raises(ValueError, match=r"path was not|specified"):
+            await loop.create_unix_server(asyncio.Protocol)
 
     run_on(any_loop_factory, main())
 
@@ -370,7 +484,7 @@ def test_accepting_goes_on_after_a_flood_of_emfile(loop: plait.Loop) -> None:
         loop.set_exception_handler(hear)
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
         address = server.sockets[0].getsockname()
-        pollers = Pollers()
+        poller = Poller(loop)
         for _ in range(2):
             clients = [socket.socket() for _ in range(5)]
             fill = []
@@ -385,7 +499,7 @@ def test_accepting_goes_on_after_a_flood_of_emfile(loop: plait.Loop) -> None:
                 await starved.wait()
                 for _ in range(100):
                     await asyncio.sleep(0)
-                    assert not pollers.report()  # of connections that it cannot accept
+                    assert not poller.reports()  # of connections that it cannot accept
             finally:
                 for fd in fill:
                     os.close(fd)
@@ -457,6 +571,26 @@ def test_options_of_datagram_endpoints(any_loop_factory: Factory) -> None:
             await protocol.lost
         with pytest.raises(ValueError, match="unexpected address family"):
             await loop.create_datagram_endpoint(Told)
+
+    run_on(any_loop_factory, main())
+
+
+def test_broadcasts_are_asked_for(any_loop_factory: Factory) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        one, at_one = await loop.create_datagram_endpoint(Told, local_addr=("0.0.0.0", 0))
+        everybody = ("127.255.255.255", one.get_extra_info("sockname")[1])
+        may_not, at_may_not = await loop.create_datagram_endpoint(Told, family=socket.AF_INET)
+        may, at_may = await loop.create_datagram_endpoint(
+            Told, family=socket.AF_INET, allow_broadcast=True
+        )
+        may_not.sendto(b"refused", everybody)
+        may.sendto(b"to all", everybody)
+        assert (await at_one.got.get())[0] == b"to all"
+        assert isinstance(await at_may_not.errors.get(), PermissionError)
+        for transport, protocol in ((one, at_one), (may, at_may), (may_not, at_may_not)):
+            transport.close()
+            await protocol.lost
 
     run_on(any_loop_factory, main())
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from loop_support import Pollers, polled
+from loop_support import Poller, polled
 
 import plait
 
@@ -139,7 +139,7 @@ def test_a_descriptor_stays_registered(loop: plait.Loop, pair: Any) -> None:
         # What arrives while nobody waits wakes nobody, and keeps the loop asleep.
         b.send(b"z")
         await polled()
-        assert not Pollers().report()
+        assert not Poller(loop).reports()
         assert await loop.sock_recv(a, 10) == b"z"
 
     loop.run_until_complete(main())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pool_tasks as tasks
 import pytest
+from sanitizer import needs_plain_memory
 
 import plait
 
@@ -86,6 +87,7 @@ def test_max_tasks_per_worker() -> None:
         assert len({f.result(TIMEOUT) for f in futures}) == 200
 
 
+@needs_plain_memory
 def test_memory_limit() -> None:
     with plait.ProcessPool(1, memory_limit=256 << 20) as pool:
         pid = pool.submit(os.getpid).result(TIMEOUT)

@@ -17,6 +17,7 @@ from typing import Any
 import pool_tasks as tasks
 import pytest
 from pool_gate import Gate
+from until import until
 
 import plait
 
@@ -33,10 +34,7 @@ def pool() -> Iterator[plait.ProcessPool]:
 
 
 def wait_for_file(path: pathlib.Path) -> str:
-    end = time.monotonic() + TIMEOUT
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not come"
-        time.sleep(0.001)
+    until(path.exists, TIMEOUT)
     return path.read_text()
 
 
@@ -238,7 +236,7 @@ def test_no_import_is_cut_in_half(tmp_path: pathlib.Path) -> None:
         "import pathlib, time\n"
         f"pathlib.Path({str(tmp_path / 'here')!r}).touch()\n"
         "end = time.monotonic() + 0.3\n"
-        "while time.monotonic() < end: time.sleep(0.001)\n"
+        "while time.monotonic() < end: pass\n"
         "VALUE = 42\n"
     )
     with plait.ProcessPool(1, grace=TIMEOUT) as pool:

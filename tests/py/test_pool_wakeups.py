@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-import time
-from collections.abc import Callable
 
 import pool_tasks as tasks
 import pytest
+from until import until
 
 import plait
 
 TIMEOUT = 30.0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Look until it holds; only for what no event tells."""
-    end = time.monotonic() + TIMEOUT / 3
-    while not condition():
-        assert time.monotonic() < end, "it did not come to be"
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("burst", [1, 200])
@@ -32,13 +23,13 @@ def test_a_long_task_at_the_end_of_a_burst_holds_nobody_back(
         for _ in range(10):
             for future in [pool.submit(tasks.noop) for _ in range(burst)]:
                 future.result(TIMEOUT)
-        wait_until(lambda: pool._figures()["parked"] == 2)
+        until(lambda: pool._figures()["parked"] == 2)
         futures = [
             pool.submit(tasks.announce_and_wait, str(where), str(gate)) for where in (here, there)
         ]
         # Nothing here touches the pool while it waits for the second task to begin.
         try:
-            wait_until(lambda: here.exists() and there.exists())
+            until(lambda: here.exists() and there.exists())
         finally:
             gate.touch()
         for future in futures:

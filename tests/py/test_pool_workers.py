@@ -13,6 +13,7 @@ from typing import Any
 import pool_tasks as tasks
 import pytest
 from pool_gate import Gate
+from sanitizer import needs_plain_memory
 
 import plait
 
@@ -109,5 +110,6 @@ with plait.ProcessPool(2) as pool:
 """
 
 
+@needs_plain_memory
 def test_little_address_space() -> None:
     subprocess.run([sys.executable, "-c", LIMITED], check=True, timeout=60)

@@ -342,7 +342,8 @@ def test_shield_keeps_outer_cancellation_out(run: Run) -> None:
                 await forever()
             finally:
                 async with plait.scope(shield=True) as s:
-                    await asyncio.sleep(0.01)
+                    for _ in range(10):
+                        await asyncio.sleep(0)
                     trace.append(await s.start(value, "inner", 3))
                 trace.append("shielded")
                 await asyncio.sleep(0)
@@ -353,7 +354,8 @@ def test_shield_keeps_outer_cancellation_out(run: Run) -> None:
             await value(0)
             s.cancel()
             async with plait.scope(shield=True):
-                await asyncio.sleep(0.01)
+                for _ in range(10):
+                    await asyncio.sleep(0)
                 trace.append("body")
             await forever()
         assert sorted(trace) == ["body", "inner", "shielded"]

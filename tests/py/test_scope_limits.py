@@ -115,7 +115,7 @@ def test_limit_counts_all_strands(run: Run) -> None:
 
         async def on_loop() -> None:
             enter()
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
             leave()
 
         def in_thread() -> None:
@@ -153,27 +153,27 @@ def test_what_waits_for_the_limit_is_cancelled_unbegun(run: Run) -> None:
     run(main())
 
 
-async def end_by(event: asyncio.Event, result: int) -> int:
-    await event.wait()
-    return result
-
-
 def test_completed_gives_each_once_in_order_of_ends(run: Run) -> None:
     async def main() -> None:
+        gates = {result: asyncio.Event() for result in (30, 10, 20)}
+
+        async def behind(result: int) -> int:
+            await gates[result].wait()
+            return result
+
         async with plait.scope() as s:
             early = s.start(value, 0)
             await early
-            events = {n: asyncio.Event() for n in (30, 10, 20)}
-            for n in events:
-                s.start(end_by, events[n], n)
-            events[10].set()
+            for result in gates:
+                s.start(behind, result)
             got = []
             async for handle in s.completed():
                 got.append(handle.result())
                 if got[-1] == 10:
                     s.start(value, 99)
-                elif got[-1] in (99, 20):
-                    events[20 if got[-1] == 99 else 30].set()
+                following = {0: 10, 99: 20, 20: 30}.get(got[-1])
+                if following is not None:
+                    gates[following].set()
             assert got == [0, 10, 99, 20, 30]
             assert [h async for h in s.completed()] == []
 

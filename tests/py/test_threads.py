@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import pytest
+from until import until
 
 import plait
 from plait import _threads
@@ -26,14 +27,6 @@ from plait import _threads
 ISOLATED = pathlib.Path(__file__).parent.parent / "isolated"
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
-    """Look again and again, where nothing tells of the change."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.001)
 
 
 def busy(pool: plait.ThreadPool) -> set[int]:
@@ -306,8 +299,7 @@ def test_threads_start_when_needed_and_the_last_idle_one_is_used() -> None:
             before = busy(pool)
             gate.go.set()
             future.result()
-            while busy(pool) == before:
-                time.sleep(0.001)
+            until(lambda before=before: busy(pool) != before)
             (last,) = before - busy(pool)
         # The last one to get there may still be on its way.
         until(lambda: pool.submit(threading.get_ident).result() == last)
@@ -598,7 +590,6 @@ def test_cancelling_the_coroutine_stops_the_task(any_loop_factory: Any) -> None:
         try:
             while True:
                 begun.set()
-                time.sleep(0.001)
         except plait.TaskStopped:
             ended.append("stopped")
             raise

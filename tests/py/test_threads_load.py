@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+from until import until
 
 import plait
 
@@ -154,10 +155,7 @@ def test_pools_come_and_go() -> None:
 
     before = threading.active_count()
     run_in_threads(6, churn)
-    end = time.monotonic() + 30
-    while threading.active_count() > before:
-        assert time.monotonic() < end, "threads were left running"
-        time.sleep(0.001)
+    until(lambda: threading.active_count() <= before)
 
 
 @pytest.mark.slow

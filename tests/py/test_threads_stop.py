@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 import pytest
-from test_threads import Gate, until
+from test_threads import Gate
+from until import until
 
 import plait
 from plait import _core
@@ -211,7 +212,9 @@ def test_timeout_counts_from_the_start() -> None:
         assert gate.begun.wait(20)
         future = pool.options(timeout=5).submit(pow, 2, 3)
         short = pool.options(timeout=0.001).submit(pow, 2, 3)
-        time.sleep(0.02)  # for longer than its timeout it waits
+        with plait.ThreadPool(1) as other:  # meanwhile its time passes, and more
+            late = other.options(timeout=0.02).submit(spin, threading.Event())
+            assert isinstance(late.exception(), plait.TaskTimeout)
         assert not short.done()
         gate.go.set()
         assert future.result() == 8

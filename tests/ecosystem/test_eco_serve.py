@@ -1,0 +1,160 @@
+"""plait.serve with uvicorn: reloads under keep-alive load, lifespans, TLS, WebSockets."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("httptools")
+
+sys.path.append(str(Path(__file__).parents[1] / "py"))
+from serve_support import Server, until
+
+if TYPE_CHECKING:
+    from eco_support import Pki
+
+HERE = Path(__file__).parent
+
+
+def serving(target: str, *options: str) -> Server:
+    return Server(f"eco_serve_app:{target}", *options, path=HERE)
+
+
+def get(address: tuple[str, int], path: str = "/") -> str:
+    connection = http.client.HTTPConnection(*address, timeout=30)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return answer.read().decode()
+    finally:
+        connection.close()
+
+
+@contextmanager
+def keep_alive_load(address: tuple[str, int], clients: int) -> Iterator[list[str]]:
+    """Clients that ask again and again on connections that they keep."""
+    stop = threading.Event()
+    outcomes: list[str] = []
+
+    def run() -> None:
+        connection = http.client.HTTPConnection(*address, timeout=30)
+        while not stop.is_set():
+            try:
+                # It connects anew when the last answer said that the connection closes; what
+                # fails is not tried again.
+                connection.request("GET", "/")
+                answer = connection.getresponse()
+                text = answer.read().decode()
+                outcomes.append("ok" if answer.status == 200 and text.isdigit() else text)
+            except (OSError, http.client.HTTPException) as error:
+                outcomes.append(repr(error))
+                connection.close()
+        connection.close()
+
+    threads = [threading.Thread(target=run) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcomes
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+
+
+@pytest.mark.parametrize("http_class", ["httptools", "h11"])
+def test_reload_under_keep_alive_load_fails_no_request(http_class: str) -> None:
+    pytest.importorskip(http_class)
+    with serving("app", "--workers", "2", "--option", f"http={http_class}") as server:
+        address = server.address()
+        before = set(server.workers())
+        with keep_alive_load(address, clients=6) as outcomes:
+            for count in (1, 2, 3):
+                server.send(signal.SIGHUP)
+                server.wait_for("serving on", count + 1)
+                until(lambda: len(server.workers()) == 2)
+            seen = len(outcomes)
+            until(lambda: len(outcomes) > seen + 50)
+        assert set(outcomes) == {"ok"}, Counter(outcomes).most_common(5)
+        assert before.isdisjoint(server.workers())
+        assert server.end() == 0
+    assert server.log.count("lifespan.startup") == 8
+    assert server.log.count("lifespan.shutdown") == 8
+    assert "Traceback" not in server.log
+
+
+def test_request_under_way_is_answered() -> None:
+    with serving("make", "--factory", "--workers", "1") as server:
+        address = server.address()
+        assert "plait.Loop" in get(address, "/loop")
+        connection = http.client.HTTPConnection(*address, timeout=30)
+        connection.request("GET", "/slow")
+        server.send(signal.SIGTERM)
+        answer = connection.getresponse()
+        assert answer.read().decode().isdigit()
+        assert answer.headers["connection"] == "close"
+        connection.close()
+        assert server.process.wait(60) == 0
+
+
+def test_quick_end_waits_for_no_request() -> None:
+    with serving("app", "--workers", "1", "--grace", "600") as server:
+        address = server.address()
+        connection = http.client.HTTPConnection(*address, timeout=30)
+        connection.request("GET", "/")
+        connection.getresponse().read()
+        assert server.end(signal.SIGINT) == 0
+        connection.close()
+
+
+def test_lifespan_that_fails_ends_it() -> None:
+    with serving("broken", "--workers", "2") as server:
+        server.wait_for("no database")
+        assert server.process.wait(60) == 1
+        server.wait_for("plait: a worker could not start")
+
+
+def test_connections_are_shared_out() -> None:
+    with serving("app", "--workers", "4") as server:
+        address = server.address()
+        counts = Counter(get(address) for _ in range(1000))
+        assert len(counts) == 4
+        assert max(counts.values()) <= 1.2 * 250, counts
+
+
+def test_tls(pki: Pki) -> None:
+    options = ("--certfile", pki.cert_file, "--keyfile", pki.key_file)
+    with serving("app", "--workers", "2", *options) as server:
+        host, port = server.address()
+        connection = http.client.HTTPSConnection("localhost", port, context=pki.client)
+        connection.request("GET", "/scheme")
+        assert connection.getresponse().read() == b"https"
+        connection.close()
+        assert host == "127.0.0.1"
+        assert server.end() == 0
+
+
+def test_websockets_are_told() -> None:
+    websockets = pytest.importorskip("websockets.sync.client")
+    exceptions = pytest.importorskip("websockets.exceptions")
+    with serving("app", "--workers", "1", "--grace", "5") as server:
+        host, port = server.address()
+        with websockets.connect(f"ws://{host}:{port}/") as sock:
+            sock.send("who")
+            old = sock.recv()
+            server.send(signal.SIGHUP)
+            with pytest.raises(exceptions.ConnectionClosed) as caught:
+                sock.recv(timeout=30)
+            assert caught.value.rcvd.code == 1012
+        assert get((host, port)) != old
