@@ -232,8 +232,10 @@ static void work(struct game *g, struct input *in, int who)
     struct pl_block block = {0};
     uint64_t how = take(in, 1);
     void *data;
-    if ((how & 1) != 0 && slot->block.offset != 0)
-        pl_member_return(member, &slot->block);
+    /* As the binding does: a copy, checked, for another worker may write into the slot. */
+    struct pl_block message = slot->block;
+    if ((how & 1) != 0 && message.offset != 0 && pl_member_data(member, &message, &data) == 0)
+        pl_member_return(member, &message);
     if ((how & 2) != 0 && pl_member_alloc(member, how * 300, &block, &data) == 0) {
         pl_member_lend(member, &block);
         slot->block = block;
