@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, low_mark, "
-                                    "stackfd, most, load, dump, install, /)\n--\n\n"
+                                    "most, load, dump, install, /)\n--\n\n"
                                     "Serve a pool's tasks until it closes.";
 
 #define MAX_KNOWN 1024
@@ -31,7 +31,6 @@ struct worker {
     uint64_t told;       /* the one that has been told to stop */
     uint64_t most;       /* tasks until it ends by itself; 0: no bound */
     uint32_t *canary;    /* owns: one page that is zero in a child that a task forked */
-    int stackfd;         /* where signals leave the Python stack */
     PyFrameObject *base; /* borrows: the frame that the loop runs in */
     PyObject *stopped;   /* the exception TaskStopped */
     timer_t again;       /* owns; repeats a signal that came at a bad time */
@@ -518,14 +517,6 @@ static int make_canary(struct worker *w)
     return 0;
 }
 
-/* What a signal left of the Python stack is of no use to anyone, and must not be taken for that of
- * a later task. Without the descriptor there is nothing to clear. */
-static void forget_stack(struct worker *w)
-{
-    if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
-        w->stackfd = -1;
-}
-
 static int serve_one(struct worker *w, uint32_t cell)
 {
     struct pl_slot *slot = &w->member.slots[cell];
@@ -540,9 +531,7 @@ static int serve_one(struct worker *w, uint32_t cell)
     if (value != NULL)
         error = put_value(w, slot, value, &held);
     leave_if_forked(w);
-    if (w->told == w->ticket)
-        forget_stack(w); /* the task was stopped and the worker goes on */
-    w->ticket = 0;       /* from here on the task is over, and nothing may hit the next one */
+    w->ticket = 0; /* from here on the task is over, and nothing may hit the next one */
     if (error < 0) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_SystemError, "a task ended without a result");
@@ -610,17 +599,11 @@ static PyObject *on_stop(PyObject *capsule, PyObject *args)
     struct worker *w = PyCapsule_GetPointer(capsule, NULL);
     if (w == NULL)
         return NULL;
-    bool asked = pl_member_asked(&w->member, w->ticket);
-    if (asked && w->ticket == w->told)
-        Py_RETURN_NONE; /* Asked again. The stack that this left is as good as the first. */
-    if (!asked) {
-        forget_stack(w); /* meant for a task that is over, or not by us */
+    /* Meant for a task that is over, or by somebody else; or asked again. */
+    if (!pl_member_asked(&w->member, w->ticket) || w->ticket == w->told)
         Py_RETURN_NONE;
-    }
-    if (importing(w) && stop_later(w, args)) {
-        forget_stack(w);
+    if (importing(w) && stop_later(w, args))
         Py_RETURN_NONE;
-    }
     w->told = w->ticket;
     PyErr_SetString(w->stopped, "the task was stopped");
     return NULL;
@@ -654,8 +637,8 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     unsigned long long low_mark;
     PyObject *install;
     unsigned long long most;
-    if (!PyArg_ParseTuple(args, "iiIKiKOOO", &memfd, &eventfd, &seat, &low_mark, &w.stackfd, &most,
-                          &w.load, &w.dump, &install))
+    if (!PyArg_ParseTuple(args, "iiIKKOOO", &memfd, &eventfd, &seat, &low_mark, &most, &w.load,
+                          &w.dump, &install))
         return NULL;
     /* A task may close descriptors by number and open others in their place; the parent's must
      * not be among those that a small number finds. */

@@ -470,7 +470,6 @@ def worker_run(
     eventfd: int,
     seat: int,
     low_mark: int,
-    stackfd: int,
     most: int,
     load: Callable[[bytes], Any],
     dump: Callable[[BaseException], bytes],

@@ -32,6 +32,18 @@ def echo(x: Any) -> Any:
     return x
 
 
+def call_a_lot() -> int:
+    """Frames come and go, called by Python and by C."""
+
+    def down(n: int) -> int:
+        return n if n < 2 else down(n - 1) + down(n - 2)
+
+    for _ in range(20):
+        sorted((i for i in range(300)), key=lambda i: -i)
+        list(map(lambda i: down(6), range(30)))
+    return os.getpid()
+
+
 def both(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
