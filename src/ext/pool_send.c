@@ -414,6 +414,8 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, const struct pla
                      Py_TYPE(call->fn)->tp_name);
         return NULL;
     }
+    if (plait_refuse_frames(call->fn) < 0)
+        return NULL;
     if (pool->max_pending != 0 && pool->outstanding >= pool->max_pending) {
         PyObject *told = PyObject_CallMethod((PyObject *)pool, "_when_full", NULL);
         if (told == NULL)

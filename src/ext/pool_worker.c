@@ -37,7 +37,7 @@ struct worker {
     bool has_again;
     struct pl_member member;
     PyObject *load;  /* bytes -> function */
-    PyObject *dump;  /* exception -> bytes */
+    PyObject *dump;  /* (exception, function or None) -> bytes */
     PyObject *known; /* dict: bytes -> function */
     char *last_code; /* owns: the function that ran last, compared before any hashing */
     size_t last_len;
@@ -242,12 +242,15 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
         } else {
             args = PyTuple_GET_ITEM(call, 0);
             kwargs = PyTuple_GET_ITEM(call, 1);
-            if (!each)
+            if (!each) {
                 result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
-            else if (PyTuple_Check(args) && PyTuple_GET_SIZE(args) == 1)
+                if (result == NULL && PyDict_Check(kwargs))
+                    plait_hint_options(fn, kwargs);
+            } else if (PyTuple_Check(args) && PyTuple_GET_SIZE(args) == 1) {
                 result = call_each(w, fn, PyTuple_GET_ITEM(args, 0));
-            else
+            } else {
                 (void)damaged();
+            }
         }
         Py_DECREF(call);
     }
@@ -464,15 +467,16 @@ out:
     return error;
 }
 
-/* Writes the exception that is set, and clears it. -1: not even that was possible. */
-static int put_exception(struct worker *w, struct pl_slot *slot)
+/* Writes the exception that is set, and clears it. `fn` is NULL, or the function whose result could
+ * not be sent. -1: not even that was possible. */
+static int put_exception(struct worker *w, struct pl_slot *slot, PyObject *fn)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     PyErr_NormalizeException(&type, &value, &traceback);
     if (traceback != NULL)
         (void)PyException_SetTraceback(value, traceback);
-    PyObject *data = PyObject_CallOneArg(w->dump, value);
+    PyObject *data = PyObject_CallFunctionObjArgs(w->dump, value, fn == NULL ? Py_None : fn, NULL);
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(traceback);
@@ -528,14 +532,15 @@ static int serve_one(struct worker *w, uint32_t cell)
     PyObject *value = run_task(w, slot, &held);
     leave_if_forked(w);
     int error = -1;
-    if (value != NULL)
+    bool returned = value != NULL;
+    if (returned)
         error = put_value(w, slot, value, &held);
     leave_if_forked(w);
     w->ticket = 0; /* from here on the task is over, and nothing may hit the next one */
     if (error < 0) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_SystemError, "a task ended without a result");
-        error = put_exception(w, slot);
+        error = put_exception(w, slot, returned ? w->last_fn : NULL);
     }
     Py_CLEAR(held.buffers);
     if (error < 0)

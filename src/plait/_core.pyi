@@ -472,7 +472,7 @@ def worker_run(
     low_mark: int,
     most: int,
     load: Callable[[bytes], Any],
-    dump: Callable[[BaseException], bytes],
+    dump: Callable[[BaseException, Any], bytes],
     install: Callable[[Any], object],
     /,
 ) -> None: ...

@@ -103,8 +103,13 @@ def run_each(fn: Any, items: Any) -> list[Any]:
     return [fn(item) for item in items]
 
 
-def dump_exception(error: BaseException) -> bytes:
-    """A task's exception for the parent: a pickle of (pickle or None, type, text, traceback)."""
+def dump_exception(error: BaseException, fn: Any) -> bytes:
+    """A task's exception for the parent, as `plait._sending.decode_exception` reads it.
+
+    Args:
+        error: what the task raised, or what its result could not be sent for.
+        fn: in the second case what the task called, else None.
+    """
     import traceback
 
     lines = traceback.format_exception(type(error), error, error.__traceback__)
@@ -123,7 +128,14 @@ def dump_exception(error: BaseException) -> bytes:
         message = str(error)
     except Exception as second:
         message = f"<str() raised {type(second).__name__}>"
-    return _pickle.dumps((data, f"{kind.__module__}.{kind.__qualname__}", message, text), 5)
+    name = None
+    if fn is not None:
+        from ._options import name_of
+
+        module = getattr(fn, "__module__", None) or ""
+        name = "" if module.startswith("plait.") else name_of(fn)  # map's chunks
+    sent = (data, f"{kind.__module__}.{kind.__qualname__}", message, text, name)
+    return _pickle.dumps(sent, 5)
 
 
 STOP_SIGNAL = signal.SIGURG
