@@ -81,6 +81,9 @@ static void decode_bytes(struct plait_state *state, struct plait_future *f, int 
     if (kind == PLAIT_ATOMS) {
         if (plait_atoms_decode(data, len, &value, 1) == 0)
             PyErr_SetString(PyExc_RuntimeError, "a worker sent a damaged result");
+    } else if (kind == PLAIT_ARRAYS) {
+        if (plait_arrays_decode(state, data, len, buffers, &value, 1) == 0)
+            PyErr_SetString(PyExc_RuntimeError, "a worker sent a damaged result");
     } else {
         value = plait_loads(state, data, len, buffers);
     }

@@ -206,9 +206,18 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
     if (fn == NULL)
         goto out;
     bool each = (slot->kind & PLAIT_EACH) != 0;
-    if ((slot->kind & ~PLAIT_EACH) == PLAIT_ATOMS) {
+    int kind = slot->kind & ~PLAIT_EACH;
+    if (wire.head.nbufs > 0) {
+        held->buffers = read_buffers(w, &wire);
+        if (held->buffers == NULL)
+            goto out;
+    }
+    if (kind == PLAIT_ATOMS || kind == PLAIT_ARRAYS) {
         PyObject *args[PLAIT_ATOMS_MAX + 1];
-        Py_ssize_t n = plait_atoms_decode(body, wire.head.body_len, args + 1, PLAIT_ATOMS_MAX);
+        Py_ssize_t n = kind == PLAIT_ATOMS
+                           ? plait_atoms_decode(body, wire.head.body_len, args + 1, PLAIT_ATOMS_MAX)
+                           : plait_arrays_decode(w->state, body, wire.head.body_len, held->buffers,
+                                                 args + 1, PLAIT_ATOMS_MAX);
         if (n < 0)
             goto out;
         if (message.offset != 0) {
@@ -223,11 +232,6 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
         while (n > 0)
             Py_DECREF(args[n--]);
     } else {
-        if (wire.head.nbufs > 0) {
-            held->buffers = read_buffers(w, &wire);
-            if (held->buffers == NULL)
-                goto out;
-        }
         PyObject *call = plait_loads(w->state, body, wire.head.body_len, held->buffers);
         if (message.offset != 0) {
             /* Everything has been copied out of it or has a block of its own. */
@@ -366,12 +370,18 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
         return error;
     }
     PyObject *buffers = NULL;
-    PyObject *sent = plait_sendable(w->state, value);
-    Py_DECREF(value);
-    value = sent;
-    PyObject *body = value == NULL ? NULL : plait_dumps(w->state, value, &buffers);
-    if (body == NULL && value != NULL)
-        body = dump_again(value, &buffers);
+    PyObject *body = NULL;
+    uint16_t kind = PLAIT_ARRAYS;
+    int arrays = plait_arrays_encode(w->state, &value, 1, &body, &buffers);
+    if (arrays == 0) {
+        kind = PLAIT_PICKLE;
+        PyObject *sent = plait_sendable(w->state, value);
+        Py_DECREF(value);
+        value = sent;
+        body = value == NULL ? NULL : plait_dumps(w->state, value, &buffers);
+        if (body == NULL && value != NULL)
+            body = dump_again(value, &buffers);
+    }
     struct plait_bytes tail = {0};
     struct pl_wire_buf *table = NULL;
     struct plait_block **moved = NULL; /* owned references to the task's blocks, by buffer */
@@ -438,7 +448,7 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
         plait_bytes_add(&out, table, n * sizeof(*table)) < 0 ||
         plait_bytes_add(&out, PyBytes_AS_STRING(body), head.body_len) < 0 ||
         plait_bytes_add(&out, tail.data, tail.len) < 0 ||
-        put_message(w, slot, PLAIT_PICKLE, out.data, out.len) < 0)
+        put_message(w, slot, kind, out.data, out.len) < 0)
         goto out;
     for (uint32_t i = 0; i < n; i++) {
         if (table[i].block.offset == 0)

@@ -32,6 +32,10 @@ def echo(x: Any) -> Any:
     return x
 
 
+def are_one(x: Any, y: Any) -> bool:
+    return x is y
+
+
 def call_a_lot() -> int:
     """Frames come and go, called by Python and by C."""
 
