@@ -629,11 +629,11 @@ static PyMethodDef on_stop_def = {"on_stop", on_stop, METH_VARARGS, NULL};
 /* Hands the handler to Python's side, which installs it. */
 static int install_stop(struct worker *w, PyObject *install)
 {
-    PyObject *exceptions = PyImport_ImportModule("plait._exceptions");
-    if (exceptions == NULL)
+    PyObject *module = PyImport_ImportModule("plait._stopped");
+    if (module == NULL)
         return -1;
-    w->stopped = PyObject_GetAttrString(exceptions, "TaskStopped");
-    Py_DECREF(exceptions);
+    w->stopped = PyObject_GetAttrString(module, "TaskStopped");
+    Py_DECREF(module);
     PyObject *capsule = w->stopped == NULL ? NULL : PyCapsule_New(w, NULL, NULL);
     PyObject *handler = capsule == NULL ? NULL : PyCFunction_New(&on_stop_def, capsule);
     PyObject *told = handler == NULL ? NULL : PyObject_CallOneArg(install, handler);

@@ -11,6 +11,7 @@ import sys
 import types
 
 from . import _core
+from ._stopped import TaskStopped as TaskStopped  # the loop in C asks for it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
