@@ -472,6 +472,32 @@ static int has_stock_classes(struct plait_state *state)
                   : r;
 }
 
+/* The protocol's own method is asyncio's: one that was set on the object stands before it. */
+static bool has_stock_feed(struct plait_state *state, PyObject *protocol)
+{
+    PyObject *method = PyObject_GetAttr(protocol, state->str_data_received);
+    PyObject *stock = PyDict_GetItemWithError(state->stock_protocol, state->str_data_received);
+    bool same = method != NULL && PyMethod_Check(method) && PyMethod_GET_FUNCTION(method) == stock;
+    Py_XDECREF(method);
+    return same;
+}
+
+/* The reader of a protocol of this loop; NULL, with or without an exception, when it has none.
+ * Attributes are asked for by name: to take the object's dict would be to make one. */
+static PyObject *reader_of(LoopObject *loop, PyObject *protocol)
+{
+    struct plait_state *state = loop->state;
+    PyObject *its_loop = PyObject_GetAttr(protocol, state->str_private_loop);
+    PyObject *ref =
+        its_loop == (PyObject *)loop ? PyObject_GetAttr(protocol, state->str_reader_wr) : NULL;
+    PyObject *reader = ref != NULL && PyWeakref_CheckRef(ref) && has_stock_feed(state, protocol)
+                           ? PyObject_CallNoArgs(ref)
+                           : NULL;
+    Py_XDECREF(its_loop);
+    Py_XDECREF(ref);
+    return reader;
+}
+
 /* 1 and *found (borrowed), 0 when this connection is to go asyncio's way, or -1. */
 static int adopt(LoopObject *loop, PyObject *protocol, ReaderState **found)
 {
@@ -479,27 +505,16 @@ static int adopt(LoopObject *loop, PyObject *protocol, ReaderState **found)
     int r = has_stock_classes(state);
     if (r != 1)
         return r;
-    PyObject *dict = plait_stream_dict(protocol);
-    if (dict == NULL)
-        return -1;
-    r = 0;
-    PyObject *ref = PyDict_GetItemWithError(dict, state->str_reader_wr); // borrowed
-    PyObject *reader = NULL;
-    if (ref == NULL || !PyWeakref_CheckRef(ref) ||
-        PyDict_GetItemWithError(dict, state->str_private_loop) != (PyObject *)loop ||
-        PyDict_Contains(dict, state->str_data_received) != 0)
-        goto done;
-    reader = PyObject_CallNoArgs(ref);
+    PyObject *reader = reader_of(loop, protocol);
     if (reader == NULL)
-        goto done;
+        return PyErr_Occurred() ? -1 : 0;
+    r = 0;
     *found = plait_reader_state(state, reader);
     if (*found == NULL && Py_IS_TYPE(reader, (PyTypeObject *)state->asyncio_stream_reader))
         *found = convert(loop, reader);
     if (*found != NULL)
-        r = plait_writer_expect(state, dict) < 0 ? -1 : 1;
-done:
-    Py_XDECREF(reader);
-    Py_DECREF(dict);
+        r = plait_writer_expect(state, protocol) < 0 ? -1 : 1;
+    Py_DECREF(reader);
     return PyErr_Occurred() ? -1 : r;
 }
 
@@ -697,6 +712,7 @@ static int import_classes(struct plait_state *state)
         {offsetof(struct plait_state, asyncio_stream_reader), "StreamReader"},
         {offsetof(struct plait_state, asyncio_stream_writer), "StreamWriter"},
         {offsetof(struct plait_state, asyncio_stream_protocol), "StreamReaderProtocol"},
+        {offsetof(struct plait_state, asyncio_iscoroutine), "iscoroutine"},
         {offsetof(struct plait_state, asyncio_limit_overrun), "LimitOverrunError"},
         {offsetof(struct plait_state, asyncio_incomplete_read), "IncompleteReadError"},
     };
@@ -740,6 +756,8 @@ static int make_names(struct plait_state *state)
         NAME(str_reader_wr, "_stream_reader_wr"),
         NAME(str_source_traceback, "_source_traceback"),
         NAME(str_state, "_plait_state"),
+        NAME(str_stream_writer, "_stream_writer"),
+        NAME(str_private_task, "_task"),
         NAME(str_write, "write"),
 #undef NAME
     };
@@ -751,7 +769,8 @@ static int make_names(struct plait_state *state)
     }
     state->newline = PyBytes_FromStringAndSize("\n", 1);
     state->no_args = PyTuple_New(0);
-    return state->newline == NULL || state->no_args == NULL ? -1 : 0;
+    state->kw_context = Py_BuildValue("(s)", "context");
+    return state->newline == NULL || state->no_args == NULL || state->kw_context == NULL ? -1 : 0;
 }
 
 int plait_stream_exec(PyObject *module, struct plait_state *state)

@@ -61,7 +61,7 @@ int plait_read_op_type(PyObject *module, struct plait_state *state);
 
 /* stream_writer.c */
 /* Lets the writer of a server's connection, when asyncio makes it, become one of ours. */
-int plait_writer_expect(struct plait_state *state, PyObject *protocol_dict);
+int plait_writer_expect(struct plait_state *state, PyObject *protocol);
 int plait_writer_types(PyObject *module, struct plait_state *state);
 
 /* stream_reader.c, for both files */
