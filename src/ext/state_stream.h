@@ -9,6 +9,7 @@
 // clang-format off
 #define PLAIT_STREAM_OBJECTS(X)                    \
     X(PyTypeObject, reader_state_type)             \
+    X(PyTypeObject, own_reader_type)               \
     X(PyTypeObject, read_op_type)                  \
     X(PyTypeObject, drained_type)                  \
     X(PyTypeObject, connected_type)                \
@@ -26,6 +27,7 @@
     X(PyObject, stock_reader)                      \
     X(PyObject, stock_writer)                      \
     X(PyObject, stock_protocol)                    \
+    X(PyObject, getweakrefcount)                   \
     X(PyObject, newline)                           \
     X(PyObject, no_args)                           \
     X(PyObject, kw_context)                        \
@@ -47,7 +49,8 @@
     X(PyObject, str_source_traceback)              \
     X(PyObject, str_state)                         \
     X(PyObject, str_stream_writer)                 \
-    X(PyObject, str_private_task)                       \
+    X(PyObject, str_strong_reader)                 \
+    X(PyObject, str_private_task)                  \
     X(PyObject, str_write)
 // clang-format on
 
