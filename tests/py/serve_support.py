@@ -19,6 +19,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
+_AS_SYSTEMD = 'exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+
+
 class Server:
     """``plait serve`` in a child process; what it logs is read as it comes.
 
@@ -27,6 +30,11 @@ class Server:
         *options: for the command.
         bind: where; an address of its own by default.
         path: a directory with more modules.
+        program: a file to run instead of the command.
+        place: where to start.
+        terminal: whether a terminal of its own controls it.
+        activated: what it gets as from systemd, instead of `bind`.
+        **variables: for its environment.
     """
 
     def __init__(
@@ -35,20 +43,40 @@ class Server:
         *options: str,
         bind: str = "127.0.0.1:0",
         path: Path = HERE,
+        program: str | None = None,
+        place: Path | None = None,
+        terminal: bool = False,
+        activated: socket.socket | None = None,
+        **variables: str,
     ) -> None:
         module = target if ":" in target else f"serve_targets:{target}"
         self.lines: list[str] = []
         self._told = threading.Condition()
+        command = ["-m", "plait", "serve", module, "--app-dir", str(path)]
+        start = ["sh", "-c", _AS_SYSTEMD, "sh"]
+        if activated is None:
+            start = []
+            command += ["--bind", bind]
+        if place is not None:
+            variables["PWD"] = str(place)  # as a shell says it
+        command += ["--log-level", "debug", *options]
+        self._terminal = os.openpty() if terminal else ()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "plait", "serve", module, "--app-dir", str(path)]
-            + ["--bind", bind, "--log-level", "debug", *options],
-            stdin=subprocess.DEVNULL,
+            [*start, sys.executable, *([program] if program else command)],
+            stdin=activated or subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            cwd=place,
+            env={**environment(), **variables},
+            start_new_session=True,  # away from the terminal, if there is one
+            preexec_fn=self._take_terminal if terminal else None,
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    def _take_terminal(self) -> None:
+        # Who leads a session without one gets the first that it opens.
+        os.close(os.open(os.ttyname(self._terminal[1]), os.O_RDWR))
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -70,6 +98,8 @@ class Server:
         self._reader.join(10)
         assert self.process.stderr is not None
         self.process.stderr.close()
+        for fd in self._terminal:
+            os.close(fd)
 
     @property
     def log(self) -> str:
@@ -106,9 +136,13 @@ class Server:
 
     def workers(self) -> list[int]:
         """The numbers of its worker processes."""
-        pid = self.process.pid
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        return [int(word) for word in text.split()]
+        return children(self.process.pid)
+
+
+def children(pid: int) -> list[int]:
+    """The numbers of a process's child processes."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
 
 
 def gone(pid: int) -> bool:
