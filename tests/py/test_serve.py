@@ -372,7 +372,7 @@ def test_what_cannot_start_ends_it(target: str, options: tuple[str, ...], messag
         server.wait_for(message)
         server.wait_for(rf"plait: (cannot serve '{target}'|a worker could not start)")
     # What is no fault of the program's code takes one line; what is, its own traceback.
-    told = [line for line in server.lines if line and " DEBUG " not in line]
+    told = [line for line in server.lines if " DEBUG " not in line]
     assert len(told) == (5 if target == "serve_targets:fail_in_factory" else 1), server.log
     assert "plait/_serve" not in server.log
 
