@@ -316,14 +316,8 @@ bench-pools: bench-build ## Measure the pools beside their peers; leaves a table
 # How connections are shared out: one at a time, many, with work to do, held open, and beside a
 # worker that stalls.
 .PHONY: bench-accept
-bench-accept: build ## Measure ways to share out connections between processes
-	@for load in '--clients 1' '--clients 16' '--clients 64 --work-us 50' \
-	    '--hold --connections 64' '--clients 16 --work-us 100 --stall-ms 20'; do \
-	    echo "accept_share $$load"; \
-	    for mode in level exclusive rotate balanced reuseport passed; do \
-	        $(pybuild)/bench/accept_share $$mode $$load || exit 1; \
-	    done; \
-	done
+bench-accept: build ## Measure ways to share out connections between processes: a Markdown table
+	@$(PY) bench/accept.py $(pybuild)/bench/accept_share $(BENCH_ARGS)
 
 .PHONY: bench-http
 bench-http: bench-build ## Measure uvicorn on plait's loop and on its peers
