@@ -154,6 +154,13 @@ class SSLTransport(asyncio.Transport):
     def resume_writing(self) -> None: ...
 
 @final
+class Connecting:
+    @property
+    def future(self) -> asyncio.Future[bool] | None: ...
+    def __new__(cls, loop: Loop, sock: socket.socket, address: Any, /) -> Connecting: ...
+    def cancel(self) -> None: ...
+
+@final
 class Listener:
     def __new__(
         cls,
