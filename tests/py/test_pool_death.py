@@ -116,7 +116,7 @@ def test_births_that_keep_failing_break_the_pool_with_the_reason() -> None:
         take_descriptors(pool)
         pool._stillborn = 13  # two more are too many
         assert isinstance(pool.submit(os._exit, 1).exception(TIMEOUT), plait.WorkerDied)
-        with pytest.raises(plait.PoolBroken, match="did not start.*Too many open files"):
+        with pytest.raises(plait.PoolBroken, match=r"did not start.*Too many open files"):
             pool.submit(tasks.plus_one, 1).result(TIMEOUT)
 
 
