@@ -905,6 +905,7 @@ int plait_budget_exec(PyObject *module, struct plait_state *state)
 
 void plait_budget_clear(struct plait_state *state)
 {
+    plait_free_list_clear(&state->budget.calls);
     struct plait_monitor *m = state->budget.monitor;
     state->budget.monitor = NULL;
     if (m == NULL)

@@ -75,6 +75,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 #undef X
     if (r == 0)
         r = plait_free_list_visit(&state->generators.requests, visit, arg);
+    if (r == 0)
+        r = plait_free_list_visit(&state->budget.calls, visit, arg);
     if (r != 0)
         return r;
     for (int i = 0; i < state->scope.free_ops_len; i++)
