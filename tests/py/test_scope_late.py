@@ -78,6 +78,79 @@ def test_closing_a_coroutine_stops_what_its_scope_started(
         loop.close()
 
 
+# ---- a thread that waits for the loop ------------------------------------------------
+
+
+def test_a_thread_that_waits_for_the_loop_can_be_stopped(run: Run) -> None:
+    told: list[dict[str, Any]] = []
+    inside = asyncio.Event()
+    errors: list[BaseException] = []
+
+    async def long() -> None:
+        inside.set()
+        try:
+            await asyncio.sleep(FOREVER)
+        finally:
+            raise ValueError("while cleaning up")
+
+    def work() -> None:
+        try:
+            plait.from_thread(long)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        async with plait.scope(grace=60) as s:
+            handle = s.start(work, where="thread")
+            await inside.wait()
+            handle.cancel()
+        assert handle.cancelled()
+        while not told:
+            await asyncio.sleep(0.001)
+
+    run(main())
+    assert [type(error) for error in errors] == [plait.TaskStopped]
+    assert [str(context["exception"]) for context in told] == ["while cleaning up"]
+
+
+def test_a_loop_that_is_closed_ends_the_wait_of_a_thread() -> None:
+    inside, ended = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    async def long() -> None:
+        inside.set()
+        await asyncio.sleep(FOREVER)
+
+    def work() -> None:
+        try:
+            plait.from_thread(long)
+        except BaseException as error:
+            errors.append(error)
+        ended.set()
+
+    async def main() -> None:
+        async with plait.scope() as s:
+            s.start(work, where="thread")
+
+    async def wait() -> None:
+        while not inside.is_set():
+            await asyncio.sleep(0.001)
+
+    loop = plait.new_event_loop()
+    task = loop.create_task(main())
+    loop.run_until_complete(wait())
+    for each in asyncio.all_tasks(loop):
+        each._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    assert ended.wait(10)
+    assert [type(error) for error in errors] == [RuntimeError]
+    coro: Any = task.get_coro()
+    coro.close()
+
+
 # ---- stops that come late ------------------------------------------------------------
 
 
