@@ -30,6 +30,7 @@ struct thread_waiter;
 
 struct plait_scope_state {
     struct thread_waiter *sleepers; /* borrows: threads that wait in channels, locks, events */
+    uint32_t forks; /* that this process is away from the one that made the module */
     /* Calls on channels ready for use again; each keeps the reference to its type. Not built
      * without the interpreter's lock, which guards the list. */
     PyObject *free_ops[PLAIT_FREE_CHANNEL_OPS];

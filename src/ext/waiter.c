@@ -87,7 +87,9 @@ static void hand_on(struct thread_waiter *w)
 /* _threads_gone(): in a child after a fork, which has the thread that forked and no other. */
 static PyObject *threads_gone(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
-    struct thread_waiter **sleepers = &plait_state_of_module(module)->scope.sleepers;
+    struct plait_scope_state *scope = &plait_state_of_module(module)->scope;
+    struct thread_waiter **sleepers = &scope->sleepers;
+    scope->forks++;
     for (struct thread_waiter *w = *sleepers; w != NULL; w = w->next) {
         w->gone = true;
         plait_waits_remove(&w->wait);
