@@ -41,7 +41,10 @@ static bool wake(struct thread_waiter *w)
 
 bool plait_waiter_wake(struct plait_wait *wait)
 {
-    return wake(WAITER_OF(wait));
+    if (wake(WAITER_OF(wait)))
+        return true;
+    (void)plait_waits_settle(wait);
+    return false;
 }
 
 struct plait_wait *plait_waiter_of(struct plait_state *state, PyObject *waiter, PyObject *channel)
