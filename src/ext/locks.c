@@ -10,6 +10,7 @@
  */
 #include "channel.h"
 
+#include <math.h>
 #include <stddef.h>
 #include <structmember.h>
 
@@ -70,6 +71,10 @@ static int end_of(PyObject *seconds, int64_t *end)
     double value = PyFloat_AsDouble(seconds);
     if (value == -1.0 && PyErr_Occurred())
         return -1;
+    if (isnan(value)) {
+        PyErr_SetString(PyExc_ValueError, "timeout must be a number of seconds or None, not nan");
+        return -1;
+    }
     if (value < 3e8) {
         int64_t now = pl_sys_default()->now();
         *end = value <= 0 ? now : now + (int64_t)(value * 1e9);
