@@ -225,6 +225,15 @@ static void base_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+#define BLOCKING_DOC                                                                               \
+    "Args:\n"                                                                                      \
+    "    timeout: seconds to wait at most; None for ever.\n\n"                                     \
+    "Returns:\n"                                                                                   \
+    "    bool: False when the time was over.\n\n"                                                  \
+    "Raises:\n"                                                                                    \
+    "    ValueError: timeout is nan.\n"                                                            \
+    "    RuntimeError: it would have to wait, and a loop runs in this thread."
+
 #define FAST(f) (PyCFunction)(void (*)(void)) f, METH_FASTCALL
 #define FAST_KW(f) (PyCFunction)(void (*)(void)) f, METH_FASTCALL | METH_KEYWORDS
 
@@ -237,13 +246,8 @@ static PyMethodDef tokens_methods[] = {
     {"acquire_blocking", FAST_KW(tokens_acquire_blocking),
      "acquire_blocking($self, timeout=None)\n--\n\n"
      "Wait for it, blocking this thread.\n\n"
-     "A task that is stopped right after this may still have it: ``with`` gives it back.\n\n"
-     "Args:\n"
-     "    timeout: seconds to wait at most; None for ever.\n\n"
-     "Returns:\n"
-     "    bool: False when the time was over.\n\n"
-     "Raises:\n"
-     "    RuntimeError: it would have to wait, and a loop runs in this thread."},
+     "A task that is stopped right after this may still have it: ``with`` gives it "
+     "back.\n\n" BLOCKING_DOC},
     {"release", tokens_release, METH_NOARGS,
      "release($self, /)\n--\n\n"
      "Give it back. Any strand may do so.\n\n"
@@ -344,13 +348,7 @@ static PyMethodDef event_methods[] = {
     {"wait", event_wait, METH_NOARGS, "wait($self, /)\n--\n\nWait for the flag, as a coroutine."},
     {"wait_blocking", FAST_KW(event_wait_blocking),
      "wait_blocking($self, timeout=None)\n--\n\n"
-     "Wait for the flag, blocking this thread.\n\n"
-     "Args:\n"
-     "    timeout: seconds to wait at most; None for ever.\n\n"
-     "Returns:\n"
-     "    bool: False when the time was over.\n\n"
-     "Raises:\n"
-     "    RuntimeError: it would have to wait, and a loop runs in this thread."},
+     "Wait for the flag, blocking this thread.\n\n" BLOCKING_DOC},
     {NULL, NULL, 0, NULL},
 };
 
