@@ -224,7 +224,7 @@ static enum gen_outcome try_recv(TaskObject *t, RequestObject *rq, int fd, struc
 {
     size_t len = (size_t)rq->n;
     PyObject *bytes = NULL;
-    char *buf = t->loop->read_buffer;
+    char *buf;
     if (rec != NULL && rec->hint >= LARGE && len > LARGE) {
         len = len > LARGEST ? LARGEST : len;
         if (len > 2 * (size_t)rec->hint)
@@ -233,8 +233,11 @@ static enum gen_outcome try_recv(TaskObject *t, RequestObject *rq, int fd, struc
         if (bytes == NULL)
             return GEN_FAILED;
         buf = PyBytes_AS_STRING(bytes);
-    } else if (len > PLAIT_READ_BUFFER) {
-        len = PLAIT_READ_BUFFER;
+    } else {
+        len = len > PLAIT_READ_BUFFER ? PLAIT_READ_BUFFER : len;
+        buf = plait_sock_room(t->loop);
+        if (buf == NULL)
+            return GEN_FAILED;
     }
     ssize_t n = receive(t, fd, buf, len);
     if (n < 0) {
@@ -246,7 +249,7 @@ static enum gen_outcome try_recv(TaskObject *t, RequestObject *rq, int fd, struc
         rec->dry = n > 0 && (size_t)n < len;
     }
     if (bytes == NULL)
-        bytes = plait_spare_bytes_new(t->loop, buf, (size_t)n);
+        bytes = plait_sock_received(t->loop, n);
     else if ((size_t)n < len)
         (void)_PyBytes_Resize(&bytes, n);
     if (rec != NULL)

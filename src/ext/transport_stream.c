@@ -184,6 +184,12 @@ static void on_release(struct pl_stream *stream, void *owner)
     plait_spare_bytes_release(plait_transport_of(stream)->loop, owner);
 }
 
+static void on_release_late(struct pl_loop *loop, void *owner)
+{
+    (void)loop;
+    Py_DECREF((PyObject *)owner);
+}
+
 /* Closes the descriptor, by its socket object when there is one. */
 void plait_transport_close_fd(TransportObject *t)
 {
@@ -258,4 +264,5 @@ const struct pl_stream_ops plait_transport_stream_ops = {
     .failed = on_failed,
     .release = on_release,
     .closed = on_closed,
+    .release_late = on_release_late,
 };
