@@ -13,6 +13,7 @@
  *
  * Runs in the loop's thread, with the interpreter attached.
  */
+#include "spare_bytes.h"
 #include "stop.h"
 #include "watch.h"
 
@@ -111,7 +112,7 @@ char *plait_sock_room(LoopObject *loop)
 
 PyObject *plait_sock_received(LoopObject *loop, Py_ssize_t n)
 {
-    PyObject *data = PyBytes_FromStringAndSize(PyBytes_AS_STRING(loop->room), n);
+    PyObject *data = plait_spare_bytes_new(loop, PyBytes_AS_STRING(loop->room), (size_t)n);
     if (PL_LIKELY(data != NULL))
         return data;
     PyErr_Clear();
