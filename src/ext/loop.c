@@ -524,6 +524,7 @@ static int loop_clear(PyObject *self)
     Py_CLEAR(loop->future_kwargs);
     Py_CLEAR(loop->window_args);
     Py_CLEAR(loop->window);
+    Py_CLEAR(loop->room);
     PyMem_Free(loop->read_buffer);
     loop->read_buffer = NULL;
     return 0;

@@ -478,10 +478,9 @@ def worker_run(
     eventfd: int,
     seat: int,
     low_mark: int,
-    stackfd: int,
     most: int,
     load: Callable[[bytes], Any],
-    dump: Callable[[BaseException], bytes],
+    dump: Callable[[BaseException, Any], bytes],
     install: Callable[[Any], object],
     /,
 ) -> None: ...

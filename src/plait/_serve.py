@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from . import _core
 from ._serve_asgi import RESERVED, need_uvicorn
 from ._serve_boss import Supervisor
-from ._serve_setup import ServeReport, Setup, bound
+from ._serve_setup import PROGRAM, ServeReport, Setup, Words
+from ._serve_sockets import Listeners
 from ._serve_target import KINDS, check_name, resolve
 from ._serve_worker import main_thread_only
 
 if TYPE_CHECKING:
     import ssl as _ssl
 
-__all__ = ["serve"]
+__all__ = ["serve", "serve_on"]
 
 _SEATS = 512
 _MOST_WORKERS = 240
@@ -80,8 +81,14 @@ def serve(
 
     Signals: SIGTERM ends it in good order; SIGINT and SIGQUIT at once; SIGHUP starts new
     workers and lets the old ones leave when those serve; SIGTTIN and SIGTTOU make it one worker
-    more or less; SIGUSR1 opens the files of logging anew and logs figures. Messages go to the
-    logger "plait.serve". Call it from the main thread, with no other thread running: it forks.
+    more or less; SIGUSR1 opens the files of logging anew and logs figures. SIGUSR2 starts the
+    program's command line once more, beside this process: that call of serve() finds host, port
+    and path listened on already and serves them too, until this one is told to end. SIGWINCH
+    lets all workers leave, SIGHUP brings them back; it is obeyed where no terminal controls the
+    process, or a successor serves. Sockets given as `sockets` are not handed to a successor.
+
+    Messages go to the logger "plait.serve". Call it from the main thread, with no other thread
+    running: it forks.
 
     Example:
         >>> import plait
@@ -94,21 +101,48 @@ def serve(
     """
     setup = _check(
         target, workers, kind, factory, backlog, ssl, grace, timeout, start_timeout, max_restarts,
-        options,
+        options, PROGRAM,
     )  # fmt: skip
     hosts, port = _check_address(host, port, path, sockets)
+
+    def listen(listeners: Listeners) -> None:
+        found = port
+        for one in hosts:
+            found = listeners.add_tcp(one, found)
+        if path is not None:
+            listeners.add_unix(path)
+        for sock in sockets:
+            listeners.add_given(sock)
+
+    return _serve(setup, listen)
+
+
+def serve_on(listen: Callable[[Listeners], None], words: Words, **settings: Any) -> ServeReport:
+    """Serve as `serve` does, where a function listens that is called for it.
+
+    Args:
+        listen: adds to the listeners that it is given.
+        words: what messages call settings.
+        **settings: those of `serve`, all of them, but for where to listen.
+    """
+    return _serve(_check(words=words, **settings), listen)
+
+
+def _serve(setup: dict[str, Any], listen: Callable[[Listeners], None]) -> ServeReport:
     if not main_thread_only():
         raise RuntimeError("serve() must be called from the main thread, which gets the signals")
     if asyncio._get_running_loop() is not None:
         raise RuntimeError("serve() cannot be called from a running event loop")
-    with bound(hosts, port, path, sockets, backlog) as listening:
+    with Listeners(setup["backlog"]) as listeners:
+        listen(listeners)
         rota = _core.Rota(setup["seats"])
-        return Supervisor(Setup(sockets=listening, rota=rota, **setup)).run()
+        sockets = tuple(listeners.sockets)
+        return Supervisor(Setup(sockets=sockets, rota=rota, **setup), listeners).run()
 
 
 def _check(
     target: Any, workers: Any, kind: Any, factory: Any, backlog: Any, ssl: Any, grace: Any,
-    timeout: Any, start_timeout: Any, max_restarts: Any, options: Any,
+    timeout: Any, start_timeout: Any, max_restarts: Any, options: Any, words: Words,
 ) -> dict[str, Any]:  # fmt: skip
     """Check everything before anything happens."""
     if workers is None:
@@ -143,17 +177,19 @@ def _check(
     options = dict(options or {})
     for name in options:
         if name in RESERVED:
-            raise ValueError(f"options must leave {name!r} to serve()'s own arguments")
+            raise ValueError(f"{words.options} must leave {name!r} to settings of plait's own")
     if isinstance(target, str):
         check_name(target)
     elif not factory:
-        kind = resolve(target, kind, False).kind
+        kind = resolve(target, kind, False, words).kind
     elif not callable(target):
         raise TypeError(f"target must be callable with factory=True, not {target!r}")
     if kind == "asgi":
         need_uvicorn()
     elif options and kind is not None:
-        raise ValueError(f"options are for ASGI applications, and target is of kind {kind!r}")
+        raise ValueError(
+            f"{words.options} is for ASGI applications, and the target is of kind {kind!r}"
+        )
     return {
         "target": target,
         "kind": kind,
@@ -167,6 +203,7 @@ def _check(
         "max_restarts": max_restarts,
         "options": options,
         "seats": min(_SEATS, 2 * workers + 32),
+        "words": words,
     }
 
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._exceptions import ServeFailed
-from ._serve_setup import ServeReport, Setup, WorkerFigures, describe
+from ._serve_setup import ServeReport, Setup, WorkerFigures, counted
+from ._serve_sockets import Listeners, describe
+from ._serve_upgrade import Successor, at_a_terminal, starting_place
 from ._serve_worker import leave, reopen_logs, run
 
 __all__ = ["Supervisor"]
@@ -57,6 +59,7 @@ class _Worker:
     kill_at: float | None = None
     hung: bool = False
     problem: str = ""
+    unservable: bool = False  # the problem is the target, and says so
     fds: list[int] = field(default_factory=list)
 
 
@@ -65,10 +68,15 @@ class Supervisor:
 
     Args:
         setup: what they serve.
+        listeners: where.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, listeners: Listeners) -> None:
         self._setup = setup
+        self._listeners = listeners
+        self._place = starting_place()
+        self._successor: Successor | None = None
+        self._resting = False  # no workers are wanted until SIGHUP
         self._workers: dict[int, _Worker] = {}
         self._wanted = setup.workers
         self._most = max(setup.workers, setup.seats // 2)
@@ -76,7 +84,6 @@ class Supervisor:
         self._ever_ready = False
         self._announced = False
         self._stopping: str | None = None  # "graceful" or "quick"
-        self._stop_at = 0.0
         self._failure: str | None = None
         self._young = 0
         self._not_before = 0.0
@@ -104,14 +111,20 @@ class Supervisor:
                 self._turn(wake)
             finally:
                 self._kill_all()
+                if self._successor is not None:
+                    self._listeners.handed_over = True
+                    self._successor.let_go()
                 signal.set_wakeup_fd(old)
                 for number, handler in before.items():
                     signal.signal(number, signal.SIG_DFL if handler is None else handler)
         report = self._report()
-        log.info(
-            "ended: %d connections, %d restarts, %d reloads",
-            report.connections, report.restarts, report.reloads,
-        )  # fmt: skip
+        if self._ever_ready:
+            log.info(
+                "ended: %s, %s, %s",
+                counted(report.connections, "connection"),
+                counted(report.restarts, "restart"),
+                counted(report.reloads, "reload"),
+            )
         if self._failure is not None:
             raise ServeFailed(self._failure)
         return report
@@ -127,6 +140,8 @@ class Supervisor:
                 if fd == wake.fileno():
                     for number in wake.recv(4096):
                         self._on_signal(signal.Signals(number))
+                elif self._successor is not None and fd == self._successor.pidfd:
+                    self._bury_successor()
                 else:
                     self._on_event(fd)
 
@@ -137,6 +152,8 @@ class Supervisor:
 
     def _fill(self, now: float) -> None:
         """Start what is missing of the newest generation."""
+        if self._resting:
+            return
         new = [w for w in self._serving() if w.generation == self._generation]
         while len(new) < self._wanted and now >= self._not_before:
             worker = self._start()
@@ -188,6 +205,8 @@ class Supervisor:
             for other in self._workers.values():
                 other.control.close()
                 os.close(other.pidfd)
+            if self._successor is not None:
+                os.close(self._successor.pidfd)
             code = run(self._setup, seat, control, parent)
         finally:
             leave(code)
@@ -212,10 +231,12 @@ class Supervisor:
             if not self._announced and sum(w.ready for w in new) >= self._wanted:
                 self._announced = True
                 where = ", ".join(describe(sock) for sock in self._setup.sockets)
-                log.info("serving on %s with %d workers", where, self._wanted)
+                log.info("serving on %s with %s", where, counted(self._wanted, "worker"))
                 _notify("READY=1")
         elif words:
-            worker.problem = words.removeprefix(b"failed ").decode(errors="replace")
+            word, _, problem = words.partition(b" ")
+            worker.problem = problem.decode(errors="replace")
+            worker.unservable = word == b"unservable"
         elif worker.control.fileno() in worker.fds:
             self._poll.unregister(worker.control)  # the end of the process follows
             worker.fds.remove(worker.control.fileno())
@@ -269,7 +290,9 @@ class Supervisor:
     def _unready(self, worker: _Worker, how: str, detail: str) -> bool:
         """A worker ended before it served. Whether that settles it."""
         if not self._ever_ready:
-            self._give_up(f"a worker could not start ({how}){detail}")
+            self._give_up(
+                worker.problem if worker.unservable else f"a worker could not start ({how}){detail}"
+            )
             return True
         older = [w for w in self._serving() if w.generation < self._generation]
         if not older:
@@ -343,18 +366,23 @@ class Supervisor:
 
     def _on_signal(self, number: signal.Signals) -> None:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            self._stop("graceful" if number == signal.SIGTERM else "quick", number)
+            how = "graceful" if number == signal.SIGTERM else "quick"
+            log.info("%s: %s end", number.name, how)
+            self._stop(how)
         elif number == signal.SIGUSR1:
             reopen_logs()
             for worker in self._workers.values():
                 if worker.ready:
                     _send(worker, number)
             self._log_figures()
-        elif number == signal.SIGUSR2:
-            log.warning("SIGUSR2 does nothing here: SIGHUP loads the program anew")
         elif self._stopping is not None:
             return
+        elif number == signal.SIGUSR2:
+            self._start_successor()
+        elif number == signal.SIGWINCH:
+            self._rest()
         elif number == signal.SIGHUP:
+            self._resting = False
             if any(w.generation < self._generation for w in self._serving()):
                 self._reload_again = True
             elif self._ever_ready:
@@ -363,9 +391,54 @@ class Supervisor:
             wanted = self._wanted + (1 if number == signal.SIGTTIN else -1)
             if 1 <= wanted <= self._most:
                 self._wanted = wanted
-                log.info("%d workers are wanted", wanted)
+                log.info("wanted: %s", counted(wanted, "worker"))
             else:
                 log.warning("there can be from 1 to %d workers", self._most)
+
+    def _start_successor(self) -> None:
+        """Start the same command again, beside this process."""
+        if self._successor is not None:
+            log.warning("SIGUSR2: the successor %d is there already", self._successor.pid)
+            return
+        if self._listeners.predecessor_lives():
+            log.warning("SIGUSR2: the process that this one follows must end first")
+            return
+        if None in self._listeners.keys:
+            log.warning("SIGUSR2: the successor must find its own way to sockets given to serve()")
+        try:
+            self._successor = Successor(self._place, *self._listeners.hand_over())
+        except OSError as error:
+            log.error("cannot start a successor: %s; this process goes on", error)
+            return
+        self._poll.register(self._successor.pidfd, select.POLLIN)
+        log.info("successor %d starts on the same sockets; this process goes on until it is told "
+                 "to end", self._successor.pid)  # fmt: skip
+
+    def _bury_successor(self) -> None:
+        assert self._successor is not None
+        pid = self._successor.pid
+        self._poll.unregister(self._successor.pidfd)
+        code = self._successor.bury()
+        self._successor = None
+        how = f"exit code {code}" if code >= 0 else _signal_name(-code)
+        goes_on = "" if self._stopping is not None else "; this process goes on"
+        log.log(
+            logging.INFO if code == 0 else logging.ERROR,
+            "successor %d ended (%s)%s", pid, how, goes_on,
+        )  # fmt: skip
+        if self._resting and self._stopping is None:
+            self._resting = self._announced = False
+            self._not_before = 0.0
+
+    def _rest(self) -> None:
+        """Let all workers leave, and go on without any."""
+        if self._resting or (self._successor is None and at_a_terminal()):
+            return  # a terminal says that its size has changed
+        log.info("SIGWINCH: the workers leave; SIGHUP brings them back")
+        self._resting = True
+        self._reload_again = False
+        for worker in self._serving():
+            self._tell_to_leave(worker, signal.SIGTERM if worker.ready else signal.SIGKILL)
 
     def _reload(self) -> None:
         log.info("reloading: new workers start, then the old ones leave")
@@ -375,9 +448,8 @@ class Supervisor:
         self._announced = False
         self._not_before = 0.0
 
-    def _stop(self, how: str, number: signal.Signals) -> None:
-        log.info("%s: %s end", _signal_name(number), how)
-        _notify("STOPPING=1")
+    def _stop(self, how: str) -> None:
+        _notify("STOPPING=1" if self._successor is None else f"MAINPID={self._successor.pid}")
         again = self._stopping == "quick" and how == "quick"
         self._stopping = "quick" if "quick" in (how, self._stopping) else how
         for worker in self._workers.values():
@@ -392,8 +464,9 @@ class Supervisor:
 
     def _give_up(self, why: str) -> None:
         self._failure = why
-        log.critical("giving up: %s", why)
-        self._stop("graceful", signal.SIGTERM)
+        if self._ever_ready:  # those that serve have yet to leave; else the caller is told now
+            log.critical("giving up: %s", why)
+        self._stop("graceful")
 
     def _kill_all(self) -> None:
         """Leave nobody behind, whatever went wrong."""
@@ -414,13 +487,18 @@ class Supervisor:
     def _log_figures(self) -> None:
         found = [self._figures(w) for w in self._workers.values()]
         workers = "; ".join(
-            f"{f.pid} {f.state}: {f.connections} connections, {f.open} descriptors" for f in found
+            f"{f.pid} {f.state}: {counted(f.connections, 'connection')}, "
+            f"{counted(f.open, 'descriptor')}"
+            for f in found
         )
         total = self._connections + sum(f.connections for f in found)
         log.info(
-            "%d connections, %d restarts, %d reloads; workers: %s",
-            total, self._restarts, self._reloads, workers,
-        )  # fmt: skip
+            "%s, %s, %s; workers: %s",
+            counted(total, "connection"),
+            counted(self._restarts, "restart"),
+            counted(self._reloads, "reload"),
+            workers or "none",
+        )
 
 
 def _noted(number: int, frame: Any) -> None:

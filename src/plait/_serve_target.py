@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import os
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["KINDS", "Target", "check_name", "resolve"]
+from ._serve_setup import PROGRAM, Words
+
+__all__ = ["KINDS", "Target", "Unservable", "check_name", "resolve", "why"]
 
 KINDS = ("protocol", "streams", "asgi")
+
+
+class Unservable(Exception):
+    """A worker's target is not what can be served; the text says all that there is to say."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,14 @@ def check_name(text: str) -> tuple[str, str]:
     return module, attribute
 
 
-def resolve(target: Any, kind: str | None, factory: bool) -> Target:
+def resolve(target: Any, kind: str | None, factory: bool, words: Words = PROGRAM) -> Target:
     """Find out what is to be served; imports it when it is given by name.
+
+    Args:
+        target: what, or its name.
+        kind: the kind, where it is not to be guessed.
+        factory: whether the target is called for what is to be served.
+        words: what messages call these settings.
 
     Raises:
         TypeError: it is nothing that can be served, or could be more than one kind.
@@ -66,7 +80,31 @@ def resolve(target: Any, kind: str | None, factory: bool) -> Target:
         if inspect.iscoroutine(found):
             found.close()
             raise TypeError(f"{name} is an async function: a factory returns what is to be served")
-    return Target(kind or _kind(found, name), _checked(found, name), name)
+    return Target(kind or _kind(found, name, words), _checked(found, name), name)
+
+
+def why(target: Any, error: BaseException) -> str:
+    """Write why something cannot be served: a line, and the traceback of the program's own."""
+    start = f"cannot serve {target if isinstance(target, str) else _name(target)!r}"
+    if isinstance(target, str) and isinstance(error, ModuleNotFoundError):
+        module, _ = check_name(target)
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            return f"{start}: there is no module {error.name!r}"
+    own = error.__traceback__
+    while own is not None and _is_machinery(own.tb_frame.f_code.co_filename):
+        own = own.tb_next
+    if own is None and not isinstance(error, SyntaxError):
+        return f"{start}: {error}"
+    text = "".join(traceback.format_exception(error.with_traceback(own))).rstrip()
+    return f"{start}: {type(error).__name__}\n{text}"
+
+
+def _is_machinery(filename: str) -> bool:
+    """Whether a file is ours, or of the interpreter's import."""
+    return (
+        filename.startswith("<frozen importlib")
+        or os.path.dirname(filename) in (os.path.dirname(__file__), os.path.dirname(importlib.__file__))
+    )  # fmt: skip
 
 
 def _name(target: Any) -> str:
@@ -82,17 +120,18 @@ def _checked(found: Any, name: str) -> Any:
     return found
 
 
-def _kind(found: Any, name: str) -> str:
+def _kind(found: Any, name: str, words: Words) -> str:
     """Tell what a callable is by how it can be called."""
     _checked(found, name)
     if isinstance(found, type):
         if issubclass(found, asyncio.BaseProtocol):
             return "protocol"
-        raise _unclear(name, "is a class, but no asyncio protocol; with factory=True it is called")
+        how = f"is a class, but no asyncio protocol; with {words.factory} it is called"
+        raise _unclear(name, how, words)
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):
-        raise _unclear(name, "does not tell what arguments it takes") from None
+        raise _unclear(name, "does not tell what arguments it takes", words) from None
     parameters = signature.parameters.values()
     anything = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     awaited = _is_async(found)
@@ -105,7 +144,7 @@ def _kind(found: Any, name: str) -> str:
             return "protocol"
     elif awaited and not isinstance(found, type(_name)):
         return "asgi"  # a decorated or wrapped application
-    raise _unclear(name, f"takes the arguments {signature}")
+    raise _unclear(name, f"takes the arguments {signature}", words)
 
 
 def _is_async(found: Any) -> bool:
@@ -123,9 +162,9 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
     return True
 
 
-def _unclear(name: str, why: str) -> TypeError:
+def _unclear(name: str, how: str, words: Words) -> TypeError:
     return TypeError(
-        f"cannot tell what {name} is: it {why}. A protocol factory takes no arguments, a streams "
+        f"cannot tell what {name} is: it {how}. A protocol factory takes no arguments, a streams "
         f"callback is async and takes (reader, writer), an ASGI application takes (scope, "
-        f"receive, send); kind= says which it is"
+        f"receive, send); {words.kind} says which it is"
     )

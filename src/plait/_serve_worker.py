@@ -19,8 +19,8 @@ from typing import Any
 
 from . import _core
 from ._loop import Loop
-from ._serve_setup import Setup, WorkerFigures, worker_figures
-from ._serve_target import Target, resolve
+from ._serve_setup import Setup, WorkerFigures, counted, worker_figures
+from ._serve_target import Target, Unservable, resolve, why
 
 __all__ = ["Serving", "reopen_logs", "run", "serving"]
 
@@ -143,13 +143,16 @@ def leave(code: int) -> None:
 
 
 def _tell(control: socket.socket, error: BaseException) -> None:
-    if isinstance(error, SystemExit):
+    word = b"failed "
+    if isinstance(error, Unservable):
+        word, text = b"unservable ", str(error)
+    elif isinstance(error, SystemExit):
         text = f"it ended by SystemExit({error.code!r})"
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
     with contextlib.suppress(OSError):
         control.setblocking(False)
-        control.send(b"failed " + text.encode(errors="replace")[-60_000:])
+        control.send(word + text.encode(errors="replace")[-60_000:])
 
 
 class _Worker:
@@ -168,7 +171,7 @@ class _Worker:
         loop = asyncio.get_running_loop()
         setup = self._setup
         _serving = Serving(setup, self._seat)
-        target = resolve(setup.target, setup.kind, setup.factory)
+        target = self._target()
         context = None if setup.ssl is None else setup.ssl()
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
         for number in (signal.SIGINT, signal.SIGQUIT):
@@ -181,6 +184,24 @@ class _Worker:
             await self._serve_asgi(target, context)
         else:
             await self._serve_sockets(target, context)
+
+    def _target(self) -> Target:
+        """Find out what to serve.
+
+        Raises:
+            Unservable: it cannot be served.
+        """
+        setup = self._setup
+        try:
+            target = resolve(setup.target, setup.kind, setup.factory, setup.words)
+            if setup.options and target.kind != "asgi":
+                raise ValueError(
+                    f"{setup.words.options} is for ASGI applications, and this is of kind "
+                    f"{target.kind!r}"
+                )
+        except (Exception, SystemExit) as error:
+            raise Unservable(why(setup.target, error)) from None
+        return target
 
     def _on_control(self) -> None:
         # The supervisor says nothing: this is its end.
@@ -245,8 +266,8 @@ class _Worker:
         grace = self._setup.grace if patient else 0.0
         if not await self.until(lambda: self._connections() == 0, grace) and patient:
             _log.warning(
-                "worker %d cuts %d connections that did not end within %g s of grace",
-                os.getpid(), self._connections(), grace,
+                "worker %d cuts %s that did not end within %g s of grace",
+                os.getpid(), counted(self._connections(), "connection"), grace,
             )  # fmt: skip
 
     def _connections(self) -> int:

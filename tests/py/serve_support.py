@@ -19,6 +19,54 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
+class Log:
+    """What a child process writes to stderr, read as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.lines: list[str] = []
+        self._told = threading.Condition()
+        self._over = False
+        assert process.stderr is not None
+        self._stream = process.stderr
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            with self._told:
+                self.lines.append(line)
+                self._told.notify_all()
+        with self._told:
+            self._over = True
+            self._told.notify_all()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
+        """Wait until a pattern was written so often; the last match."""
+
+        def found() -> list[re.Match[str]]:
+            return list(re.finditer(pattern, self.text))
+
+        with self._told:
+            over = self._told.wait_for(lambda: len(found()) >= count or self._over, 60)
+            matches = found()
+        assert over, f"{pattern!r} was not written in time:\n{self.text}"
+        assert len(matches) >= count, f"{pattern!r} was not written:\n{self.text}"
+        return matches[-1]
+
+    def close(self) -> None:
+        """Wait for the end; the process, and all that have its stderr, have ended or will."""
+        self._reader.join(60)
+        if not self._reader.is_alive():
+            self._stream.close()
+
+
+_AS_SYSTEMD = 'exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+
+
 class Server:
     """``plait serve`` in a child process; what it logs is read as it comes.
 
@@ -27,6 +75,11 @@ class Server:
         *options: for the command.
         bind: where; an address of its own by default.
         path: a directory with more modules.
+        program: a file to run instead of the command.
+        place: where to start.
+        terminal: whether a terminal of its own controls it.
+        activated: what it gets as from systemd, instead of `bind`.
+        **variables: for its environment.
     """
 
     def __init__(
@@ -35,30 +88,37 @@ class Server:
         *options: str,
         bind: str = "127.0.0.1:0",
         path: Path = HERE,
+        program: str | None = None,
+        place: Path | None = None,
+        terminal: bool = False,
+        activated: socket.socket | None = None,
+        **variables: str,
     ) -> None:
         module = target if ":" in target else f"serve_targets:{target}"
-        self.lines: list[str] = []
-        self._told = threading.Condition()
+        command = ["-m", "plait", "serve", module, "--app-dir", str(path)]
+        start = ["sh", "-c", _AS_SYSTEMD, "sh"]
+        if activated is None:
+            start = []
+            command += ["--bind", bind]
+        if place is not None:
+            variables["PWD"] = str(place)  # as a shell says it
+        command += ["--log-level", "debug", *options]
+        self._terminal = os.openpty() if terminal else ()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "plait", "serve", module, "--app-dir", str(path)]
-            + ["--bind", bind, "--log-level", "debug", *options],
-            stdin=subprocess.DEVNULL,
+            [*start, sys.executable, *([program] if program else command)],
+            stdin=activated or subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            cwd=place,
+            env={**environment(), **variables},
+            start_new_session=True,  # away from the terminal, if there is one
+            preexec_fn=self._take_terminal if terminal else None,
         )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
+        self._log = Log(self.process)
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._told:
-                self.lines.append(line)
-                self._told.notify_all()
-        with self._told:
-            self.lines.append("")  # the end
-            self._told.notify_all()
+    def _take_terminal(self) -> None:
+        # Who leads a session without one gets the first that it opens.
+        os.close(os.open(os.ttyname(self._terminal[1]), os.O_RDWR))
 
     def __enter__(self) -> Server:
         return self
@@ -67,28 +127,21 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()  # its workers end with it
         self.process.wait()
-        self._reader.join(10)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self._log.close()
+        for fd in self._terminal:
+            os.close(fd)
+
+    @property
+    def lines(self) -> list[str]:
+        return self._log.lines
 
     @property
     def log(self) -> str:
-        return "".join(self.lines)
+        return self._log.text
 
     def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
         """Wait until a pattern was logged so often; the last match."""
-
-        def found() -> list[re.Match[str]]:
-            return list(re.finditer(pattern, self.log))
-
-        with self._told:
-            over = self._told.wait_for(
-                lambda: len(found()) >= count or (self.lines and self.lines[-1] == ""), 60
-            )
-            matches = found()
-        assert over, f"{pattern!r} was not logged in time:\n{self.log}"
-        assert len(matches) >= count, f"{pattern!r} was not logged:\n{self.log}"
-        return matches[-1]
+        return self._log.wait_for(pattern, count)
 
     def address(self) -> tuple[str, int]:
         host, _, port = self.wait_for(r"serving on ([0-9.:]+) with").group(1).rpartition(":")
@@ -101,14 +154,18 @@ class Server:
         """Let a signal end it; its exit code."""
         self.send(number)
         code = self.process.wait(60)
-        self._reader.join(60)
+        self._log.close()
         return code
 
     def workers(self) -> list[int]:
         """The numbers of its worker processes."""
-        pid = self.process.pid
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        return [int(word) for word in text.split()]
+        return children(self.process.pid)
+
+
+def children(pid: int) -> list[int]:
+    """The numbers of a process's child processes."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
 
 
 def gone(pid: int) -> bool:

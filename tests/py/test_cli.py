@@ -169,6 +169,7 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["kernel"]["epoll"]["works"]
     assert found["backend"]["name"] in ("epoll", "uring")
     assert found["backend"]["reason"]
+    assert found["pool"]["name"] == "zygote"
     assert set(found["extras"]["lab"]) == {"rich", "matplotlib", "jinja2"}
 
 

@@ -384,6 +384,10 @@ def test_generators_are_compared_with_those_by_hand() -> None:
     text = words(summary("plait+generators", short_alone=9000.0, short_beside=9000.0), by_hand)
     assert "always has a turn" in text
     assert "9,000 answers a second alone, against 12,500 of generators" in text
+    text = words(summary("plait+scope", short_alone=5000.0), summary("plait", short_alone=9000.0))
+    assert "5,000 answers a second alone, against 9,000 of plait" in text
+    nearly = words(summary("plait+generators", short_alone=12400.0), by_hand)
+    assert "against generators with 12,500 answers a second alone, this run does not show" in nearly
 
 
 def test_it_is_said_where_plait_loses() -> None:
@@ -409,6 +413,11 @@ def test_sequential_tells_who_waited() -> None:
     assert "1.9 s instead of 50 ms" in text
     assert "the second had to wait as well: 800 ms" in text
     assert "perf1 had the only place" in words(summary("sequential", short_beside=3))
+    both = words(summary("sequential", short_beside=4000, long_beside_max_ms=900.0))
+    assert "had the only place in turn" in both
+    assert "faster" not in both
+    faster = words(summary("sequential"), summary("plait", short_alone=30000.0))
+    assert "plait answers even a single client faster" in faster
 
 
 def test_the_limit_is_compared() -> None:
@@ -416,6 +425,16 @@ def test_the_limit_is_compared() -> None:
     text = words(limit, summary("threads+processes", short_beside=5000.0))
     assert "fib(30) takes 2.0 ms in C and 50 ms at best in Python" in text
     assert "threads+processes comes nearest beside perf1, with 25% of the limit" in text
+    text = words(limit, summary("threads", short_beside=25000.0))
+    assert "A limit it is not beside perf1 in this run: threads answers 25,000." in text
+    assert "nearest" not in text
+
+
+def test_one_round_is_no_measure() -> None:
+    one = dataclasses.replace(context(summary("threads", short_beside=206)), rounds=1)
+    assert "One round was run" in " ".join(conclusions(one))
+    text = explain(one.summaries["threads"], one)
+    assert "it gets 206; that is 2.1%" in text
 
 
 def test_conclusions_sort_the_models() -> None:
@@ -431,7 +450,7 @@ def test_conclusions_sort_the_models() -> None:
             )
         )
     )
-    assert "more than half of the short ones is lost by threads and asyncio." in told
+    assert "more than half of the short ones are lost by threads and asyncio." in told
     assert "A part is lost by threads+processes." in told
     assert "kept by asyncio+processes." in told
     assert "Alone, threads is the fastest in Python, with 12,000" in told

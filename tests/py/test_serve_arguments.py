@@ -105,7 +105,7 @@ def test_kind_can_be_said() -> None:
         ({"max_restarts": -1}, ValueError, "max_restarts must be from 0"),
         ({"kind": "http"}, ValueError, "kind must be one of protocol, streams, asgi, not 'http'"),
         ({"ssl": object()}, TypeError, "ssl must be a function"),
-        ({"options": {"log_level": "info"}}, ValueError, "options are for ASGI applications"),
+        ({"options": {"log_level": "info"}}, ValueError, "options is for ASGI applications"),
         ({"options": {"workers": 2}}, ValueError, "options must leave 'workers'"),
         ({"port": 65536}, ValueError, "port must be from 0 to 65535, not 65536"),
         ({"port": "80"}, TypeError, "port must be an int, not '80'"),
@@ -169,7 +169,20 @@ def test_nobody_serves_here() -> None:
         (["a:b", "--workers", "0"], 2, "whole number from 1 to 240"),
         (["a:b", "--option", "x"], 2, "an option is NAME=VALUE, not 'x'"),
         (["a:b", "--bind", "127.0.0.1:0", "--keyfile", "x"], 2, "--keyfile goes with --certfile"),
-        (["a:b", "--bind", "127.0.0.1:0", "--certfile", "/missing"], 1, "No such file"),
+        (["a:b", "--bind", "unix:"], 2, "HOST:PORT, unix:PATH or fd:N, not 'unix:'"),
+        (["a:b", "--option", "workers=2"], 2, "--option must leave 'workers'"),
+        (
+            ["a:b", "--bind", "127.0.0.1:0", "--certfile", "/missing"],
+            1,
+            "--certfile: cannot read '/missing': No such file",
+        ),
+        (
+            ["a:b", "--bind", "127.0.0.1:0", "--certfile", __file__, "--keyfile", "/missing"],
+            1,
+            "--keyfile: cannot read '/missing': No such file",
+        ),
+        (["a:b", "--certfile", __file__], 1, f"--certfile {__file__} cannot be used"),
+        (["a:b", "--bind", "fd:999999"], 1, "descriptor 999999 is no socket"),
     ],
 )
 def test_command_refuses(

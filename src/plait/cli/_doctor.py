@@ -43,6 +43,17 @@ def main(*, as_json: bool) -> int:
     return 0 if all(found["kernel"][name]["works"] for name in ("epoll", "pidfd", "memfd")) else 1
 
 
+def _pool() -> dict[str, str]:
+    """How a pool that is made with no arguments starts its workers."""
+    from .._start import choose_method
+
+    try:
+        name = choose_method(None, None)
+    except RuntimeError as error:
+        return {"name": "fork", "reason": f"on request only, because {error}"}
+    return {"name": name, "reason": "a clean process of the pool's own, from which they are forked"}
+
+
 def examine() -> dict[str, Any]:
     """Look at everything; no probe leaves anything behind."""
     build = _core.build_config()
@@ -73,6 +84,7 @@ def examine() -> dict[str, Any]:
             "usable": sorted(os.sched_getaffinity(0)),
             "cgroup_quota": _quota(),
         },
+        "pool": _pool(),
         "multiprocessing_start_method": multiprocessing.get_start_method(allow_none=True)
         or multiprocessing.get_all_start_methods()[0],
         "extras": {"lab": {name: _version(name) for name in LAB}},
@@ -277,7 +289,8 @@ def _text(found: dict[str, Any]) -> str:
             "  cgroup quota",
             f"{quota['cpus']:g} processors ({quota['from']})" if quota else "none",
         ),
-        ("start method", f"{found['multiprocessing_start_method']} (multiprocessing's default)"),
+        ("workers start by", f"{found['pool']['name']}, {found['pool']['reason']}"),
+        ("  multiprocessing", f"{found['multiprocessing_start_method']}; plait does not use it"),
     ]
     for extra, parts in found["extras"].items():
         missing = [name for name, version in parts.items() if version is None]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._serve_target import KINDS
+
+if TYPE_CHECKING:
+    from .._serve_sockets import Listeners
 
 __all__ = ["add_arguments", "main"]
 
@@ -32,8 +34,10 @@ def add_arguments(
     add(
         "--bind",
         action="append",
+        type=_where,
         metavar="WHERE",
-        help="HOST:PORT, unix:PATH, or fd:N; may be given again (127.0.0.1:8000)",
+        help="HOST:PORT, unix:PATH, or fd:N; may be given again (what systemd hands over, or "
+        "127.0.0.1:8000)",
     )
     add("--workers", type=whole("a number of workers", 1, 240), default=None, metavar="N",
         help="processes (one per usable processor)")  # fmt: skip
@@ -66,23 +70,21 @@ def _option(text: str) -> tuple[str, Any]:
     return name, int(value) if value.isascii() and value.isdigit() else value
 
 
-def _bind(text: str) -> list[socket.socket]:
-    """Listen where a text says.
-
-    Raises:
-        ValueError: it says nothing that is understood.
-        OSError: there it is not possible.
-    """
-    from .._serve_setup import listen, listen_unix
-
-    if text.startswith("unix:"):
-        return [listen_unix(text[5:], 1)]
-    if text.startswith("fd:") and text[3:].isdigit():
-        return [socket.socket(fileno=int(text[3:]))]
+def _where(text: str) -> Callable[[Listeners], object]:
+    """Understand a place to listen; returns what adds it to the listeners."""
+    kind, _, rest = text.partition(":")
+    if kind == "unix" and rest:
+        return lambda listeners: listeners.add_unix(rest)
+    if kind == "fd" and _is_number(rest, 1 << 30):
+        return lambda listeners: listeners.add_descriptor(int(rest))
     host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ValueError(f"--bind takes HOST:PORT, unix:PATH or fd:N, not {text!r}")
-    return listen(host.strip("[]") or None, int(port), 1)
+    if not colon or not _is_number(port, 65535):
+        raise argparse.ArgumentTypeError(f"WHERE is HOST:PORT, unix:PATH or fd:N, not {text!r}")
+    return lambda listeners: listeners.add_tcp(host.strip("[]") or None, int(port))
+
+
+def _is_number(text: str, most: int) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= most
 
 
 def main(args: argparse.Namespace) -> int:
@@ -96,23 +98,26 @@ def main(args: argparse.Namespace) -> int:
         arguments.
     """
     from .._exceptions import ServeFailed
-    from .._serve import serve
+    from .._serve import serve_on
+    from .._serve_setup import COMMAND
 
     logging.basicConfig(
         level=args.log_level.upper(),
         format="%(asctime)s [%(process)d] %(levelname)s %(name)s: %(message)s",
     )
     sys.path.insert(0, os.path.abspath(args.app_dir))
-    sockets: list[socket.socket] = []
-    paths = []
+
+    def listen(listeners: Listeners) -> None:
+        for add in args.bind or ():
+            add(listeners)
+        if not args.bind and not listeners.add_activated():
+            listeners.add_tcp("127.0.0.1", 8000)
+
     try:
-        for text in args.bind or ["127.0.0.1:8000"]:
-            sockets += _bind(text)
-            if text.startswith("unix:"):
-                paths.append(text[5:])
-        serve(
-            args.target,
-            sockets=sockets,
+        serve_on(
+            listen,
+            COMMAND,
+            target=args.target,
             workers=args.workers,
             kind=args.kind,
             factory=args.factory,
@@ -120,6 +125,7 @@ def main(args: argparse.Namespace) -> int:
             ssl=_tls(args.certfile, args.keyfile),
             grace=args.grace,
             timeout=args.timeout or None,
+            start_timeout=120.0,
             max_restarts=args.max_restarts,
             options=dict(args.option),
         )
@@ -127,15 +133,17 @@ def main(args: argparse.Namespace) -> int:
         print(f"plait: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError, ServeFailed) as error:
-        print(f"plait: {error}", file=sys.stderr)
+        print(f"plait: {_told(error)}", file=sys.stderr)
         return 1
-    finally:
-        for sock in sockets:
-            sock.close()
-        for path in paths:
-            if os.path.exists(path):
-                os.unlink(path)
     return 0
+
+
+def _told(error: Exception) -> str:
+    """Write an error without its number."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = "" if error.filename is None else f"{error.filename!r}: "
+        return f"{where}{error.strerror}"
+    return str(error)
 
 
 def _tls(certfile: str | None, keyfile: str | None) -> Callable[[], Any] | None:
@@ -147,7 +155,19 @@ def _tls(certfile: str | None, keyfile: str | None) -> Callable[[], Any] | None:
 
     def make() -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certfile, keyfile)
+        for option, path in (("--certfile", certfile), ("--keyfile", keyfile)):
+            if path is None:
+                continue
+            try:  # OpenSSL does not say which of them it could not read
+                with open(path, "rb"):
+                    pass
+            except OSError as error:
+                raise RuntimeError(f"{option}: cannot read {path!r}: {error.strerror}") from None
+        try:
+            context.load_cert_chain(certfile, keyfile)
+        except OSError as error:
+            files = certfile if keyfile is None else f"{certfile} with --keyfile {keyfile}"
+            raise RuntimeError(f"--certfile {files} cannot be used: {error}") from None
         return context
 
     make()  # a file that is missing or wrong is told before anything starts

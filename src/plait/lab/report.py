@@ -52,6 +52,7 @@ def context_of(summaries: dict[str, Summary], plan: Plan, facts: dict[str, Any])
         switch_interval_ms=facts["switch_interval_ms"],
         processors=facts["usable_processors"],
         load_before=facts["load_average"][0],
+        rounds=plan.rounds,
     )
 
 
