@@ -99,6 +99,18 @@ def test_connections_are_made(uring: plait.Loop, host: str, no_leaks: None) -> N
     uring.close()
 
 
+def test_a_connection_is_begun_before_the_loop_waits(uring: plait.Loop) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener, client_socket() as sock:
+            connecting = uring.create_task(uring.sock_connect(sock, listener.getsockname()))
+            await asyncio.sleep(0)
+            listener.settimeout(60)
+            listener.accept()[0].close()
+            await connecting
+
+    uring.run_until_complete(main())
+
+
 def test_a_refusal_reads_as_in_asyncio(uring: plait.Loop) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
