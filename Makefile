@@ -194,6 +194,8 @@ test-clang-with-cc:
 
 # libFuzzer comes with clang. Corpora are kept in build/fuzz between runs.
 FUZZ_SECONDS ?= 20
+# More options of libFuzzer's: -seed=1 makes a run that can be had again.
+FUZZ_ARGS ?=
 FUZZERS := board wire
 .PHONY: fuzz
 fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_SECONDS=20 each)
@@ -205,7 +207,7 @@ fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_S
 	        -fno-sanitize-recover=undefined -Iinclude -Isrc/core tests/fuzz/fuzz_$$name.c \
 	        src/core/pl_{arena,base,bell,ring,spin,stop,sys,wire}.c -o build/fuzz/fuzz_$$name && \
 	    echo "fuzz: $$name for $(FUZZ_SECONDS) s" && \
-	    build/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -max_len=512 -verbosity=0 \
+	    build/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -max_len=512 -verbosity=0 $(FUZZ_ARGS) \
 	        -print_final_stats=1 -artifact_prefix=build/fuzz/$$name- build/fuzz/$$name \
 	        $(wildcard tests/fuzz/corpus/$$name) || exit 1; \
 	done

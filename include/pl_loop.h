@@ -111,6 +111,7 @@ struct pl_fd_slot {
 /* ---- the loop ----------------------------------------------------------- */
 
 struct pl_poller;
+struct pl_sending;
 struct pl_stream;
 
 enum pl_backend {
@@ -352,6 +353,10 @@ struct pl_stream_ops {
     /* After pl_stream_close or pl_stream_abort: descriptor and memory are the user's
      * again. */
     void (*closed)(struct pl_stream *stream);
+    /* As release, for what the kernel may still have been reading when the stream was aborted or
+     * forgotten: the stream may be no more. Comes from pl_loop_collect or pl_loop_fini. NULL: the
+     * backend sends nothing by itself for such streams. */
+    void (*release_late)(struct pl_loop *loop, void *owner);
 };
 
 #define PL_STREAM_INLINE 2
@@ -369,13 +374,14 @@ struct pl_stream {
     uint32_t hint; /* how much the last reads brought */
     size_t queued; /* bytes in the chunks */
     struct pl_stream *cork_next;
-    bool is_socket; /* send and recv, else write and read */
-    bool borrows;   /* the user's: read may be given bytes in memory that room did not give,
-                     * without a call of room; they are there until it returns */
+    struct pl_sending *sending; /* owns: what the backend sends, or has sent, of the first chunks */
+    bool is_socket;             /* send and recv, else write and read */
+    bool borrows; /* the user's: read may be given bytes in memory that room did not give,
+                   * without a call of room; they are there until it returns */
     bool reading;
     bool corked;       /* in loop->corked */
     bool sent;         /* a write has sent what was corked: `drained` is due */
-    bool blocked;      /* the kernel took no more: waiting for PL_WRITABLE */
+    bool blocked;      /* the kernel took no more: waiting for PL_WRITABLE, or for `sending` */
     bool eof;          /* end of stream was read */
     bool shut_pending; /* shutdown(SHUT_WR) once the queue is empty */
     bool shut;
@@ -428,6 +434,25 @@ void pl_stream_forget(struct pl_stream *stream);
 struct pl_stream *pl_stream_of_op(struct pl_op *op);
 
 #define PL_STREAM_FLUSH 65536
+
+/* ---- connecting --------------------------------------------------------- */
+
+/* A connection that the backend makes by itself. */
+struct pl_connect {
+    /* From pl_loop_run: 0 or -errno, as SO_ERROR would tell. -ECANCELED: the loop has stopped
+     * running meanwhile, and the socket goes on connecting without anyone who waits for it. */
+    void (*done)(struct pl_connect *c, int result);
+    struct pl_connecting *at; /* the backend's; NULL while nothing is under way */
+};
+
+/* Connects a socket. The caller has set `done`; the address is copied. -EAGAIN: the backend does
+ * no such thing, or not now: the caller does it by connect(2) and PL_WRITABLE. */
+int pl_connect_start(struct pl_loop *loop, struct pl_connect *c, int fd,
+                     const struct sockaddr *addr, socklen_t len) PL_MUST_CHECK;
+
+/* `done` is not called any more, and the kernel gives the socket back. Does nothing when nothing
+ * is under way. Loop's thread. */
+void pl_connect_cancel(struct pl_loop *loop, struct pl_connect *c);
 
 /* ---- listeners ---------------------------------------------------------- */
 

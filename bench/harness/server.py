@@ -117,8 +117,9 @@ async def serve_generators() -> None:
     def talk(conn: socket.socket) -> generators.Strand[None]:
         with conn:
             conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            receive = generators.recv(conn, 262144)  # a request may be yielded again
             try:
-                while data := (yield generators.recv(conn, 262144)):
+                while data := (yield receive):
                     yield generators.send(conn, data)
             except ConnectionError:
                 pass

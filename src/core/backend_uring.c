@@ -79,7 +79,7 @@ static int open_ring(struct pl_poller *p)
 static int own_ring(struct pl_poller *p)
 {
     if (p->enabled || !pl__ring_exists(p)) {
-        if (p->files > 0)
+        if (p->files > 0 || p->unanswered > 0)
             return -EBUSY; /* pl_loop_park was not called: their memory is the kernel's */
         /* Closing the old one ends its requests; what had completed has been reported. Where no
          * new one is to be had, the next wait asks again. */
@@ -154,7 +154,7 @@ static void set_told(struct pl_poller *p, int result)
 
 /* ---- requests ----------------------------------------------------------- */
 
-static bool ask_cancel(struct pl_poller *p, struct ring_fd *f, int fd, enum request kind)
+bool pl__ring_ask_cancel(struct pl_poller *p, uint64_t user_data)
 {
     struct io_uring_sqe *sqe = pl__ring_entry(p, REQUEST_NONE);
     if (sqe == NULL)
@@ -162,8 +162,13 @@ static bool ask_cancel(struct pl_poller *p, struct ring_fd *f, int fd, enum requ
     sqe->opcode = IORING_OP_ASYNC_CANCEL;
     sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
     sqe->fd = -1;
-    sqe->addr = pl__name_request(kind, fd, f->generation);
+    sqe->addr = user_data;
     return true;
+}
+
+static bool ask_cancel(struct pl_poller *p, struct ring_fd *f, int fd, enum request kind)
+{
+    return pl__ring_ask_cancel(p, pl__name_request(kind, fd, f->generation));
 }
 
 static bool ask(struct pl_poller *p, struct ring_fd *f, int fd, enum request kind)
@@ -281,6 +286,9 @@ static int uring_create(struct pl_loop *loop)
     p->nfds = 0;
     p->dirty = 0;
     p->files = 0;
+    p->inflight = NULL;
+    p->unanswered = 0;
+    p->owes_ends = false;
     p->parked = false;
     int r = pl__epoll_open(&p->set, loop->sys);
     if (r < 0)
@@ -320,7 +328,9 @@ static void uring_destroy(struct pl_loop *loop)
     if (pl_loop_is_ours(loop)) {
         pl__ring_park(loop, -1);
         pl__ring_reap(loop);
+        pl__ring_drop_inflight(loop, false);
     } else {
+        pl__ring_drop_inflight(loop, true);
         /* A fork leaves these mappings out, so something else may lie there by now. */
         p->ring.rings = NULL;
         p->ring.sqes = NULL;
@@ -434,6 +444,8 @@ static void polling_forget(struct pl_loop *loop, int fd)
 static int enter(struct pl_poller *p, int64_t timeout_ns)
 {
     settle_all(p);
+    if (PL_UNLIKELY(p->owes_ends))
+        (void)pl__ring_end_all(p, true); /* the rest by the next wait */
     if (!p->set_asked)
         ask_set(p);
     if (pl__uring_ready(&p->ring) > 0)
@@ -590,15 +602,21 @@ static void stale(struct pl_poller *p, enum request kind, const struct io_uring_
 static int completed(struct pl_loop *loop, const struct io_uring_cqe *cqe)
 {
     struct pl_poller *p = loop->poller;
-    enum request kind = (enum request)(cqe->user_data & ((1u << KIND_BITS) - 1));
-    if (kind == REQUEST_NONE)
+    enum request kind = pl__kind_of(cqe);
+    switch (kind) {
+    case REQUEST_NONE:
         return 0;
-    if (kind == REQUEST_SET) {
+    case REQUEST_SET:
         set_told(p, cqe->res);
         return 0;
-    }
-    if (kind == REQUEST_FILE)
+    case REQUEST_FILE:
         return pl__ring_file_done(loop, cqe);
+    case REQUEST_SEND:
+    case REQUEST_CONNECT:
+        return pl__ring_answered(loop, cqe);
+    default:
+        break;
+    }
     int fd = (int)(cqe->user_data >> KIND_BITS & ((1u << FD_BITS) - 1));
     struct ring_fd *f = &p->fds[fd];
     if (!f->open || pl__name_request(kind, fd, f->generation) != cqe->user_data) {
@@ -646,6 +664,10 @@ const struct pl_backend_ops pl__backend_uring = {
     .accept = pl__ring_accept,
     .has_more = pl__ring_has_more,
     .drop = uring_drop,
+    .send = pl__ring_send,
+    .unsend = pl__ring_unsend,
+    .connect = pl__ring_connect,
+    .unconnect = pl__ring_unconnect,
     .file = pl__ring_file,
     .park = pl__ring_park,
     .reap = pl__ring_reap,

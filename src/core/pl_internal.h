@@ -61,6 +61,33 @@ struct pl_lent {
     void *heap; /* owns; NULL: none */
 };
 
+/* What a backend does by itself in memory of its own, so that nobody has to wait for the kernel's
+ * answer: its user may go away before. */
+struct pl_inflight {
+    struct pl_inflight *prev, *next;
+    uint8_t kind;   /* the backend's */
+    bool cancelled; /* its end was asked for */
+    bool ended;     /* the kernel has answered */
+    int result;     /* then: a count or -errno */
+};
+
+#define PL__SEND_BATCH 8
+
+/* The first chunks of a stream on their way. Once ended, it is the stream's to free. */
+struct pl_sending {
+    struct pl_inflight in;
+    struct pl_stream *stream; /* borrows; NULL when that has gone */
+    uint32_t n;
+    struct iovec iov[PL__SEND_BATCH];
+    struct msghdr msg;
+    /* When the stream has gone: owns, and gives back by this. */
+    void (*release)(struct pl_loop *loop, void *owner);
+    void *owners[PL__SEND_BATCH];
+};
+
+/* pl_stream.c: tells the stream that its `sending` has ended. */
+void pl__stream_sent(struct pl_stream *stream);
+
 /* A way to wait for descriptors. The functions get the poller that create made. */
 struct pl_backend_ops {
     const char *name;
@@ -93,10 +120,21 @@ struct pl_backend_ops {
     /* The place of fd is given up: what it had received is dropped. After forget. */
     void (*drop)(struct pl_loop *loop, int fd);
 
+    /* Sends these bytes, which stay where they are until the end: the result tells how many.
+     * NULL: not here, or not now. */
+    struct pl_sending *(*send)(struct pl_loop *loop, int fd, const struct iovec *iov, uint32_t n);
+    /* Asks for the end of one that has not ended; its memory is the backend's again. The kernel
+     * holds the file no more afterwards. */
+    void (*unsend)(struct pl_loop *loop, struct pl_sending *sending);
+    /* As the functions of pl_connect. */
+    int (*connect)(struct pl_loop *loop, struct pl_connect *c, int fd, const struct sockaddr *addr,
+                   socklen_t len);
+    void (*unconnect)(struct pl_loop *loop, struct pl_connect *c);
+
     /* Starts a file operation that is sure to end by itself. 1: it has ended, req->result tells
      * how; 0: pl__file_done will tell; -EAGAIN: not here, or not now. */
     int (*file)(struct pl_loop *loop, struct pl_file_req *req);
-    /* Waits until all of them have ended, for pl_loop_park. */
+    /* Waits until all of them have ended, and ends what else is in flight, for pl_loop_park. */
     void (*park)(struct pl_loop *loop, int64_t timeout_ns);
     /* Tells of those that have ended now, and not in the next report. */
     void (*reap)(struct pl_loop *loop);

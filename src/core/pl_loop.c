@@ -390,6 +390,20 @@ void pl_loop_park(struct pl_loop *loop, int64_t timeout_ns)
         loop->backend->park(loop, timeout_ns);
 }
 
+int pl_connect_start(struct pl_loop *loop, struct pl_connect *c, int fd,
+                     const struct sockaddr *addr, socklen_t len)
+{
+    c->at = NULL;
+    return loop->backend->connect == NULL ? -EAGAIN
+                                          : loop->backend->connect(loop, c, fd, addr, len);
+}
+
+void pl_connect_cancel(struct pl_loop *loop, struct pl_connect *c)
+{
+    if (c->at != NULL)
+        loop->backend->unconnect(loop, c);
+}
+
 int pl_loop_once(struct pl_loop *loop)
 {
     int r = pl_loop_wait(loop, pl_loop_timeout(loop));

@@ -6,7 +6,9 @@
  *
  * Writing. Chunks are queued and flushed when the running callback ends, in one call,
  * without asking the poller first. Only when the kernel takes less than all is
- * PL_WRITABLE asked for.
+ * PL_WRITABLE asked for, or the rest given to the backend, if that can send by itself. What it
+ * sends stays the first of the queue until it has ended; a stream that ends before leaves the
+ * owners of those chunks with the backend.
  *
  * Ends. close: write the rest, and what `drained` makes the user add, then `closed`; abort:
  * drop the rest, then `closed`. Both only mark the stream and queue its op: `closed` never comes
@@ -145,6 +147,27 @@ static void pop_chunk(struct pl_stream *s)
         s->ops->release(s, owner);
 }
 
+/* What the backend sends goes on without us, or has ended unnoticed. */
+static void leave_sending(struct pl_stream *s)
+{
+    struct pl_sending *sending = s->sending;
+    if (sending == NULL)
+        return;
+    s->sending = NULL;
+    if (sending->in.ended) {
+        s->loop->sys->free(sending);
+        return;
+    }
+    for (uint32_t i = 0; i < sending->n; i++) {
+        struct pl_chunk *c = chunk_at(s, i);
+        sending->owners[i] = c->owner;
+        c->owner = NULL;
+    }
+    sending->stream = NULL;
+    sending->release = s->ops->release_late;
+    s->loop->backend->unsend(s->loop, sending);
+}
+
 static void drop_queue(struct pl_stream *s)
 {
     s->queued = 0;
@@ -169,6 +192,19 @@ static void consume(struct pl_stream *s, size_t n)
     }
 }
 
+/* The first chunks, at most `most`; *len is how many bytes that are. */
+static uint32_t first_chunks(struct pl_stream *s, struct iovec *iov, uint32_t most, size_t *len)
+{
+    uint32_t n = s->chunk_len < most ? s->chunk_len : most;
+    *len = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        struct pl_chunk *c = chunk_at(s, i);
+        iov[i] = (struct iovec){.iov_base = (void *)(uintptr_t)c->data, .iov_len = c->len};
+        *len += c->len;
+    }
+    return n;
+}
+
 /* One call to the kernel with as much of the queue as fits. Bytes written or -errno;
  * *asked is how many were offered. */
 static ssize_t send_some(struct pl_stream *s, size_t *asked)
@@ -181,13 +217,7 @@ static ssize_t send_some(struct pl_stream *s, size_t *asked)
                             : sys->write(s->io.fd, first->data, first->len);
     }
     struct iovec iov[IOV_BATCH];
-    uint32_t n = s->chunk_len < IOV_BATCH ? s->chunk_len : IOV_BATCH;
-    *asked = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        struct pl_chunk *c = chunk_at(s, i);
-        iov[i] = (struct iovec){.iov_base = (void *)(uintptr_t)c->data, .iov_len = c->len};
-        *asked += c->len;
-    }
+    uint32_t n = first_chunks(s, iov, IOV_BATCH, asked);
     if (!s->is_socket)
         return sys->writev(s->io.fd, iov, (int)n);
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
@@ -202,6 +232,7 @@ static void die(struct pl_stream *s)
     s->dead = true;
     s->closing = true;
     s->reading = false;
+    leave_sending(s);
     pl_io_close(s->loop, &s->io);
     pl__io_enqueue(s->loop, &s->io);
 }
@@ -233,6 +264,31 @@ static int reason_of(struct pl_stream *s, int error)
     return error;
 }
 
+static void fail_write(struct pl_stream *s, int error)
+{
+    s->error = reason_of(s, error);
+    drop_queue(s);
+    /* `failed` comes from the ready queue: the user may be in the middle of a call to us. */
+    pl__io_enqueue(s->loop, &s->io);
+}
+
+/* The kernel takes no more now: the backend sends the rest, or tells when there is room. */
+static void wait_for_room(struct pl_stream *s)
+{
+    const struct pl_backend_ops *backend = s->loop->backend;
+    s->blocked = true;
+    if (backend->send != NULL && s->io.mode == PL_IO_STREAM && s->ops->release_late != NULL) {
+        struct iovec iov[PL__SEND_BATCH];
+        size_t len;
+        uint32_t n = first_chunks(s, iov, PL__SEND_BATCH, &len);
+        s->sending = backend->send(s->loop, s->io.fd, iov, n);
+    }
+    if (s->sending != NULL)
+        s->sending->stream = s;
+    else
+        rewatch(s, s->io.want | PL_WRITABLE);
+}
+
 void pl_stream_flush(struct pl_stream *s)
 {
     if (s->dead || s->blocked || s->error != 0 || s->flushing)
@@ -244,11 +300,7 @@ void pl_stream_flush(struct pl_stream *s)
         if (n == -EINTR)
             continue;
         if (n < 0 && n != -EAGAIN) {
-            s->error = reason_of(s, (int)n);
-            drop_queue(s);
-            /* `failed` comes from the ready queue: the user may be in the middle of a
-             * call to us. */
-            pl__io_enqueue(s->loop, &s->io);
+            fail_write(s, (int)n);
             break;
         }
         if (n > 0)
@@ -256,8 +308,7 @@ void pl_stream_flush(struct pl_stream *s)
         /* A short write means that the kernel's buffer is full, so a second try would only
          * say EAGAIN. */
         if (!s->dead && (n < 0 || (size_t)n < asked)) {
-            s->blocked = true;
-            rewatch(s, s->io.want | PL_WRITABLE);
+            wait_for_room(s);
             break;
         }
     }
@@ -366,7 +417,7 @@ void pl_stream_close(struct pl_stream *s)
     if (s->chunk_len == 0)
         die(s);
     else if (s->blocked)
-        rewatch(s, PL_WRITABLE);
+        rewatch(s, s->sending != NULL ? 0 : PL_WRITABLE);
 }
 
 void pl_stream_abort(struct pl_stream *s)
@@ -384,6 +435,7 @@ void pl_stream_forget(struct pl_stream *s)
     s->dead = true;
     s->closing = true;
     s->reading = false;
+    leave_sending(s);
     pl_io_close(s->loop, &s->io);
     drop_queue(s);
 }
@@ -505,6 +557,49 @@ static void tell_failure(struct pl_stream *s)
         die(s);
 }
 
+void pl__stream_sent(struct pl_stream *s)
+{
+    pl__io_enqueue(s->loop, &s->io);
+}
+
+/* Takes over what the backend has sent. Whether that was all that it had been given. */
+static bool take_sent(struct pl_stream *s)
+{
+    struct pl_sending *sending = s->sending;
+    int result = sending->in.result;
+    size_t asked = 0;
+    for (uint32_t i = 0; i < sending->n; i++)
+        asked += sending->iov[i].iov_len;
+    s->sending = NULL;
+    s->loop->sys->free(sending);
+    if (result > 0) {
+        s->flushing = true; /* what a release makes the user write is for the flush below */
+        consume(s, (size_t)result);
+        s->flushing = false;
+    } else if (result != -EAGAIN && result != -EINTR && result != -ECANCELED) {
+        fail_write(s, result < 0 ? result : -EPIPE);
+    }
+    return result < 0 || (size_t)result == asked;
+}
+
+/* There is room in the kernel, or the backend has used it. */
+static void write_on(struct pl_stream *s)
+{
+    size_t before = s->queued;
+    s->blocked = false;
+    if (s->sending != NULL && !take_sent(s) && !s->dead && s->chunk_len > 0)
+        wait_for_room(s); /* the kernel is full again: nobody needs to ask it */
+    else
+        pl_stream_flush(s);
+    if (!s->blocked && !s->dead)
+        rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
+    if (s->queued < before && !s->dead && s->error == 0)
+        s->ops->drained(s);
+    /* Now, because the failed write took the socket's error with it: a read would see the end of
+     * a stream in order. */
+    tell_failure(s);
+}
+
 static void stream_run(struct pl_loop *loop, struct pl_op *op)
 {
     (void)loop;
@@ -514,18 +609,10 @@ static void stream_run(struct pl_loop *loop, struct pl_op *op)
     tell_failure(s);
     unsigned ready = s->io.ready;
     s->io.ready = 0;
-    if ((ready & PL_WRITABLE) && s->blocked && !s->dead) {
-        s->blocked = false;
-        size_t before = s->queued;
-        pl_stream_flush(s);
-        if (!s->blocked && !s->dead)
-            rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
-        if (s->queued < before && !s->dead && s->error == 0)
-            s->ops->drained(s);
-        /* Now, because the failed write took the socket's error with it: a read would see
-         * the end of a stream in order. */
-        tell_failure(s);
-    }
+    /* By its own word, since what is watched meanwhile may clear `ready`. */
+    bool room = s->sending != NULL ? s->sending->in.ended : (ready & PL_WRITABLE) != 0;
+    if (room && s->blocked && !s->dead)
+        write_on(s);
     if ((ready & PL_READABLE) && !s->dead) {
         if (s->reading)
             read_some(s);

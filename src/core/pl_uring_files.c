@@ -19,19 +19,6 @@ static uint64_t name_file(const struct pl_file_req *req)
     return (uint64_t)(uintptr_t)req << KIND_BITS | REQUEST_FILE;
 }
 
-static bool is_file(const struct io_uring_cqe *cqe)
-{
-    return (cqe->user_data & ((1u << KIND_BITS) - 1)) == REQUEST_FILE;
-}
-
-/* The i-th completion that has not been seen. */
-static struct io_uring_cqe *completion(struct pl_poller *p, uint32_t i)
-{
-    /* relaxed: only this side writes it. */
-    uint32_t head = atomic_load_explicit(p->ring.cq_head, memory_order_relaxed);
-    return &p->ring.cqes[(head + i) & p->ring.cq_mask];
-}
-
 int pl__ring_file(struct pl_loop *loop, struct pl_file_req *req)
 {
     struct pl_poller *p = loop->poller;
@@ -46,7 +33,7 @@ int pl__ring_file(struct pl_loop *loop, struct pl_file_req *req)
     /* Has it ended within the call? Then it is among the newest. */
     uint32_t n = pl__uring_ready(&p->ring);
     for (uint32_t back = 1; back <= n && back <= NEWEST; back++) {
-        struct io_uring_cqe *cqe = completion(p, n - back);
+        struct io_uring_cqe *cqe = pl__ring_completion(p, n - back);
         if (cqe->user_data == name_file(req)) {
             req->result = cqe->res;
             cqe->user_data = REQUEST_NONE;
@@ -61,21 +48,22 @@ void pl__ring_park(struct pl_loop *loop, int64_t timeout_ns)
 {
     struct pl_poller *p = loop->poller;
     p->parked = true;
-    if (p->files == 0 || !pl__ring_is_ours(p))
+    if ((p->files == 0 && p->unanswered == 0) || !pl__ring_is_ours(p))
         return;
     int64_t until = timeout_ns < 0 ? -1 : p->sys->now() + timeout_ns;
     for (;;) {
+        bool all_asked = pl__ring_end_all(p, false);
         uint32_t ready = pl__uring_ready(&p->ring);
         uint32_t ended = 0;
         for (uint32_t i = 0; i < ready; i++)
-            ended += is_file(completion(p, i));
+            ended += pl__kind_of(pl__ring_completion(p, i)) >= REQUEST_FILE;
         /* A full ring takes no more before its completions have been seen. */
-        if (ended == p->files || ready > p->ring.cq_mask)
+        if (ended == p->files + p->unanswered || ready > p->ring.cq_mask)
             return;
         int64_t left = until < 0 ? -1 : until - p->sys->now();
         if (until >= 0 && left <= 0)
             return;
-        int r = pl__uring_enter(&p->ring, ready + 1, left);
+        int r = pl__uring_enter(&p->ring, all_asked ? ready + 1 : 0, left);
         if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY && r != -ETIME)
             return;
     }
@@ -86,8 +74,8 @@ void pl__ring_reap(struct pl_loop *loop)
     struct pl_poller *p = loop->poller;
     uint32_t ready = p->files > 0 ? pl__uring_ready(&p->ring) : 0;
     for (uint32_t i = 0; i < ready; i++) {
-        struct io_uring_cqe *cqe = completion(p, i);
-        if (!is_file(cqe))
+        struct io_uring_cqe *cqe = pl__ring_completion(p, i);
+        if (pl__kind_of(cqe) != REQUEST_FILE)
             continue;
         (void)!pl__file_done(NULL, (struct pl_file_req *)(uintptr_t)(cqe->user_data >> KIND_BITS),
                              cqe->res);

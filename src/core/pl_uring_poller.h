@@ -1,5 +1,6 @@
 /* pl_uring_poller.h - what the files of the io_uring backend share: backend_uring.c has the
- * idea, pl_uring_input.c what has been received, pl_uring_files.c the file operations.
+ * idea, pl_uring_input.c what has been received, pl_uring_output.c sends and connects,
+ * pl_uring_files.c the file operations.
  */
 #ifndef PL_URING_POLLER_H
 #define PL_URING_POLLER_H
@@ -19,6 +20,8 @@ enum request {
     REQUEST_RECEIVE,
     REQUEST_ACCEPT,
     REQUEST_FILE, /* with the address of its struct pl_file_req in the place of a descriptor */
+    REQUEST_SEND, /* and these with that of their struct pl_inflight */
+    REQUEST_CONNECT,
 };
 
 #define KIND_BITS 4
@@ -62,11 +65,14 @@ struct pl_poller {
     struct pl_uring_bufs bufs;
     struct ring_fd *fds; /* owns */
     uint32_t nfds;
-    int32_t dirty;   /* descriptor + 1 */
-    uint32_t files;  /* file operations that have not been told of */
-    bool receives;   /* the ring has the buffers */
-    bool set_asked;  /* a request for the set is in the ring */
-    bool enabled;    /* the ring has a thread */
+    int32_t dirty;                /* descriptor + 1 */
+    uint32_t files;               /* file operations that have not been told of */
+    struct pl_inflight *inflight; /* owns: sends and connects that have not been told of */
+    uint32_t unanswered;          /* those that the kernel has */
+    bool owes_ends;               /* some of them whose user has gone were not cancelled */
+    bool receives;                /* the ring has the buffers */
+    bool set_asked;               /* a request for the set is in the ring */
+    bool enabled;                 /* the ring has a thread */
     bool parked;     /* the loop has stopped to run since the last call to the kernel */
     pthread_t owner; /* that thread, when enabled */
 };
@@ -100,8 +106,24 @@ static inline bool pl__ring_is_ours(const struct pl_poller *p)
     return p->enabled && pthread_equal(p->owner, pthread_self());
 }
 
+static inline enum request pl__kind_of(const struct io_uring_cqe *cqe)
+{
+    return (enum request)(cqe->user_data & ((1u << KIND_BITS) - 1));
+}
+
+/* The i-th completion that has not been seen. */
+static inline struct io_uring_cqe *pl__ring_completion(struct pl_poller *p, uint32_t i)
+{
+    /* relaxed: only this side writes it. */
+    uint32_t head = atomic_load_explicit(p->ring.cq_head, memory_order_relaxed);
+    return &p->ring.cqes[(head + i) & p->ring.cq_mask];
+}
+
 /* backend_uring.c: an entry to fill in, or NULL when the kernel takes none now. */
 struct io_uring_sqe *pl__ring_entry(struct pl_poller *p, uint64_t user_data);
+/* Asks for the end of a request. false: the ring takes no more now. What has ended already is
+ * not found, which does no harm. */
+bool pl__ring_ask_cancel(struct pl_poller *p, uint64_t user_data);
 
 /* pl_uring_input.c: of pl_backend_ops. */
 enum pl_input_kind pl__ring_input(struct pl_loop *loop, int fd, uint32_t hint, struct pl_input *in);
@@ -113,6 +135,21 @@ bool pl__ring_has_more(struct pl_loop *loop, int fd);
 void pl__ring_spill(struct pl_poller *p, struct ring_fd *f);
 /* Gives up what was received or accepted. */
 void pl__ring_drop_input(struct pl_poller *p, struct ring_fd *f);
+
+/* pl_uring_output.c: of pl_backend_ops. */
+struct pl_sending *pl__ring_send(struct pl_loop *loop, int fd, const struct iovec *iov, uint32_t n);
+void pl__ring_unsend(struct pl_loop *loop, struct pl_sending *sending);
+int pl__ring_connect(struct pl_loop *loop, struct pl_connect *user, int fd,
+                     const struct sockaddr *addr, socklen_t len) PL_MUST_CHECK;
+void pl__ring_unconnect(struct pl_loop *loop, struct pl_connect *user);
+/* Asks for the end of one, now if it can be. */
+void pl__ring_end_one(struct pl_poller *p, struct pl_inflight *in);
+/* Of all, or of those whose users have gone. false: the ring takes no more now. */
+bool pl__ring_end_all(struct pl_poller *p, bool abandoned);
+/* The completion of one; -ENOMEM: to be called again. */
+int pl__ring_answered(struct pl_loop *loop, const struct io_uring_cqe *cqe) PL_MUST_CHECK;
+/* The end of the poller: frees what is left, in a child after a fork all of it. */
+void pl__ring_drop_inflight(struct pl_loop *loop, bool forked);
 
 /* pl_uring_files.c: of pl_backend_ops, and the completion of one. */
 int pl__ring_file(struct pl_loop *loop, struct pl_file_req *req) PL_MUST_CHECK;

@@ -81,11 +81,15 @@ static void decode_bytes(struct plait_state *state, struct plait_future *f, int 
     if (kind == PLAIT_ATOMS) {
         if (plait_atoms_decode(data, len, &value, 1) == 0)
             PyErr_SetString(PyExc_RuntimeError, "a worker sent a damaged result");
+    } else if (kind == PLAIT_ARRAYS) {
+        if (plait_arrays_decode(state, data, len, buffers, &value, 1) == 0)
+            PyErr_SetString(PyExc_RuntimeError, "a worker sent a damaged result");
     } else {
         value = plait_loads(state, data, len, buffers);
     }
     if (value != NULL && kind == PLAIT_EXCEPTION) {
-        Py_SETREF(value, PyObject_CallOneArg(state->decode_exception, value));
+        Py_SETREF(value, PyObject_CallFunctionObjArgs(state->decode_exception, value,
+                                                      f->name == NULL ? Py_None : f->name, NULL));
         if (value != NULL && PyExceptionInstance_Check(value)) {
             if (f->exception != NULL) /* the task was stopped, and this is what it came to */
                 PyException_SetCause(f->exception, value);
@@ -857,10 +861,11 @@ static PyMethodDef future_methods[] = {
      "cancel($self, /, msg=None)\n--\n\nCancel the task; stop it if it runs.\n\n"
      "A task that runs in a worker process gets the exception TaskStopped; if it goes on for\n"
      "longer than the pool's grace, its process is killed. The future ends when the task has\n"
-     "really stopped; `stopped` then says how.\n\n"
+     "really stopped, and until then cancelled() is False although this has returned True;\n"
+     "`stopped` then says how. Wait for it by result(), which raises CancelledError.\n\n"
      "Returns:\n    bool: whether it is cancelled, or will be; False when it has ended."},
     {"cancelled", future_cancelled, METH_NOARGS,
-     "cancelled($self, /)\n--\n\nWhether the task was cancelled."},
+     "cancelled($self, /)\n--\n\nWhether the task was cancelled, and has stopped if it ran."},
     {"running", future_running, METH_NOARGS,
      "running($self, /)\n--\n\nWhether a worker has begun the task and not ended it."},
     {"done", future_done, METH_NOARGS,

@@ -126,6 +126,12 @@ PyObject *plait_running_loop(struct plait_state *state);
 /* Takes the exception that is set, normalised and with its traceback: a new reference; NULL
  * when none is set. */
 PyObject *plait_take_exception(void);
+/* -1 with an exception set when fn is a coroutine or generator function: what a call of it makes
+ * cannot leave a process (hints.c). */
+int plait_refuse_frames(PyObject *fn);
+/* An exception is set that a call of fn raised with keyword arguments `given` (tuple or dict): if
+ * that was because they are options of a pool's tasks, it says how these are given. */
+void plait_hint_options(PyObject *fn, PyObject *given);
 /* A new future of `loop` that gets this one's end; cancelling it cancels this one. */
 PyObject *plait_future_for_loop(struct plait_state *state, struct plait_future *f, PyObject *loop);
 

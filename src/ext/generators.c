@@ -137,6 +137,7 @@ void plait_generators_drop(LoopObject *loop)
         if (fds[i] == NULL)
             continue;
         Py_XDECREF(fds[i]->weak);
+        Py_XDECREF(fds[i]->given);
         PyMem_Free(fds[i]);
     }
     PyMem_Free(fds);
@@ -288,7 +289,7 @@ static PySendResult resume(TaskObject *t, PyObject **out)
     t->value = t->exc = NULL;
     PySendResult r;
     if (PL_LIKELY(exc == NULL)) {
-        r = PyIter_Send(t->gen, value != NULL ? value : Py_None, out);
+        r = PyGen_Type.tp_as_async->am_send(t->gen, value != NULL ? value : Py_None, out);
         Py_XDECREF(value);
         return r;
     }
@@ -528,6 +529,21 @@ static int make_exceptions(PyObject *functions, struct plait_state *state)
     return 0;
 }
 
+/* What the method of the C type does, without the way there: it is asked for each request. */
+static int take_fileno(struct plait_state *state)
+{
+    const PyMethodDef *def = Py_IS_TYPE(state->gen_fileno, &PyMethodDescr_Type)
+                                 ? ((PyMethodDescrObject *)state->gen_fileno)->d_method
+                                 : NULL;
+    if (def == NULL || def->ml_flags != METH_NOARGS) {
+        PyErr_Format(PyExc_SystemError, "%R is no method of C without arguments",
+                     state->gen_fileno);
+        return -1;
+    }
+    state->generators.fileno = def->ml_meth;
+    return 0;
+}
+
 int plait_generators_exec(PyObject *module, struct plait_state *state)
 {
     static const struct {
@@ -561,6 +577,8 @@ int plait_generators_exec(PyObject *module, struct plait_state *state)
         return -1;
     state->gen_fileno = PyObject_GetAttrString(base_socket, "fileno");
     Py_DECREF(base_socket);
+    if (state->gen_fileno != NULL && take_fileno(state) < 0)
+        return -1;
     PyObject *functions = PyModule_New("plait.generators");
     if (state->gen_fileno == NULL || functions == NULL) {
         Py_XDECREF(functions);
@@ -585,10 +603,5 @@ int plait_generators_exec(PyObject *module, struct plait_state *state)
 
 void plait_generators_clear(struct plait_state *state)
 {
-    while (state->generators.free_requests_len > 0) {
-        PyObject *rq = state->generators.free_requests[--state->generators.free_requests_len];
-        PyTypeObject *type = Py_TYPE(rq);
-        PyObject_GC_Del(rq);
-        Py_DECREF(type);
-    }
+    plait_free_list_clear(&state->generators.requests);
 }

@@ -101,6 +101,8 @@ typedef struct task_object {
 struct gen_fd {
     struct pl_io io;
     PyObject *weak;     /* owns; a weak reference to the socket, or NULL */
+    PyObject *held;     /* borrows; the socket while somebody is sure to keep it, else NULL */
+    PyObject *given;    /* owns; the last message that was received, or NULL: see keep_given */
     TaskObject *reader; /* borrows; live while they wait */
     TaskObject *writer;
     uint32_t hint;   /* how much the last receive brought */

@@ -11,6 +11,7 @@
  * number of a closed one finds out at once.
  */
 #include "generators.h"
+#include "spare_bytes.h"
 #include "watch.h"
 
 #include <errno.h>
@@ -20,6 +21,9 @@
  * buffer in between. */
 #define LARGE ((size_t)32 << 10)
 #define LARGEST ((size_t)1 << 20)
+
+/* Of each socket one message is kept, of this size at most: see keep_given. */
+#define GIVEN_MAX ((size_t)4 << 10)
 
 #define SWEEP_NS PL_NSEC_PER_SEC
 
@@ -37,9 +41,7 @@ static bool is_reader(const RequestObject *rq)
 /* The descriptor of a socket object, -1 when it is closed, -2 with an exception set. */
 static int fd_of(struct plait_state *state, PyObject *sock)
 {
-    PyObject *args[2] = {NULL, sock};
-    PyObject *number =
-        PyObject_Vectorcall(state->gen_fileno, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    PyObject *number = state->generators.fileno(sock, NULL);
     if (number == NULL)
         return -2;
     long fd = PyLong_AsLong(number);
@@ -51,6 +53,8 @@ static int fd_of(struct plait_state *state, PyObject *sock)
 
 static bool stands_for(const struct gen_fd *rec, PyObject *sock)
 {
+    if (PL_LIKELY(rec->held == sock))
+        return true;
 #if PY_VERSION_HEX >= 0x030d0000
     PyObject *found = NULL;
     if (PyWeakref_GetRef(rec->weak, &found) <= 0)
@@ -145,6 +149,8 @@ static struct gen_fd *open_record(struct gen_loop *g, int fd, PyObject *sock)
     rec->io.idle = true;
     rec->dry = false;
     rec->hint = 0;
+    rec->held = NULL;
+    Py_CLEAR(rec->given);
     Py_XSETREF(rec->weak, weak);
     return rec;
 }
@@ -200,12 +206,25 @@ static ssize_t receive(TaskObject *t, int fd, void *buf, size_t len)
     return n;
 }
 
+/* Holds what is given to the generator, to be used again once it lets go of it: mostly when the
+ * next message takes its place in a variable. */
+static void keep_given(struct gen_fd *rec, PyObject *bytes)
+{
+#ifndef Py_GIL_DISABLED
+    size_t n = bytes == NULL ? 0 : (size_t)PyBytes_GET_SIZE(bytes);
+    Py_XSETREF(rec->given, n >= PLAIT_SPARE_MIN && n <= GIVEN_MAX ? Py_NewRef(bytes) : NULL);
+#else
+    (void)rec;
+    (void)bytes;
+#endif
+}
+
 static enum gen_outcome try_recv(TaskObject *t, RequestObject *rq, int fd, struct gen_fd *rec,
                                  PyObject **value)
 {
     size_t len = (size_t)rq->n;
     PyObject *bytes = NULL;
-    char *buf = t->loop->read_buffer;
+    char *buf;
     if (rec != NULL && rec->hint >= LARGE && len > LARGE) {
         len = len > LARGEST ? LARGEST : len;
         if (len > 2 * (size_t)rec->hint)
@@ -214,8 +233,11 @@ static enum gen_outcome try_recv(TaskObject *t, RequestObject *rq, int fd, struc
         if (bytes == NULL)
             return GEN_FAILED;
         buf = PyBytes_AS_STRING(bytes);
-    } else if (len > PLAIT_READ_BUFFER) {
-        len = PLAIT_READ_BUFFER;
+    } else {
+        len = len > PLAIT_READ_BUFFER ? PLAIT_READ_BUFFER : len;
+        buf = plait_sock_room(t->loop);
+        if (buf == NULL)
+            return GEN_FAILED;
     }
     ssize_t n = receive(t, fd, buf, len);
     if (n < 0) {
@@ -227,9 +249,11 @@ static enum gen_outcome try_recv(TaskObject *t, RequestObject *rq, int fd, struc
         rec->dry = n > 0 && (size_t)n < len;
     }
     if (bytes == NULL)
-        bytes = PyBytes_FromStringAndSize(buf, n);
+        bytes = plait_sock_received(t->loop, n);
     else if ((size_t)n < len)
         (void)_PyBytes_Resize(&bytes, n);
+    if (rec != NULL)
+        keep_given(rec, bytes);
     *value = bytes;
     return bytes == NULL ? GEN_FAILED : GEN_GOT;
 }
@@ -441,23 +465,42 @@ static void retry(TaskObject *t, struct gen_fd *rec)
     RequestObject *outer = (RequestObject *)Py_NewRef(t->request);
     RequestObject *rq = plait_gen_inner(outer, t->loop->state);
     PyObject *value = NULL;
+    PyObject *spent = NULL; /* what the last receive gave, until the step has replaced it */
+    if (rq->kind == GEN_RECV) {
+        spent = rec->given;
+        rec->given = NULL;
+    }
     enum gen_outcome outcome = try_once(t, rq, rec->io.fd, rec, false, &value);
     /* The methods of a socket of the program's own class may have ended the wait. */
     bool waits = t->request == outer && t->state == GEN_WAITING;
-    Py_DECREF(outer);
-    if (!waits) {
-        PyErr_Clear();
+    if (PL_UNLIKELY(!waits || outcome == GEN_BLOCKED)) {
+        if (!waits)
+            PyErr_Clear();
         Py_XDECREF(value);
+        Py_XDECREF(spent);
+        Py_DECREF(outer);
         return;
     }
-    if (outcome == GEN_BLOCKED)
-        return;
     if (outcome == GEN_FAILED)
         plait_gen_take_error(t);
     else
         Py_XSETREF(t->value, value);
+    /* The request keeps the socket alive for the step, in which it is likely to be met again. */
+    rec->held = rq->target;
     plait_gen_unhook(t, false);
     plait_gen_step(t);
+    LoopObject *loop = t->loop;
+    if (loop->generators != NULL) { /* else the record is gone as well */
+        rec->held = NULL;
+        if (rec->given != NULL && Py_REFCNT(rec->given) == 1) {
+            PyObject *dropped = rec->given;
+            rec->given = NULL;
+            plait_spare_bytes_release(loop, dropped);
+        }
+    }
+    if (spent != NULL)
+        plait_spare_bytes_release(loop, spent);
+    Py_DECREF(outer);
 }
 
 static void fd_run(struct pl_loop *core, struct pl_op *op)

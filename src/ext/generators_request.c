@@ -14,20 +14,10 @@ static RequestObject *request_new(PyObject *module, enum gen_kind kind, PyObject
                                   PyObject *arg)
 {
     struct plait_state *state = plait_state_of_module(module);
-    RequestObject *rq;
-#ifndef Py_GIL_DISABLED
-    if (state->generators.free_requests_len > 0) {
-        rq =
-            (RequestObject *)state->generators.free_requests[--state->generators.free_requests_len];
-        (void)PyObject_Init((PyObject *)rq, state->gen_request_type);
-        Py_DECREF(state->gen_request_type); /* the parked request had kept its own */
-    } else
-#endif
-    {
-        rq = PyObject_GC_New(RequestObject, state->gen_request_type);
-        if (rq == NULL)
-            return NULL;
-    }
+    RequestObject *rq =
+        (RequestObject *)plait_free_list_new(&state->generators.requests, state->gen_request_type);
+    if (rq == NULL)
+        return NULL;
     rq->kind = (uint8_t)kind;
     rq->target = Py_XNewRef(target);
     rq->arg = Py_XNewRef(arg);
@@ -125,7 +115,9 @@ static int check_seconds(const char *name, PyObject *number, double *out)
 static int check_size(const char *name, const char *arg, PyObject *number, Py_ssize_t least,
                       Py_ssize_t *out)
 {
-    Py_ssize_t n = PyNumber_AsSsize_t(number, PyExc_OverflowError);
+    Py_ssize_t n = PL_LIKELY(PyLong_CheckExact(number))
+                       ? PyLong_AsSsize_t(number)
+                       : PyNumber_AsSsize_t(number, PyExc_OverflowError);
     if (n == -1 && PyErr_Occurred())
         return -1;
     if (n < least) {
@@ -543,15 +535,11 @@ static void request_dealloc(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     (void)request_clear(self);
-#ifndef Py_GIL_DISABLED
     struct plait_state *state = PyType_GetModuleState(type);
     /* A state that is being cleared has no type any more: it would not be freed again. */
     if (state != NULL && state->gen_request_type == type &&
-        state->generators.free_requests_len < PLAIT_FREE_REQUESTS) {
-        state->generators.free_requests[state->generators.free_requests_len++] = self;
+        plait_free_list_park(&state->generators.requests, self))
         return;
-    }
-#endif
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }

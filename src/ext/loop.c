@@ -15,6 +15,7 @@
 #include "loop.h"
 
 #include "args.h"
+#include "connect.h"
 #include "generators.h"
 #include "rota.h"
 #include "watch.h"
@@ -523,6 +524,7 @@ static int loop_clear(PyObject *self)
     Py_CLEAR(loop->future_kwargs);
     Py_CLEAR(loop->window_args);
     Py_CLEAR(loop->window);
+    Py_CLEAR(loop->room);
     PyMem_Free(loop->read_buffer);
     loop->read_buffer = NULL;
     return 0;
@@ -756,7 +758,7 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
 
     if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
         plait_listener_type(module, state) < 0 || plait_rota_type(module, state) < 0 ||
-        plait_sock_type(module, state) < 0)
+        plait_sock_type(module, state) < 0 || plait_connect_type(module) < 0)
         return -1;
     state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
     if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)

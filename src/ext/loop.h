@@ -33,6 +33,7 @@ typedef struct {
     PyObject *spare_bytes[PLAIT_SPARE_BYTES];
     PyObject *future_kwargs;     /* {"loop": self}; NULL before the first use */
     char *read_buffer;           /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
+    PyObject *room;              /* bytes, see plait_sock_room; NULL before the first use */
     struct gen_loop *generators; /* owns; NULL until a generator is started */
 } LoopObject;
 
@@ -147,6 +148,13 @@ int plait_transport_type(PyObject *module, struct plait_state *state);
 /* transport_info.c. A socket object for a descriptor, which it owns from now on; on failure
  * the descriptor stays open and the caller's. */
 PyObject *plait_socket_new(struct plait_state *state, int fd);
+
+/* sock.c. Where PLAIT_READ_BUFFER bytes at most are received that nobody could ask for again;
+ * NULL with an exception set. */
+char *plait_sock_room(LoopObject *loop);
+/* The first n bytes of it, which were just received. Never fails: without memory for a copy the
+ * room itself is given. */
+PyObject *plait_sock_received(LoopObject *loop, Py_ssize_t n);
 
 /* stream_reader.c: asyncio's stream readers, fed without the Python layer. */
 typedef struct reader_state ReaderState;

@@ -73,6 +73,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
         r = plait_free_list_visit(&state->loop.name, visit, arg);
     PLAIT_LOOP_FREE_LISTS(X)
 #undef X
+    if (r == 0)
+        r = plait_free_list_visit(&state->generators.requests, visit, arg);
     if (r != 0)
         return r;
     for (int i = 0; i < state->scope.free_ops_len; i++)

@@ -721,7 +721,7 @@ static PyMethodDef pool_methods[] = {
      "Run fn(*args, **kwargs) in a worker process.\n\n"
      "Returns:\n    Future: it can be waited for and awaited.\n\n"
      "Raises:\n    RuntimeError: the pool is shut down, or belongs to another process.\n"
-     "    TypeError: fn is not callable.\n"
+     "    TypeError: fn is not callable, or a coroutine or generator function.\n"
      "    MemoryError: the arguments do not fit the shared memory."},
     {"_submit_to_loop", METHOD(pool_submit_to_loop), METH_FASTCALL,
      "_submit_to_loop($self, loop, fn, /, *args)\n--\n\n"

@@ -6,7 +6,7 @@
 #include "pl_wire.h"
 #include "state.h"
 
-/* ---- messages (pool_atoms.c, pool_codec.c) ---------------------------------------------
+/* ---- messages (pool_atoms.c, pool_arrays.c, pool_codec.c) -------------------------------
  *
  * pl_wire.h tells the parts. A task has a function (a pickle) and its arguments as the body, a
  * result only a body.
@@ -15,6 +15,7 @@ enum plait_kind {
     PLAIT_ATOMS = 1,     /* values in the small encoding of pool_atoms.c */
     PLAIT_PICKLE = 2,    /* a pickle: (args, kwargs) or the value */
     PLAIT_EXCEPTION = 3, /* a pickle that plait._pool.decode_exception reads */
+    PLAIT_ARRAYS = 4,    /* arrays and atoms, see pool_arrays.c */
     PLAIT_EACH = 0x100,  /* with one of a task's: a call for each item of its argument */
 };
 
@@ -36,6 +37,13 @@ int plait_atoms_encode(struct plait_bytes *b, PyObject *const *values, Py_ssize_
 /* Reads at most max atoms into values (new references): their number, -1 on error. */
 Py_ssize_t plait_atoms_decode(const char *data, size_t len, PyObject **values, Py_ssize_t max);
 #define PLAIT_ATOMS_MAX 16
+
+/* Encodes arrays and atoms: 1 with *body (bytes) and *buffers (a list), 0 when one is neither or
+ * there is no array, -1 on error. Decodes them: as plait_atoms_decode; `buffers` may be NULL. */
+int plait_arrays_encode(struct plait_state *state, PyObject *const *values, Py_ssize_t n,
+                        PyObject **body, PyObject **buffers);
+Py_ssize_t plait_arrays_decode(struct plait_state *state, const char *data, size_t len,
+                               PyObject *buffers, PyObject **values, Py_ssize_t max);
 
 /* A buffer that came in the message itself: bytes, or a bytearray when it is writable. */
 PyObject *plait_small_buffer(const struct pl_wire_buf *entry, const void *data);

@@ -104,7 +104,8 @@ static int read_result(struct plait_pool *pool, struct plait_future *f, uint32_t
         return f->message == NULL ? -1 : 0;
     }
     struct pl_wire wire;
-    if ((kind != PLAIT_PICKLE && kind != PLAIT_EXCEPTION) || pl_wire_open(&wire, data, size) < 0)
+    if ((kind != PLAIT_PICKLE && kind != PLAIT_EXCEPTION && kind != PLAIT_ARRAYS) ||
+        pl_wire_open(&wire, data, size) < 0)
         goto damaged;
     if (wire.head.nbufs > 0) {
         f->buffers = PyList_New(0);

@@ -132,14 +132,63 @@ static int encode_buffers(struct plait_pool *pool, struct parcel *parcel, PyObje
     return 0;
 }
 
+/* A call's arguments as bytes, with a list of what goes out of band; by value if pickle refuses. */
+static PyObject *pickle_call(struct plait_pool *pool, PyObject *const *args, Py_ssize_t nargs,
+                             PyObject *kwnames, PyObject **buffers)
+{
+    struct plait_state *state = pool->state;
+    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
+    PyObject *body = NULL;
+    PyObject *tuple = PyTuple_New(nargs);
+    PyObject *dict = nkw == 0 ? Py_NewRef(Py_None) : PyDict_New();
+    PyObject *call = NULL;
+    if (tuple == NULL || dict == NULL)
+        goto out;
+    for (Py_ssize_t i = 0; i < nargs + nkw; i++) {
+        PyObject *sent = plait_sendable(state, args[i]);
+        if (sent == NULL)
+            goto out;
+        if (i < nargs) {
+            PyTuple_SET_ITEM(tuple, i, sent);
+            continue;
+        }
+        int failed = PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i - nargs), sent);
+        Py_DECREF(sent);
+        if (failed < 0)
+            goto out;
+    }
+    call = PyTuple_Pack(2, tuple, dict);
+    if (call == NULL)
+        goto out;
+    if (!pool->by_value)
+        body = plait_dumps(state, call, buffers);
+    if (body == NULL) {
+        /* What cannot go by reference may go by value. (data, buffers) */
+        PyObject *error = plait_take_exception();
+        PyObject *pair = PyObject_CallMethod((PyObject *)pool, "_dump_again", "OO", call,
+                                             error == NULL ? Py_None : error);
+        Py_XDECREF(error);
+        if (pair != NULL && PyArg_ParseTuple(pair, "SO!", &body, &PyList_Type, buffers)) {
+            Py_INCREF(body);
+            Py_INCREF(*buffers);
+        } else {
+            body = *buffers = NULL; /* one of them may be borrowed already */
+        }
+        Py_XDECREF(pair);
+    }
+out:
+    Py_XDECREF(call);
+    Py_XDECREF(tuple);
+    Py_XDECREF(dict);
+    return body;
+}
+
 static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject *fn,
                        PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    struct plait_state *state = pool->state;
     struct pl_wire_head head = {0};
     Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
     PyObject *code = encode_function(pool, fn);
-    PyObject *call = NULL;
     PyObject *buffers = NULL;
     PyObject *body = NULL;
     struct plait_bytes tail = {0};
@@ -164,55 +213,15 @@ static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject 
             goto out;
         }
         parcel->head.len = sizeof(head);
-    }
-
-    /* (args, kwargs) */
-    call = PyTuple_New(2);
-    if (call == NULL)
-        goto out;
-    PyObject *tuple = PyTuple_New(nargs);
-    PyObject *dict = nkw == 0 ? Py_NewRef(Py_None) : PyDict_New();
-    if (tuple != NULL)
-        PyTuple_SET_ITEM(call, 0, tuple);
-    if (dict != NULL)
-        PyTuple_SET_ITEM(call, 1, dict);
-    if (tuple == NULL || dict == NULL)
-        goto out;
-    for (Py_ssize_t i = 0; i < nargs + nkw; i++) {
-        PyObject *sent = plait_sendable(state, args[i]);
-        if (sent == NULL)
+        if (plait_arrays_encode(pool->state, args, nargs, &body, &buffers) < 0)
             goto out;
-        if (i < nargs) {
-            PyTuple_SET_ITEM(tuple, i, sent);
-            continue;
-        }
-        int failed = PyDict_SetItem(dict, PyTuple_GET_ITEM(kwnames, i - nargs), sent);
-        Py_DECREF(sent);
-        if (failed < 0)
-            goto out;
+        parcel->kind = PLAIT_ARRAYS;
     }
-    if (!pool->by_value)
-        body = plait_dumps(state, call, &buffers);
     if (body == NULL) {
-        /* What cannot go by reference may go by value. (data, buffers) */
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
-        PyObject *pair = PyObject_CallMethod((PyObject *)pool, "_dump_again", "OO", call,
-                                             value == NULL ? Py_None : value);
-        Py_XDECREF(type);
-        Py_XDECREF(value);
-        Py_XDECREF(traceback);
-        if (pair == NULL)
+        body = pickle_call(pool, args, nargs, kwnames, &buffers);
+        if (body == NULL)
             goto out;
-        if (!PyArg_ParseTuple(pair, "SO!", &body, &PyList_Type, &buffers)) {
-            body = buffers = NULL;
-            Py_DECREF(pair);
-            goto out;
-        }
-        Py_INCREF(body);
-        Py_INCREF(buffers);
-        Py_DECREF(pair);
+        parcel->kind = PLAIT_PICKLE;
     }
     size_t nbufs = (size_t)PyList_GET_SIZE(buffers);
     if (PyBytes_GET_SIZE(body) > INT32_MAX || nbufs > 100000) {
@@ -236,11 +245,9 @@ static int encode_task(struct plait_pool *pool, struct parcel *parcel, PyObject 
         plait_bytes_add(&parcel->head, tail.data, tail.len) < 0)
         goto out;
     memcpy(parcel->head.data, &head, sizeof(head));
-    parcel->kind = PLAIT_PICKLE;
     error = 0;
 out:
     Py_DECREF(code);
-    Py_XDECREF(call);
     Py_XDECREF(body);
     Py_XDECREF(buffers);
     plait_bytes_free(&tail);
@@ -414,6 +421,8 @@ struct plait_future *plait_pool_submit(struct plait_pool *pool, const struct pla
                      Py_TYPE(call->fn)->tp_name);
         return NULL;
     }
+    if (plait_refuse_frames(call->fn) < 0)
+        return NULL;
     if (pool->max_pending != 0 && pool->outstanding >= pool->max_pending) {
         PyObject *told = PyObject_CallMethod((PyObject *)pool, "_when_full", NULL);
         if (told == NULL)

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 const char plait_worker_run_doc[] = "worker_run($module, memfd, eventfd, seat, low_mark, "
-                                    "stackfd, most, load, dump, install, /)\n--\n\n"
+                                    "most, load, dump, install, /)\n--\n\n"
                                     "Serve a pool's tasks until it closes.";
 
 #define MAX_KNOWN 1024
@@ -31,14 +31,13 @@ struct worker {
     uint64_t told;       /* the one that has been told to stop */
     uint64_t most;       /* tasks until it ends by itself; 0: no bound */
     uint32_t *canary;    /* owns: one page that is zero in a child that a task forked */
-    int stackfd;         /* where signals leave the Python stack */
     PyFrameObject *base; /* borrows: the frame that the loop runs in */
     PyObject *stopped;   /* the exception TaskStopped */
     timer_t again;       /* owns; repeats a signal that came at a bad time */
     bool has_again;
     struct pl_member member;
     PyObject *load;  /* bytes -> function */
-    PyObject *dump;  /* exception -> bytes */
+    PyObject *dump;  /* (exception, function or None) -> bytes */
     PyObject *known; /* dict: bytes -> function */
     char *last_code; /* owns: the function that ran last, compared before any hashing */
     size_t last_len;
@@ -207,9 +206,18 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
     if (fn == NULL)
         goto out;
     bool each = (slot->kind & PLAIT_EACH) != 0;
-    if ((slot->kind & ~PLAIT_EACH) == PLAIT_ATOMS) {
+    int kind = slot->kind & ~PLAIT_EACH;
+    if (wire.head.nbufs > 0) {
+        held->buffers = read_buffers(w, &wire);
+        if (held->buffers == NULL)
+            goto out;
+    }
+    if (kind == PLAIT_ATOMS || kind == PLAIT_ARRAYS) {
         PyObject *args[PLAIT_ATOMS_MAX + 1];
-        Py_ssize_t n = plait_atoms_decode(body, wire.head.body_len, args + 1, PLAIT_ATOMS_MAX);
+        Py_ssize_t n = kind == PLAIT_ATOMS
+                           ? plait_atoms_decode(body, wire.head.body_len, args + 1, PLAIT_ATOMS_MAX)
+                           : plait_arrays_decode(w->state, body, wire.head.body_len, held->buffers,
+                                                 args + 1, PLAIT_ATOMS_MAX);
         if (n < 0)
             goto out;
         if (message.offset != 0) {
@@ -224,11 +232,6 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
         while (n > 0)
             Py_DECREF(args[n--]);
     } else {
-        if (wire.head.nbufs > 0) {
-            held->buffers = read_buffers(w, &wire);
-            if (held->buffers == NULL)
-                goto out;
-        }
         PyObject *call = plait_loads(w->state, body, wire.head.body_len, held->buffers);
         if (message.offset != 0) {
             /* Everything has been copied out of it or has a block of its own. */
@@ -243,12 +246,15 @@ static PyObject *run_task(struct worker *w, struct pl_slot *slot, struct held *h
         } else {
             args = PyTuple_GET_ITEM(call, 0);
             kwargs = PyTuple_GET_ITEM(call, 1);
-            if (!each)
+            if (!each) {
                 result = PyObject_Call(fn, args, kwargs == Py_None ? NULL : kwargs);
-            else if (PyTuple_Check(args) && PyTuple_GET_SIZE(args) == 1)
+                if (result == NULL && PyDict_Check(kwargs))
+                    plait_hint_options(fn, kwargs);
+            } else if (PyTuple_Check(args) && PyTuple_GET_SIZE(args) == 1) {
                 result = call_each(w, fn, PyTuple_GET_ITEM(args, 0));
-            else
+            } else {
                 (void)damaged();
+            }
         }
         Py_DECREF(call);
     }
@@ -364,12 +370,18 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
         return error;
     }
     PyObject *buffers = NULL;
-    PyObject *sent = plait_sendable(w->state, value);
-    Py_DECREF(value);
-    value = sent;
-    PyObject *body = value == NULL ? NULL : plait_dumps(w->state, value, &buffers);
-    if (body == NULL && value != NULL)
-        body = dump_again(value, &buffers);
+    PyObject *body = NULL;
+    uint16_t kind = PLAIT_ARRAYS;
+    int arrays = plait_arrays_encode(w->state, &value, 1, &body, &buffers);
+    if (arrays == 0) {
+        kind = PLAIT_PICKLE;
+        PyObject *sent = plait_sendable(w->state, value);
+        Py_DECREF(value);
+        value = sent;
+        body = value == NULL ? NULL : plait_dumps(w->state, value, &buffers);
+        if (body == NULL && value != NULL)
+            body = dump_again(value, &buffers);
+    }
     struct plait_bytes tail = {0};
     struct pl_wire_buf *table = NULL;
     struct plait_block **moved = NULL; /* owned references to the task's blocks, by buffer */
@@ -436,7 +448,7 @@ static int put_value(struct worker *w, struct pl_slot *slot, PyObject *value, st
         plait_bytes_add(&out, table, n * sizeof(*table)) < 0 ||
         plait_bytes_add(&out, PyBytes_AS_STRING(body), head.body_len) < 0 ||
         plait_bytes_add(&out, tail.data, tail.len) < 0 ||
-        put_message(w, slot, PLAIT_PICKLE, out.data, out.len) < 0)
+        put_message(w, slot, kind, out.data, out.len) < 0)
         goto out;
     for (uint32_t i = 0; i < n; i++) {
         if (table[i].block.offset == 0)
@@ -465,15 +477,16 @@ out:
     return error;
 }
 
-/* Writes the exception that is set, and clears it. -1: not even that was possible. */
-static int put_exception(struct worker *w, struct pl_slot *slot)
+/* Writes the exception that is set, and clears it. `fn` is NULL, or the function whose result could
+ * not be sent. -1: not even that was possible. */
+static int put_exception(struct worker *w, struct pl_slot *slot, PyObject *fn)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     PyErr_NormalizeException(&type, &value, &traceback);
     if (traceback != NULL)
         (void)PyException_SetTraceback(value, traceback);
-    PyObject *data = PyObject_CallOneArg(w->dump, value);
+    PyObject *data = PyObject_CallFunctionObjArgs(w->dump, value, fn == NULL ? Py_None : fn, NULL);
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(traceback);
@@ -518,14 +531,6 @@ static int make_canary(struct worker *w)
     return 0;
 }
 
-/* What a signal left of the Python stack is of no use to anyone, and must not be taken for that of
- * a later task. Without the descriptor there is nothing to clear. */
-static void forget_stack(struct worker *w)
-{
-    if (w->stackfd >= 0 && ftruncate(w->stackfd, 0) < 0)
-        w->stackfd = -1;
-}
-
 static int serve_one(struct worker *w, uint32_t cell)
 {
     struct pl_slot *slot = &w->member.slots[cell];
@@ -537,16 +542,15 @@ static int serve_one(struct worker *w, uint32_t cell)
     PyObject *value = run_task(w, slot, &held);
     leave_if_forked(w);
     int error = -1;
-    if (value != NULL)
+    bool returned = value != NULL;
+    if (returned)
         error = put_value(w, slot, value, &held);
     leave_if_forked(w);
-    if (w->told == w->ticket)
-        forget_stack(w); /* the task was stopped and the worker goes on */
-    w->ticket = 0;       /* from here on the task is over, and nothing may hit the next one */
+    w->ticket = 0; /* from here on the task is over, and nothing may hit the next one */
     if (error < 0) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_SystemError, "a task ended without a result");
-        error = put_exception(w, slot);
+        error = put_exception(w, slot, returned ? w->last_fn : NULL);
     }
     Py_CLEAR(held.buffers);
     if (error < 0)
@@ -610,17 +614,11 @@ static PyObject *on_stop(PyObject *capsule, PyObject *args)
     struct worker *w = PyCapsule_GetPointer(capsule, NULL);
     if (w == NULL)
         return NULL;
-    bool asked = pl_member_asked(&w->member, w->ticket);
-    if (asked && w->ticket == w->told)
-        Py_RETURN_NONE; /* Asked again. The stack that this left is as good as the first. */
-    if (!asked) {
-        forget_stack(w); /* meant for a task that is over, or not by us */
+    /* Meant for a task that is over, or by somebody else; or asked again. */
+    if (!pl_member_asked(&w->member, w->ticket) || w->ticket == w->told)
         Py_RETURN_NONE;
-    }
-    if (importing(w) && stop_later(w, args)) {
-        forget_stack(w);
+    if (importing(w) && stop_later(w, args))
         Py_RETURN_NONE;
-    }
     w->told = w->ticket;
     PyErr_SetString(w->stopped, "the task was stopped");
     return NULL;
@@ -631,11 +629,11 @@ static PyMethodDef on_stop_def = {"on_stop", on_stop, METH_VARARGS, NULL};
 /* Hands the handler to Python's side, which installs it. */
 static int install_stop(struct worker *w, PyObject *install)
 {
-    PyObject *exceptions = PyImport_ImportModule("plait._exceptions");
-    if (exceptions == NULL)
+    PyObject *module = PyImport_ImportModule("plait._stopped");
+    if (module == NULL)
         return -1;
-    w->stopped = PyObject_GetAttrString(exceptions, "TaskStopped");
-    Py_DECREF(exceptions);
+    w->stopped = PyObject_GetAttrString(module, "TaskStopped");
+    Py_DECREF(module);
     PyObject *capsule = w->stopped == NULL ? NULL : PyCapsule_New(w, NULL, NULL);
     PyObject *handler = capsule == NULL ? NULL : PyCFunction_New(&on_stop_def, capsule);
     PyObject *told = handler == NULL ? NULL : PyObject_CallOneArg(install, handler);
@@ -654,8 +652,8 @@ PyObject *plait_worker_run(PyObject *module, PyObject *args)
     unsigned long long low_mark;
     PyObject *install;
     unsigned long long most;
-    if (!PyArg_ParseTuple(args, "iiIKiKOOO", &memfd, &eventfd, &seat, &low_mark, &w.stackfd, &most,
-                          &w.load, &w.dump, &install))
+    if (!PyArg_ParseTuple(args, "iiIKKOOO", &memfd, &eventfd, &seat, &low_mark, &most, &w.load,
+                          &w.dump, &install))
         return NULL;
     /* A task may close descriptors by number and open others in their place; the parent's must
      * not be among those that a small number finds. */

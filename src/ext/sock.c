@@ -13,6 +13,7 @@
  *
  * Runs in the loop's thread, with the interpreter attached.
  */
+#include "spare_bytes.h"
 #include "stop.h"
 #include "watch.h"
 
@@ -20,7 +21,7 @@
 #include <limits.h>
 #include <sys/socket.h>
 
-/* Up to this size, and while little arrives, bytes are received into the loop's buffer. */
+/* Up to this size, and while little arrives, bytes are received into the loop's room. */
 #define SMALL_READ ((size_t)32 << 10)
 
 enum kind { RECV, RECV_INTO, SENDALL, METHOD };
@@ -102,6 +103,27 @@ static int judge(CallObject *c, ssize_t n)
     return -1;
 }
 
+char *plait_sock_room(LoopObject *loop)
+{
+    if (PL_UNLIKELY(loop->room == NULL))
+        loop->room = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)PLAIT_READ_BUFFER);
+    return loop->room == NULL ? NULL : PyBytes_AS_STRING(loop->room);
+}
+
+PyObject *plait_sock_received(LoopObject *loop, Py_ssize_t n)
+{
+    PyObject *data = plait_spare_bytes_new(loop, PyBytes_AS_STRING(loop->room), (size_t)n);
+    if (PL_LIKELY(data != NULL))
+        return data;
+    PyErr_Clear();
+    /* Nobody else has seen it: it becomes shorter where it is, with the rest of its memory. */
+    data = loop->room;
+    loop->room = NULL;
+    PyBytes_AS_STRING(data)[n] = '\0';
+    Py_SET_SIZE(data, n);
+    return data;
+}
+
 static int try_recv(CallObject *c, int fd, PyObject **out)
 {
     LoopObject *loop = c->loop;
@@ -110,14 +132,17 @@ static int try_recv(CallObject *c, int fd, PyObject **out)
     struct plait_watch *w = plait_watch_find(loop, fd);
     uint32_t hint = w != NULL ? w->hint : 0;
     if (size <= PLAIT_READ_BUFFER && (size <= SMALL_READ || hint < SMALL_READ)) {
-        ssize_t n = sys->recv(fd, loop->read_buffer, size, MSG_DONTWAIT);
+        char *room = plait_sock_room(loop);
+        if (room == NULL)
+            return -1;
+        ssize_t n = sys->recv(fd, room, size, MSG_DONTWAIT);
         int r = judge(c, n);
         if (r <= 0)
             return r;
         if (w != NULL)
             w->hint = (uint32_t)n;
-        *out = PyBytes_FromStringAndSize(loop->read_buffer, n);
-        return *out == NULL ? -1 : 1;
+        *out = plait_sock_received(loop, n);
+        return 1;
     }
     PyObject *data = PyBytes_FromStringAndSize(NULL, c->size);
     if (data == NULL)

@@ -2,7 +2,7 @@
 #ifndef PLAIT_STATE_GENERATORS_H
 #define PLAIT_STATE_GENERATORS_H
 
-#include <Python.h>
+#include "free_list.h"
 
 /* X(type, name): one owned reference each. */
 // clang-format off
@@ -29,13 +29,9 @@
     X(PyObject, gen_str_throw)
 // clang-format on
 
-#define PLAIT_FREE_REQUESTS 64
-
 struct plait_generators_state {
-    /* Requests ready for use again; each keeps the reference to its type. One thread at a
-     * time uses the list: the interpreter's lock guards it. Not built without that lock. */
-    PyObject *free_requests[PLAIT_FREE_REQUESTS];
-    int free_requests_len;
+    struct plait_free_list requests;
+    PyCFunction fileno; /* what gen_fileno calls */
 };
 
 #endif /* PLAIT_STATE_GENERATORS_H */

@@ -24,6 +24,9 @@
     X(PyObject, condition_type) /* threading.Condition */                                \
     X(PyObject, get_running_loop) /* asyncio's _get_running_loop; NULL before its use */ \
     X(PyObject, decode_exception) /* plait._pool.decode_exception */                     \
+    X(PyObject, np_ndarray) /* numpy's, once an array was met; with these two: */        \
+    X(PyObject, np_dtypes) /* tuple: numpy's types, as pool_arrays.c counts them */      \
+    X(PyObject, reducers) /* copyreg.dispatch_table */                                   \
     X(PyObject, str_append)                                                              \
     X(PyObject, empty_tuple)
 // clang-format on

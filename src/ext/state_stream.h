@@ -9,23 +9,28 @@
 // clang-format off
 #define PLAIT_STREAM_OBJECTS(X)                    \
     X(PyTypeObject, reader_state_type)             \
+    X(PyTypeObject, own_reader_type)               \
     X(PyTypeObject, read_op_type)                  \
     X(PyTypeObject, drained_type)                  \
     X(PyTypeObject, connected_type)                \
+    X(PyTypeObject, talk_done_type)                \
+    X(PyTypeObject, writer_type)                   \
     X(PyObject, drained)                           \
     X(PyObject, reader_type)                       \
-    X(PyObject, writer_type)                       \
     X(PyObject, asyncio_stream_reader)             \
     X(PyObject, asyncio_stream_writer)             \
     X(PyObject, asyncio_stream_protocol)           \
+    X(PyObject, asyncio_iscoroutine)               \
     X(PyObject, asyncio_limit_overrun)             \
     X(PyObject, asyncio_incomplete_read)           \
     X(PyObject, stock_future)                      \
     X(PyObject, stock_reader)                      \
     X(PyObject, stock_writer)                      \
     X(PyObject, stock_protocol)                    \
+    X(PyObject, getweakrefcount)                   \
     X(PyObject, newline)                           \
     X(PyObject, no_args)                           \
+    X(PyObject, kw_context)                        \
     X(PyObject, str_blocking)                      \
     X(PyObject, str_cancelled)                     \
     X(PyObject, str_class)                         \
@@ -43,6 +48,9 @@
     X(PyObject, str_reader_wr)                     \
     X(PyObject, str_source_traceback)              \
     X(PyObject, str_state)                         \
+    X(PyObject, str_stream_writer)                 \
+    X(PyObject, str_strong_reader)                 \
+    X(PyObject, str_private_task)                  \
     X(PyObject, str_write)
 // clang-format on
 

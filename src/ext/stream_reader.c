@@ -1,14 +1,12 @@
-/* stream_reader.c - asyncio.StreamReader fed in C: the buffer, its descriptors, its adoption.
- *
- * Recognised are exact StreamReaders of exact StreamReaderProtocols whose classes and objects
- * have asyncio's own methods, when their connection is made on one of our transports. All
- * others, and all in debug mode, go asyncio's way.
+/* stream_reader.c - asyncio.StreamReader fed in C: the buffer, its descriptors, its types.
  *
  * The state belongs to the reader. A transport that feeds it borrows it and is told when it
  * goes away: as in asyncio, data for a reader that nobody holds is dropped.
  */
 #include "stream_reader.h"
 #include "args.h"
+
+#include <structmember.h>
 
 /* ---- the buffer --------------------------------------------------------- */
 
@@ -232,54 +230,22 @@ int plait_reader_feed(ReaderState *s, PyObject *bytes)
     return r;
 }
 
-/* ---- adoption ----------------------------------------------------------- */
+/* ---- the state of a reader ---------------------------------------------- */
 
-PyObject *plait_stream_dict(PyObject *object)
+/* Behind what the base class has, in readers that were made for a connection. */
+static PyObject *own_state(struct plait_state *state, PyObject *reader)
 {
-    return PyObject_GenericGetDict(object, NULL);
-}
-
-int plait_stream_is_stock(PyObject *type, PyObject *stock)
-{
-    PyObject *name, *function;
-    Py_ssize_t at = 0;
-    if (PyDict_GET_SIZE(stock) == 0)
-        return 0;
-    while (PyDict_Next(stock, &at, &name, &function)) {
-        PyObject *found = PyObject_GetAttr(type, name);
-        if (found == NULL)
-            return -1;
-        Py_DECREF(found); /* the class has it still, or it is not the same */
-        if (found != function)
-            return 0;
-    }
-    return 1;
-}
-
-PyObject *plait_stream_stock(PyObject *type, const char *const *names)
-{
-    PyObject *stock = PyDict_New();
-    for (; stock != NULL && *names != NULL; names++) {
-        PyObject *function = PyObject_GetAttrString(type, *names);
-        PyObject *module = function == NULL ? NULL : PyObject_GetAttrString(function, "__module__");
-        bool theirs = module != NULL && PyUnicode_Check(module) &&
-                      PyUnicode_CompareWithASCIIString(module, "asyncio.streams") == 0;
-        Py_XDECREF(module);
-        PyErr_Clear(); /* what is not there is not asyncio's */
-        if (!theirs) {
-            Py_XDECREF(function);
-            PyDict_Clear(stock);
-            return stock;
-        }
-        if (PyDict_SetItemString(stock, *names, function) < 0)
-            Py_CLEAR(stock);
-        Py_DECREF(function);
-    }
-    return stock;
+    char *end = (char *)reader + state->own_reader_type->tp_basicsize;
+    return *(PyObject **)(void *)(end - sizeof(PyObject *));
 }
 
 ReaderState *plait_reader_state(struct plait_state *state, PyObject *reader)
 {
+    if (PL_LIKELY(Py_IS_TYPE(reader, state->own_reader_type))) {
+        PyObject *own = own_state(state, reader);
+        bool whole = own != NULL && Py_IS_TYPE(own, state->reader_state_type);
+        return whole ? (ReaderState *)own : NULL;
+    }
     if (!PyObject_TypeCheck(reader, (PyTypeObject *)state->reader_type))
         return NULL;
     PyObject *dict = plait_stream_dict(reader);
@@ -409,9 +375,7 @@ static int set_descriptor(PyObject *self, PyObject *value, void *closure)
     return set_field(s, (enum field)(intptr_t)closure, value);
 }
 
-/* Moves the fields of an exact StreamReader into a state. 1, 0 when it has anything that a
- * fresh reader of this loop has not, or -1. The dict changes only on success. */
-static int move_fields(PyObject *dict, ReaderState *s)
+int plait_reader_move_fields(PyObject *dict, ReaderState *s)
 {
     struct plait_state *state = s->loop->state;
     Py_ssize_t known = PyDict_GetItemWithError(dict, state->str_source_traceback) != NULL;
@@ -427,101 +391,6 @@ static int move_fields(PyObject *dict, ReaderState *s)
         }
     }
     return PyDict_GET_SIZE(dict) == FIELDS + 1 + known;
-}
-
-static ReaderState *convert(LoopObject *loop, PyObject *reader)
-{
-    struct plait_state *state = loop->state;
-    ReaderState *s = PyObject_GC_New(ReaderState, state->reader_state_type);
-    if (s == NULL)
-        return NULL;
-    memset((char *)s + sizeof(PyObject), 0, sizeof(*s) - sizeof(PyObject));
-    s->loop = (LoopObject *)Py_NewRef(loop);
-    PyObject_GC_Track(s);
-    PyObject *dict = plait_stream_dict(reader);
-    int r = dict == NULL ? -1 : move_fields(dict, s);
-    /* A dict of its own size, without those fields. */
-    PyObject *rest = r == 1 ? PyDict_New() : NULL;
-    PyObject *traceback =
-        r == 1 ? PyDict_GetItemWithError(dict, state->str_source_traceback) : NULL;
-    if (rest == NULL || PyDict_SetItem(rest, state->str_private_loop, (PyObject *)loop) < 0 ||
-        (traceback != NULL && PyDict_SetItem(rest, state->str_source_traceback, traceback) < 0) ||
-        PyDict_SetItem(rest, state->str_state, (PyObject *)s) < 0 ||
-        PyObject_SetAttr(reader, state->str_class, state->reader_type) < 0)
-        Py_CLEAR(s);
-    else if (PyObject_GenericSetDict(reader, rest, NULL) < 0)
-        Py_CLEAR(s);
-    Py_XDECREF(rest);
-    Py_XDECREF(dict);
-    Py_XDECREF(s); /* the dict's reference keeps it */
-    return s;
-}
-
-void plait_reader_unlink(ReaderState **link)
-{
-    if (*link == NULL)
-        return;
-    (*link)->link = NULL;
-    *link = NULL;
-}
-
-static int has_stock_classes(struct plait_state *state)
-{
-    int r = plait_stream_is_stock(state->asyncio_stream_reader, state->stock_reader);
-    return r == 1 ? plait_stream_is_stock(state->asyncio_stream_protocol, state->stock_protocol)
-                  : r;
-}
-
-/* 1 and *found (borrowed), 0 when this connection is to go asyncio's way, or -1. */
-static int adopt(LoopObject *loop, PyObject *protocol, ReaderState **found)
-{
-    struct plait_state *state = loop->state;
-    int r = has_stock_classes(state);
-    if (r != 1)
-        return r;
-    PyObject *dict = plait_stream_dict(protocol);
-    if (dict == NULL)
-        return -1;
-    r = 0;
-    PyObject *ref = PyDict_GetItemWithError(dict, state->str_reader_wr); // borrowed
-    PyObject *reader = NULL;
-    if (ref == NULL || !PyWeakref_CheckRef(ref) ||
-        PyDict_GetItemWithError(dict, state->str_private_loop) != (PyObject *)loop ||
-        PyDict_Contains(dict, state->str_data_received) != 0)
-        goto done;
-    reader = PyObject_CallNoArgs(ref);
-    if (reader == NULL)
-        goto done;
-    *found = plait_reader_state(state, reader);
-    if (*found == NULL && Py_IS_TYPE(reader, (PyTypeObject *)state->asyncio_stream_reader))
-        *found = convert(loop, reader);
-    if (*found != NULL)
-        r = plait_writer_expect(state, dict) < 0 ? -1 : 1;
-done:
-    Py_XDECREF(reader);
-    Py_DECREF(dict);
-    return PyErr_Occurred() ? -1 : r;
-}
-
-void plait_reader_link(LoopObject *loop, PyObject *protocol, ReaderState **link)
-{
-    plait_reader_unlink(link);
-    if (protocol == NULL || loop->debug ||
-        !Py_IS_TYPE(protocol, (PyTypeObject *)loop->state->asyncio_stream_protocol))
-        return;
-    ReaderState *found = NULL;
-    int r = adopt(loop, protocol, &found);
-    if (r < 0) {
-        /* Nothing has changed for the program: asyncio's way works for all. */
-        PyErr_WriteUnraisable(protocol);
-        return;
-    }
-    if (r == 0)
-        return;
-    if (found->link != NULL)
-        *found->link = NULL; /* one connection at a time feeds a reader */
-    found->link = link;
-    *link = found;
 }
 
 /* ---- methods ------------------------------------------------------------ */
@@ -600,7 +469,15 @@ static PyObject *get_class(PyObject *self, void *Py_UNUSED(closure))
         name, get_descriptor, set_descriptor, NULL, (void *)(intptr_t)(field)                      \
     }
 
+static PyObject *get_loop(PyObject *self, void *Py_UNUSED(closure))
+{
+    ReaderState *s = state_of(self);
+    return s == NULL ? NULL : Py_NewRef((PyObject *)s->loop);
+}
+
+/* The first is for readers that were made for a connection: others have it in their dict. */
 static PyGetSetDef reader_getset[] = {
+    {"_loop", get_loop, NULL, NULL, NULL},
     {"__class__", get_class, NULL, NULL, NULL},
     FIELD("_limit", LIMIT),
     FIELD("_buffer", BUFFER),
@@ -614,7 +491,7 @@ static PyGetSetDef reader_getset[] = {
 
 static PyType_Slot reader_slots[] = {
     {Py_tp_methods, reader_methods},
-    {Py_tp_getset, reader_getset},
+    {Py_tp_getset, &reader_getset[1]},
     {Py_am_anext, (void *)plait_reader_anext_slot},
     {0, NULL},
 };
@@ -624,6 +501,29 @@ static PyType_Spec reader_spec = {
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = reader_slots,
 };
+
+static PyTypeObject *make_own_type(PyObject *module, PyObject *base)
+{
+    const Py_ssize_t at = ((PyTypeObject *)base)->tp_basicsize;
+    PyMemberDef members[] = {
+        {"_plait_state", T_OBJECT_EX, at, 0, NULL},
+        {NULL, 0, 0, 0, NULL},
+    };
+    PyType_Slot slots[] = {
+        {Py_tp_methods, reader_methods},
+        {Py_tp_getset, reader_getset},
+        {Py_tp_members, members},
+        {Py_am_anext, (void *)plait_reader_anext_slot},
+        {0, NULL},
+    };
+    PyType_Spec spec = {
+        .name = "asyncio.streams.StreamReader",
+        .basicsize = (int)(at + (Py_ssize_t)sizeof(PyObject *)),
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+        .slots = slots,
+    };
+    return (PyTypeObject *)plait_stream_subclass(module, &spec, base);
+}
 
 /* ---- the state's type --------------------------------------------------- */
 
@@ -678,16 +578,6 @@ static PyType_Spec reader_state_spec = {
     .slots = reader_state_slots,
 };
 
-PyObject *plait_stream_subclass(PyObject *module, PyType_Spec *spec, PyObject *base)
-{
-    PyObject *bases = PyTuple_Pack(1, base);
-    if (bases == NULL)
-        return NULL;
-    PyObject *type = PyType_FromModuleAndSpec(module, spec, bases);
-    Py_DECREF(bases);
-    return type;
-}
-
 static int import_classes(struct plait_state *state)
 {
     static const struct {
@@ -697,6 +587,7 @@ static int import_classes(struct plait_state *state)
         {offsetof(struct plait_state, asyncio_stream_reader), "StreamReader"},
         {offsetof(struct plait_state, asyncio_stream_writer), "StreamWriter"},
         {offsetof(struct plait_state, asyncio_stream_protocol), "StreamReaderProtocol"},
+        {offsetof(struct plait_state, asyncio_iscoroutine), "iscoroutine"},
         {offsetof(struct plait_state, asyncio_limit_overrun), "LimitOverrunError"},
         {offsetof(struct plait_state, asyncio_incomplete_read), "IncompleteReadError"},
     };
@@ -704,6 +595,12 @@ static int import_classes(struct plait_state *state)
     state->stock_future = types == NULL ? NULL : PyObject_GetAttrString(types, "Future");
     Py_XDECREF(types);
     if (state->stock_future == NULL)
+        return -1;
+    PyObject *weakref = PyImport_ImportModule("weakref");
+    state->getweakrefcount =
+        weakref == NULL ? NULL : PyObject_GetAttrString(weakref, "getweakrefcount");
+    Py_XDECREF(weakref);
+    if (state->getweakrefcount == NULL)
         return -1;
     PyObject *asyncio = PyImport_ImportModule("asyncio");
     for (size_t i = 0; asyncio != NULL && i < PL_ARRAY_LEN(classes); i++) {
@@ -740,6 +637,9 @@ static int make_names(struct plait_state *state)
         NAME(str_reader_wr, "_stream_reader_wr"),
         NAME(str_source_traceback, "_source_traceback"),
         NAME(str_state, "_plait_state"),
+        NAME(str_stream_writer, "_stream_writer"),
+        NAME(str_strong_reader, "_strong_reader"),
+        NAME(str_private_task, "_task"),
         NAME(str_write, "write"),
 #undef NAME
     };
@@ -751,7 +651,8 @@ static int make_names(struct plait_state *state)
     }
     state->newline = PyBytes_FromStringAndSize("\n", 1);
     state->no_args = PyTuple_New(0);
-    return state->newline == NULL || state->no_args == NULL ? -1 : 0;
+    state->kw_context = Py_BuildValue("(s)", "context");
+    return state->newline == NULL || state->no_args == NULL || state->kw_context == NULL ? -1 : 0;
 }
 
 int plait_stream_exec(PyObject *module, struct plait_state *state)
@@ -787,6 +688,9 @@ int plait_stream_exec(PyObject *module, struct plait_state *state)
         return -1;
     state->reader_type = plait_stream_subclass(module, &reader_spec, state->asyncio_stream_reader);
     if (state->reader_type == NULL)
+        return -1;
+    state->own_reader_type = make_own_type(module, state->asyncio_stream_reader);
+    if (state->own_reader_type == NULL)
         return -1;
     return plait_read_op_type(module, state) < 0 ? -1 : plait_writer_types(module, state);
 }

@@ -2,8 +2,9 @@
  *
  * An asyncio.StreamReader whose connection a transport of ours makes is given a subclass
  * without fields (by class assignment); what was in its dict moves into a state object,
- * which stands in the dict under one private key. asyncio's own methods that are not
- * replaced find the fields where they were, through descriptors.
+ * which stands in the dict under one private key. One that nobody has seen yet, a server's, is
+ * replaced by one of a class that has a field for the state, and no dict. asyncio's own methods
+ * that are not replaced find the fields where they were, through descriptors.
  */
 #ifndef PLAIT_EXT_STREAM_READER_H
 #define PLAIT_EXT_STREAM_READER_H
@@ -42,6 +43,9 @@ int plait_reader_drop(ReaderState *s, Py_ssize_t n);
 int plait_reader_maybe_resume(ReaderState *s);
 int plait_reader_resume(ReaderState *s);
 
+/* Moves the fields of an exact StreamReader into a state. 1, 0 when it has anything that a
+ * fresh reader of this loop has not, or -1. The dict stays as it is. */
+int plait_reader_move_fields(PyObject *dict, ReaderState *s);
 /* A pending asyncio.Future of the loop's, new or used again. */
 PyObject *plait_reader_future(LoopObject *loop);
 /* Keeps a future that is done for plait_reader_future; steals it. */
@@ -61,10 +65,10 @@ int plait_read_op_type(PyObject *module, struct plait_state *state);
 
 /* stream_writer.c */
 /* Lets the writer of a server's connection, when asyncio makes it, become one of ours. */
-int plait_writer_expect(struct plait_state *state, PyObject *protocol_dict);
+int plait_writer_expect(struct plait_state *state, PyObject *protocol);
 int plait_writer_types(PyObject *module, struct plait_state *state);
 
-/* stream_reader.c, for both files */
+/* stream_adopt.c */
 /* The object's dict, for exact instances of asyncio's classes; a new reference. */
 PyObject *plait_stream_dict(PyObject *object);
 /* Whether a class still has the functions that asyncio gave it. 1, 0, or -1. */

@@ -441,7 +441,9 @@ static int post(struct plait_crew *crew, struct plait_task *task, bool push)
             if (may_block == 0)
                 PyErr_Format(crew->state->pool_full, "%u tasks are waiting already (max_pending)%s",
                              crew->core.room,
-                             crew->refuses ? "" : "; use `await pool.submit_soon(...)`");
+                             crew->refuses ? ""
+                                           : ", and waiting for room would block this thread's "
+                                             "event loop: use `await pool.submit_soon(fn, ...)`");
             return -1;
         }
         if (wait_room(crew) < 0 || !accepts(crew))
@@ -563,6 +565,8 @@ static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, stru
             result = PyObject_Vectorcall(fn, task->args + 1,
                                          (size_t)task->npos | PY_VECTORCALL_ARGUMENTS_OFFSET,
                                          task->kwnames);
+            if (result == NULL && task->kwnames != NULL)
+                plait_hint_options(fn, task->kwnames);
             error = result == NULL ? plait_take_exception() : NULL;
             if (task->context != NULL && PyContext_Exit(task->context) < 0)
                 PyErr_WriteUnraisable(fn);

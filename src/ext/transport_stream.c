@@ -4,63 +4,12 @@
  * object of the exact size; where the last reads were large, the kernel writes straight
  * into a bytes object, which is then shrunk; a BufferedProtocol lends its own buffer.
  */
+#include "spare_bytes.h"
 #include "transport.h"
 
 #define DIRECT_READ ((size_t)32 << 10)
 /* As asyncio's: protocols that pause the reading bound their memory by what one read brings. */
 #define MAX_READ ((size_t)256 << 10)
-
-/* Bytes objects of these sizes are used again when they have been sent: below, the
- * interpreter's allocator is as fast; above, they would be a lot to keep. */
-#define SPARE_MIN ((size_t)480)
-#define SPARE_MAX ((size_t)16 << 10)
-
-static PyObject **spare_place(LoopObject *loop, size_t n)
-{
-    return &loop->spare_bytes[n / 64 % PLAIT_SPARE_BYTES];
-}
-
-/* A bytes object with what was received, which nobody else has. */
-static PyObject *bytes_of(LoopObject *loop, const char *buf, size_t n)
-{
-    PyObject **place = spare_place(loop, n);
-    PyObject *spare = *place;
-    if (spare == NULL || (size_t)PyBytes_GET_SIZE(spare) != n)
-        return PyBytes_FromStringAndSize(buf, (Py_ssize_t)n);
-    *place = NULL;
-    memcpy(PyBytes_AS_STRING(spare), buf, n);
-    return spare;
-}
-
-#ifndef Py_GIL_DISABLED
-/* The field has no other name yet, for all that it is called deprecated. */
-static void forget_hash(PyObject *bytes)
-{
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-    ((PyBytesObject *)bytes)->ob_shash = -1;
-#pragma GCC diagnostic pop
-}
-#endif
-
-/* Drops a reference to what has been sent. An echo is the last to have what it was given: with
- * the last reference the object may become another. */
-static void release_bytes(LoopObject *loop, PyObject *bytes)
-{
-#ifndef Py_GIL_DISABLED /* there, a count of one says nothing about other threads */
-    size_t n = (size_t)PyBytes_GET_SIZE(bytes);
-    if (Py_REFCNT(bytes) == 1 && n >= SPARE_MIN && n <= SPARE_MAX && loop->core_ready) {
-        PyObject **place = spare_place(loop, n);
-        PyObject *old = *place;
-        forget_hash(bytes);
-        *place = bytes;
-        Py_XDECREF(old);
-        return;
-    }
-#endif
-    (void)loop;
-    Py_DECREF(bytes);
-}
 
 void plait_transport_drop_view(TransportObject *t)
 {
@@ -198,7 +147,7 @@ static void on_read(struct pl_stream *stream, void *buf, ssize_t n)
         return;
     }
     if (data == NULL)
-        data = bytes_of(t->loop, buf, (size_t)n);
+        data = plait_spare_bytes_new(t->loop, buf, (size_t)n);
     else if (n != PyBytes_GET_SIZE(data))
         (void)_PyBytes_Resize(&data, n); /* NULL on failure */
     if (t->feed != NULL && data != NULL) {
@@ -232,7 +181,13 @@ static void on_failed(struct pl_stream *stream, int error)
 
 static void on_release(struct pl_stream *stream, void *owner)
 {
-    release_bytes(plait_transport_of(stream)->loop, owner);
+    plait_spare_bytes_release(plait_transport_of(stream)->loop, owner);
+}
+
+static void on_release_late(struct pl_loop *loop, void *owner)
+{
+    (void)loop;
+    Py_DECREF((PyObject *)owner);
 }
 
 /* Closes the descriptor, by its socket object when there is one. */
@@ -309,4 +264,5 @@ const struct pl_stream_ops plait_transport_stream_ops = {
     .failed = on_failed,
     .release = on_release,
     .closed = on_closed,
+    .release_late = on_release_late,
 };

@@ -154,6 +154,13 @@ class SSLTransport(asyncio.Transport):
     def resume_writing(self) -> None: ...
 
 @final
+class Connecting:
+    @property
+    def future(self) -> asyncio.Future[bool] | None: ...
+    def __new__(cls, loop: Loop, sock: socket.socket, address: Any, /) -> Connecting: ...
+    def cancel(self) -> None: ...
+
+@final
 class Listener:
     def __new__(
         cls,
@@ -470,10 +477,9 @@ def worker_run(
     eventfd: int,
     seat: int,
     low_mark: int,
-    stackfd: int,
     most: int,
     load: Callable[[bytes], Any],
-    dump: Callable[[BaseException], bytes],
+    dump: Callable[[BaseException, Any], bytes],
     install: Callable[[Any], object],
     /,
 ) -> None: ...

@@ -18,8 +18,9 @@ BaseException
 
 from __future__ import annotations
 
-import signal as _signal
 from concurrent.futures import BrokenExecutor
+
+from ._stopped import TaskStopped as TaskStopped
 
 __all__ = [
     "ChannelClosed",
@@ -40,14 +41,6 @@ __all__ = [
 
 class PlaitError(Exception):
     """Base class of the errors that plait itself raises."""
-
-
-class TaskStopped(BaseException):
-    """Raised inside of a task that was cancelled or ran out of time.
-
-    It is no Exception, so that ``except Exception`` does not keep the task going. A task may
-    catch it to clean up, and should then let it go on: what ignores it is killed.
-    """
 
 
 class TaskTimeout(PlaitError, TimeoutError):
@@ -107,8 +100,10 @@ class WorkerDied(PlaitError):
 
     def __str__(self) -> str:
         if self.signal is not None:
+            import signal
+
             try:
-                name = _signal.Signals(self.signal).name
+                name = signal.Signals(self.signal).name
             except ValueError:
                 name = f"signal {self.signal}"
             how = f"was ended by {name}"

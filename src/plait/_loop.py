@@ -299,6 +299,31 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
     _slow_sock_recvfrom_into = asyncio.SelectorEventLoop.sock_recvfrom_into
     _slow_sock_sendto = asyncio.SelectorEventLoop.sock_sendto
 
+    def sock_connect(self, sock: socket.socket, address: Any) -> Coroutine[Any, Any, None]:
+        """Connect a socket; await the result.
+
+        Args:
+            sock: a non-blocking socket.
+            address: as its connect takes it; names are looked up.
+
+        Raises:
+            OSError: it could not be connected.
+        """
+        if self.backend == "uring":
+            return self._connect_by_ring(sock, address)
+        return super().sock_connect(sock, address)
+
+    async def _connect_by_ring(self, sock: socket.socket, address: Any) -> None:
+        connecting = _core.Connecting(self, sock, address)
+        if connecting.future is not None:
+            try:
+                if await connecting.future:
+                    return
+            finally:
+                # When it is cancelled, the caller closes the socket next.
+                connecting.cancel()
+        await super().sock_connect(sock, address)
+
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
@@ -549,7 +574,7 @@ def coverage() -> dict[str, str]:
         "tasks and futures": "the interpreter's C types",
         "TLS": "C between the ssl module's memory BIOs",
         "datagrams": theirs,
-        "sock_* calls": "C, but for sock_connect and sock_sendfile",
+        "sock_* calls": "C, but for sock_sendfile, and sock_connect without io_uring",
         "pipes and subprocesses": theirs,
         "signals": theirs,
         "name resolution": "a thread pool, as in asyncio",

@@ -21,7 +21,7 @@ from ._exceptions import PoolFull
 from ._helper import Helper
 from ._mapper import Mapper, Way
 from ._options import Options
-from ._processors import MAX_WORKERS, default_workers, quota_bound
+from ._processors import MAX_WORKERS, default_workers, either, quota_bound
 from ._room import Room, in_loop
 from ._sending import Sender, find_cloudpickle, main_module
 from ._sending import decode_exception as decode_exception
@@ -47,6 +47,7 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
 
     Args:
         workers: how many processes; None for as many as this process may use processors.
+        max_workers: the same under the name that it has in concurrent.futures.
         initializer: called in each worker before its first task.
         initargs: its arguments.
         mp_context: for programs that are written for concurrent.futures: None, or a context of
@@ -77,6 +78,7 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
 
     Raises:
         ValueError: an argument is out of range.
+        TypeError: an argument has the wrong type; workers and max_workers are both given.
         RuntimeError: made while a worker imports the parent's script; in a frozen program that
             did not call `freeze_support`.
 
@@ -104,7 +106,9 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         memory_limit: int | None = None,
         max_pending: int | None = None,
         when_full: str = "block",
+        max_workers: int | None = None,
     ) -> None:
+        workers = either(workers, max_workers)
         if workers is None:
             workers = default_workers()
         if isinstance(workers, bool) or not isinstance(workers, int):
@@ -290,7 +294,14 @@ class ProcessPool(Stopper, Sender, Mapper, Executor):
         if self._on_full == "block" and not in_loop():
             self._wait_room()
             return
-        advice = "" if self._on_full == "raise" else "; use `await pool.submit_soon(...)`"
+        advice = ""
+        if self._on_full == "await":
+            advice = "; use `await pool.submit_soon(fn, ...)`"
+        elif self._on_full == "block":
+            advice = (
+                ", and waiting for room would block this thread's event loop: "
+                "use `await pool.submit_soon(fn, ...)`"
+            )
         raise PoolFull(
             f"{self._outstanding} tasks are unfinished, as many as max_pending allows{advice}"
         )

@@ -7,6 +7,13 @@ import os
 MAX_WORKERS = 64
 
 
+def either(workers: int | None, max_workers: int | None) -> int | None:
+    """What a pool was told by one of two names; TypeError when both were used."""
+    if workers is not None and max_workers is not None:
+        raise TypeError("workers and max_workers mean the same: only one of them can be given")
+    return max_workers if workers is None else workers
+
+
 def cpu_quota() -> float | None:
     """The CPU limit of this process's control group, in cores, or None without one."""
     try:

@@ -30,9 +30,17 @@ def main_module() -> tuple[str, str | None]:
     return ("none", None)
 
 
-def decode_exception(value: tuple[bytes | None, str, str, str]) -> BaseException:
-    """Make a task's exception from what its worker sent; its traceback is the cause."""
-    data, type_name, message, text = value
+def decode_exception(
+    value: tuple[bytes | None, str, str, str, str | None], task: str | None
+) -> BaseException:
+    """Make a task's exception from what its worker sent; its traceback is the cause.
+
+    Args:
+        value: the exception as a pickle or None, its type, its text, its traceback; and what the
+            task called, if it was the result that could not be sent.
+        task: the name that the task was given, or None.
+    """
+    data, type_name, message, text, function = value
     error: Any = None
     if data is not None:
         with contextlib.suppress(Exception):
@@ -40,6 +48,10 @@ def decode_exception(value: tuple[bytes | None, str, str, str]) -> BaseException
     if not isinstance(error, BaseException):
         error = RemoteError(type_name, message)
     error.__cause__ = RemoteTraceback(text)
+    if function is not None:
+        from ._hints import about_result
+
+        about_result(error, function, task)
     return error  # type: ignore[no-any-return]
 
 

@@ -20,6 +20,7 @@ STILLBORN_MAX = 5
 """So many workers in a row may end before they are ready; then the pool is broken."""
 
 STACK_MAX = 65536
+_FAULT = "Fatal Python error: "
 STABLE = 1.0
 """A worker that lived for so many seconds, or did a task, was no failure."""
 
@@ -50,8 +51,13 @@ class Worker:
         self.leaving = False
         self.born = 0.0
 
-    def last_stack(self) -> str | None:
-        """What the worker's signals left: the Python stack, innermost call first."""
+    def last_stack(self, asked: bool) -> str | None:
+        """The Python stack that the worker left, innermost call first.
+
+        Args:
+            asked: for the task that the worker was asked for its stack in; else only what a
+                fault wrote counts, since the rest may be an earlier task's.
+        """
         if self.stackfd < 0:
             return None
         try:
@@ -59,11 +65,14 @@ class Worker:
             data = os.pread(self.stackfd, STACK_MAX, max(0, size - STACK_MAX))
         except OSError:
             return None
-        lines = data.decode(errors="replace").strip().splitlines()
+        stack, fault, after = data.decode(errors="replace").partition(_FAULT)
+        if not asked or not stack:
+            stack = fault + after
+        lines = stack[: stack.rfind("\n") + 1].strip().splitlines()  # whole ones
         for i, line in enumerate(lines):
             if line.endswith((" in serve", " in run_each")) and "_worker.py" in line:
                 return "\n".join(lines[:i])  # below are the pool's own frames
-        return "\n".join(lines) or None
+        return "\n".join(lines) if len(lines) > 1 else None
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -180,14 +189,14 @@ class Staff(_core.PoolBase):
     def _on_death(self, seat: int, pid: int, status: int | None, memory: int | None) -> None:
         """A worker is gone: its task fails, a successor is ordered."""
         worker = self._seats.pop(seat)
-        stack = worker.last_stack()
+        lost = self._bury(seat)
+        stack = worker.last_stack(asked=any(future._stop for future in lost))
         worker.close()
         exitcode = number = None
         if status is not None and os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
         elif status is not None:
             exitcode = os.WEXITSTATUS(status)
-        lost = self._bury(seat)
         for future in lost:
             self._lose(
                 future, WorkerDied(pid, exitcode, number, memory, future._task_name, stack), stack
@@ -244,10 +253,11 @@ class Staff(_core.PoolBase):
             if worker.pidfd >= 0 and not wait_for([worker.pidfd], 1.0):
                 self._kill(worker)
                 wait_for([worker.pidfd], 1.0)
-            stack = worker.last_stack()
+            lost = self._bury(seat)
+            stack = worker.last_stack(asked=any(future._stop for future in lost))
             worker.close()
             del self._seats[seat]
-            for future in self._bury(seat):
+            for future in lost:
                 died = WorkerDied(worker.pid, None, None, None, future._task_name, stack)
                 self._lose(future, died, stack)
         if self._stopping:

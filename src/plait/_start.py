@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Any
 
-from . import _core, _worker, _zygote
+from . import _core, _stopped, _worker, _zygote
 
 METHODS = ("zygote", "fork", "spawn")
 
@@ -150,7 +150,7 @@ def codes() -> list[tuple[str, str, Any]]:
     found = []
     if _zygote.codes is None:
         _zygote.codes = []
-        for module in (_worker, _zygote):
+        for module in (_stopped, _worker, _zygote):
             loader: Any = module.__loader__
             try:
                 code = loader.get_code(module.__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -19,6 +20,17 @@ _SEE_TO = 0.1
 _NUDGES = (0.05, 0.25)
 """Seconds after which a worker is asked again: a signal that comes just before a system call
 begins, as time.sleep's, is not seen by Python before that ends."""
+_LOOK = 0.005
+_LOOKS = 0.5
+"""At most so many seconds are added to the grace for the last stack, which is looked for so often."""
+
+
+@dataclasses.dataclass
+class Look:
+    """A worker that is about to be killed has been asked for its stack: until when, what is there."""
+
+    until: float
+    size: int = 0
 
 
 class Stopper(Staff):
@@ -44,18 +56,42 @@ class Stopper(Staff):
         for delay in _NUDGES:
             if delay < self._grace:
                 self._watchdog.at(now + delay, "nudge", future)
-        self._watchdog.at(now + self._grace, "kill", future)
+        self._watchdog.at(now + self._grace, "end", future)
         return True
 
     def _nudge(self, worker: Worker | None) -> None:
         """Send the signal that asks a worker to stop its task."""
         if worker is not None and self._reachable(worker):
-            with contextlib.suppress(OSError):
-                os.ftruncate(worker.stackfd, 0)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(worker.pidfd, _worker.STOP_SIGNAL)
 
-    def _on_due(self, what: str, future: Any) -> None:
+    def _look(self, look: Look | None, seat: int, future: Any) -> bool:
+        """Whether a worker has to live a moment longer, so that its last stack can be read.
+
+        Writing it is risky: a signal can find the interpreter between two stacks. So it is asked
+        for only when the worker is as good as dead. When all has been written nobody can tell
+        but by its length, which stays the same.
+        """
+        with self._lock:
+            worker = self._seats.get(seat)
+            if worker is None or worker.stackfd < 0 or not self._reachable(worker):
+                return False
+            now = time.monotonic()
+            if look is None:
+                look = Look(now + _LOOKS)
+                with contextlib.suppress(OSError):
+                    os.ftruncate(worker.stackfd, 0)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(worker.pidfd, _worker.STACK_SIGNAL)
+            else:
+                size = os.fstat(worker.stackfd).st_size
+                if now >= look.until or (size > 0 and size == look.size):
+                    return False
+                look.size = size
+        self._watchdog.at(now + _LOOK, look, future)
+        return True
+
+    def _on_due(self, what: str | Look, future: Any) -> None:
         """The watchdog calls: the time for something has come."""
         if future._ended:
             return
@@ -79,7 +115,16 @@ class Stopper(Staff):
             if held is not None:
                 with self._lock:
                     self._nudge(self._seats.get(held[0]))
-        elif held is not None:  # kill
+        elif held is not None:
+            if isinstance(what, Look):
+                if self._look(what, held[0], future):
+                    return
+            elif (
+                what == "end"
+                and isinstance(future._prepared, TaskTimeout)
+                and self._look(None, held[0], future)
+            ):
+                return
             with self._lock:
                 worker = self._seats.get(held[0])
                 if worker is None or self._holder(future) is None:

@@ -19,6 +19,7 @@ from . import _core
 from ._core import stop_requested as stop_requested
 from ._exceptions import PoolBroken
 from ._mapper import Mapper, Way
+from ._processors import either
 from ._room import Room
 
 T = TypeVar("T")
@@ -289,6 +290,7 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
     Args:
         workers: at most so many threads; None for the number of processors that this
             process may use plus 4, and at most 32.
+        max_workers: the same under the name that it has in concurrent.futures.
         thread_name_prefix: threads are named with this and a number.
         initializer: called in each thread before its first task. When it raises, the pool is
             broken.
@@ -306,7 +308,7 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
 
     Raises:
         ValueError: an argument is out of range.
-        TypeError: an argument has the wrong type.
+        TypeError: an argument has the wrong type; workers and max_workers are both given.
 
     Example:
         >>> import plait
@@ -327,8 +329,10 @@ class ThreadPool(_core.ThreadPoolBase, Mapper, ThreadPoolExecutor):
         idle_timeout: float | None = 30.0,
         daemon: bool = False,
         context: bool = False,
+        max_workers: int | None = None,
         _gentle: bool = False,
     ) -> None:
+        workers = either(workers, max_workers)
         if workers is None:
             workers = min(32, _processors() + 4)
         _count("workers", workers, 1, MAX_WORKERS)

@@ -25,13 +25,13 @@ class Watchdog:
         self._pool = weakref.ref(pool)
         # Reentrant: a finalizer or a signal's handler may cancel while the lock is held.
         self._wake = threading.Condition(threading.RLock())
-        self._heap: list[tuple[float, int, str, Any]] = []
+        self._heap: list[tuple[float, int, Any, Any]] = []
         self._numbers = itertools.count()
         self._thread: Daemon | None = None
         self._closed = False
         self._limit = _SPARE
 
-    def at(self, when: float, what: str, future: Any) -> None:
+    def at(self, when: float, what: Any, future: Any) -> None:
         """Have something done at a time of the monotonic clock, in seconds. Any thread."""
         with self._wake:
             if self._closed:

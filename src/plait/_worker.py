@@ -11,6 +11,7 @@ import sys
 import types
 
 from . import _core
+from ._stopped import TaskStopped as TaskStopped  # the loop in C asks for it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,8 +104,13 @@ def run_each(fn: Any, items: Any) -> list[Any]:
     return [fn(item) for item in items]
 
 
-def dump_exception(error: BaseException) -> bytes:
-    """A task's exception for the parent: a pickle of (pickle or None, type, text, traceback)."""
+def dump_exception(error: BaseException, fn: Any) -> bytes:
+    """A task's exception for the parent, as `plait._sending.decode_exception` reads it.
+
+    Args:
+        error: what the task raised, or what its result could not be sent for.
+        fn: in the second case what the task called, else None.
+    """
     import traceback
 
     lines = traceback.format_exception(type(error), error, error.__traceback__)
@@ -123,28 +129,40 @@ def dump_exception(error: BaseException) -> bytes:
         message = str(error)
     except Exception as second:
         message = f"<str() raised {type(second).__name__}>"
-    return _pickle.dumps((data, f"{kind.__module__}.{kind.__qualname__}", message, text), 5)
+    name = None
+    if fn is not None:
+        from ._options import name_of
+
+        module = getattr(fn, "__module__", None) or ""
+        name = "" if module.startswith("plait.") else name_of(fn)  # map's chunks
+    sent = (data, f"{kind.__module__}.{kind.__qualname__}", message, text, name)
+    return _pickle.dumps(sent, 5)
 
 
 STOP_SIGNAL = signal.SIGURG
 """Asks a worker to stop its task. Ignored by default, so it harms nobody who is not ready."""
 
+STACK_SIGNAL = signal.SIGSTKFLT if hasattr(signal, "SIGSTKFLT") else signal.SIGRTMAX
+"""Asks a worker for its last Python stack, before it is killed. Nobody else sends it."""
+
 
 def watch_faults(stackfd: int, handler: Any) -> None:
-    """Have faults leave the Python stack in a file, and the pool's signal do so, too.
+    """Have faults and the pool's second signal leave the Python stack in a file.
 
-    The signal does both: its C half writes the stack, even while the interpreter hangs in
-    foreign code, and then `handler` runs when the interpreter gets to it.
+    That one is written by the signal's C half, even while the interpreter hangs in foreign code.
+    It can find frames that are half made, and then the worker dies: so the first signal, which
+    workers survive, runs nothing but `handler`, when the interpreter gets to it.
     """
     import faulthandler
 
     if handler is None:
-        faulthandler.unregister(STOP_SIGNAL)
-        signal.signal(STOP_SIGNAL, signal.SIG_IGN)
+        faulthandler.unregister(STACK_SIGNAL)
+        for number in (STACK_SIGNAL, STOP_SIGNAL):
+            signal.signal(number, signal.SIG_IGN)
         return
     faulthandler.enable(stackfd, all_threads=False)
+    faulthandler.register(STACK_SIGNAL, stackfd, all_threads=False)
     signal.signal(STOP_SIGNAL, handler)
-    faulthandler.register(STOP_SIGNAL, stackfd, all_threads=False, chain=True)
 
 
 def out_of_the_way(fd: int) -> int:
@@ -211,7 +229,6 @@ def serve(
         out_of_the_way(data["eventfd"]),
         seat,
         low_mark,
-        stackfd,
         data["most"],
         load_function,
         dump_exception,

@@ -74,7 +74,7 @@ def enter_copy(data: dict[str, Any]) -> None:
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     if "faulthandler" in sys.modules:
-        sys.modules["faulthandler"].unregister(_worker.STOP_SIGNAL)
+        sys.modules["faulthandler"].unregister(_worker.STACK_SIGNAL)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)

@@ -251,6 +251,13 @@ static void on_release(struct pl_stream *s, void *owner)
     released++;
 }
 
+static void on_release_late(struct pl_loop *loop, void *owner)
+{
+    (void)loop;
+    (void)owner;
+    released++;
+}
+
 static void on_closed(struct pl_stream *s)
 {
     (void)s;
@@ -263,7 +270,11 @@ static void on_drained(struct pl_stream *s)
 }
 
 static const struct pl_stream_ops ops = {
-    .release = on_release, .closed = on_closed, .drained = on_drained};
+    .release = on_release,
+    .closed = on_closed,
+    .drained = on_drained,
+    .release_late = on_release_late,
+};
 
 static void a_write_that_cannot_be_queued(void)
 {

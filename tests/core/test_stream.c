@@ -166,6 +166,14 @@ static void on_release(struct pl_stream *s, void *owner)
         act(u);
 }
 
+static void on_release_late(struct pl_loop *loop, void *owner)
+{
+    (void)loop;
+    int *count = owner;
+    CHECK_EQ(*count, 0); /* once each */
+    ++*count;
+}
+
 static void on_closed(struct pl_stream *s)
 {
     CHECK_EQ(of(s)->closes, 0);
@@ -180,6 +188,7 @@ static const struct pl_stream_ops ops = {
     .failed = on_failed,
     .release = on_release,
     .closed = on_closed,
+    .release_late = on_release_late,
 };
 
 /* Whether the user takes bytes from memory that is not its own. */

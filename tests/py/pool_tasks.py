@@ -8,7 +8,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from until import until
@@ -30,6 +30,22 @@ def pid() -> int:
 
 def echo(x: Any) -> Any:
     return x
+
+
+def are_one(x: Any, y: Any) -> bool:
+    return x is y
+
+
+def call_a_lot() -> int:
+    """Frames come and go, called by Python and by C."""
+
+    def down(n: int) -> int:
+        return n if n < 2 else down(n - 1) + down(n - 2)
+
+    for _ in range(20):
+        sorted((i for i in range(300)), key=lambda i: -i)
+        max(range(30), key=lambda i: down(6))
+    return os.getpid()
 
 
 def both(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -59,6 +75,31 @@ def system_exit() -> None:
 
 def unpicklable_result() -> Any:
     return lambda: None
+
+
+def unpicklable_of(x: int) -> Any:
+    return lambda: x
+
+
+async def coroutine(x: int) -> int:
+    return x
+
+
+def generator(x: int) -> Iterator[int]:
+    yield x
+
+
+def coroutine_of(x: int) -> Any:
+    made = coroutine(x)
+    made.close()  # so that nobody warns that it was not awaited
+    return made
+
+
+def takes_timeout(*, timeout: Any) -> Any:
+    if timeout == "deeper":
+        deeper: Any = plus_one
+        deeper(1, timeout=1)
+    return timeout
 
 
 class Stubborn(Exception):

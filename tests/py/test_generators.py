@@ -136,6 +136,45 @@ def test_sends_all_and_receives_any_size(
     assert run(main()) == message
 
 
+@pytest.mark.parametrize("size", [500, 1024, 4096, 8192])
+def test_messages_that_are_kept_stay_as_they_are(
+    size: int, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """The memory of a message is used again only when nobody can see it any more."""
+    messages = [bytes([i]) * size for i in range(20)]
+    kept: list[bytes] = []
+    views: list[memoryview] = []
+    hashes: list[int] = []
+
+    def read(sock: socket.socket) -> Strand[None]:
+        for i in range(len(messages)):
+            message = yield recv(sock, 1 << 16)
+            hashes.append(hash(message))
+            if i % 5 == 1:
+                kept.append(message)
+            elif i % 5 == 3:
+                views.append(memoryview(message)[1:])
+            yield send(sock, message)
+
+    def talk(sock: socket.socket) -> Strand[None]:
+        for message in messages:
+            yield send(sock, message)
+            answer = b""
+            while len(answer) < size:
+                answer += yield recv(sock, 1 << 16)
+            assert answer == message
+
+    def both() -> Strand[None]:
+        reader = yield spawn(read(pair[0]))
+        yield from talk(pair[1])
+        yield join(reader)
+
+    g.run(both())
+    assert kept == messages[1::5]
+    assert [bytes(view) for view in views] == [message[1:] for message in messages[3::5]]
+    assert hashes == [hash(message) for message in messages]
+
+
 def test_recv_into(pair: tuple[socket.socket, socket.socket]) -> None:
     a, b = pair
     buffer = bytearray(8)

@@ -507,3 +507,30 @@ def test_the_descriptor_is_what_fileno_says(
                 await loop.sock_sendall(a, b"x")
 
     loop.run_until_complete(main())
+
+
+def test_nothing_received_is_lost_for_want_of_memory(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """Each allocation of a receive fails once: what it took is there, or comes the next time."""
+    testcapi = pytest.importorskip("_testcapi")
+    a, b = pair
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        a.send(b"first")  # which makes what is made once
+        assert await loop.sock_recv(b, 4096) == b"first"
+        for nth in range(30):
+            message = b"number %d" % nth
+            a.send(message)
+            call = loop.sock_recv(b, 4096)
+            testcapi.set_nomemory(nth, nth + 1)
+            try:
+                data = await call
+            except MemoryError:
+                data = None
+            finally:
+                testcapi.remove_mem_hooks()
+            assert message == (data or await loop.sock_recv(b, 4096))
+
+    plait.run(asyncio.wait_for(main(), 20))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import gc
+import sys
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable
@@ -416,3 +418,114 @@ def test_connections_leave_nothing_behind() -> None:
     gc.collect()
     assert len(seen) == 20
     assert [ref() for ref in seen if ref() is not None] == []
+
+
+@pytest.mark.parametrize("end", ["raises", "is cancelled", "refuses"])
+def test_a_handler_that_fails(run: Any, end: str) -> None:
+    """An exception is told and the connection closed; a cancelled task closes it alone."""
+    told: list[dict[str, Any]] = []
+    trouble = ValueError("trouble")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        made: list[asyncio.StreamWriter] = []
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            made.append(writer)
+            await reader.read(1)
+            if end == "raises":
+                raise trouble
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await reader.read(1)
+
+        def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            made.append(writer)
+            writer.transport.abort()
+            raise trouble
+
+        server = await asyncio.start_server(refuse if end == "refuses" else talk, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        if end != "refuses":
+            writer.write(b"x")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        await asyncio.gather(made[0].wait_closed(), return_exceptions=True)
+        writer.close()
+        server.close()
+
+    if end == "is cancelled" and sys.version_info < (3, 13):
+        pytest.skip("asyncio does not close it there")
+    run(main())
+    if end == "is cancelled":
+        assert told == []
+    else:
+        assert [context["exception"] for context in told] == [trouble]
+    if end == "raises":
+        assert told[0]["message"] == "Unhandled exception in client_connected_cb"
+        assert isinstance(told[0]["transport"], asyncio.Transport)
+
+
+def test_a_writer_has_its_fields(run: Any) -> None:
+    async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        made: Any = writer
+        protocol = made.transport.get_protocol()
+        assert made._protocol is protocol
+        assert made._reader is reader
+        assert made._loop is asyncio.get_running_loop() is reader._loop  # type: ignore[attr-defined]
+        assert protocol._client_connected_cb is not None
+        if sys.version_info >= (3, 12):
+            assert protocol._task is asyncio.current_task()
+        made.note = "of the program's"
+        assert made.note == "of the program's"
+        weakref.ref(made)
+        transport = made._transport
+        written: list[bytes] = []
+        made._transport = mock.Mock(write=written.append)
+        made.write(b"aside")
+        assert written == [b"aside"]
+        del made._transport
+        for method in (made.drain, made.is_closing):
+            with pytest.raises(AttributeError):
+                await method()
+        with pytest.raises(AttributeError):
+            made.write(b"nowhere")
+        made._transport = transport
+
+    run(with_server(look, hold))
+
+
+@pytest.mark.parametrize("known", ["by nobody", "strongly", "weakly"])
+def test_a_reader_that_others_know_stays_the_one(run: Any, known: str) -> None:
+    kept: list[Any] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        got: asyncio.Future[Any] = loop.create_future()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            got.set_result((reader, await reader.readexactly(3)))
+            writer.close()
+
+        def factory() -> asyncio.StreamReaderProtocol:
+            reader = asyncio.StreamReader(loop=loop)
+            if known != "by nobody":
+                kept.append(reader if known == "strongly" else weakref.ref(reader))
+            return asyncio.StreamReaderProtocol(reader, talk, loop=loop)
+
+        server = await loop.create_server(factory, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        writer.write(b"abc")
+        theirs, data = await got
+        assert data == b"abc"
+        assert is_fast(theirs) == (run.kind == "plait")
+        if known != "by nobody":
+            assert theirs is (kept[0] if known == "strongly" else kept[0]())
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+
+    run(main())

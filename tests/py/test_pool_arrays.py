@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import gc
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +50,65 @@ def test_strided_and_readonly(pool: plait.ProcessPool) -> None:
     array.flags.writeable = False
     result = pool.submit(tasks.echo, array).result(TIMEOUT)
     assert np.array_equal(result, array)
+
+
+def kinds() -> Iterator[Any]:
+    """Arrays that go without pickle, and their neighbours that must not."""
+    for char in "?bBhHiIlLqQefdgFDG":
+        yield np.arange(6, dtype=np.float32).astype(char).reshape(2, 3)
+    yield np.array(3.0)
+    yield np.float64(3)
+    yield np.zeros((0, 3))
+    yield np.ones((1,) * 8)
+    yield np.ones((1,) * 9)
+    yield np.arange(4).astype(">i4")
+    yield np.arange(12).reshape(3, 4)[:, ::2]
+    yield np.arange(3, dtype="m8[s]")
+    yield np.array(["one", "two"])
+    yield np.array([1, "two", None], dtype=object)
+    yield np.zeros(3, dtype=[("x", "i4"), ("y", "f8")])
+    yield np.zeros(3, dtype=np.dtype("f8", metadata={"unit": "m"}))
+    yield np.arange(6.0).view(np.recarray)
+    yield np.ma.masked_array([1, 2, 3], mask=[0, 1, 0])
+
+
+def test_arrays_arrive_as_pickles_of_them_do(pool: plait.ProcessPool) -> None:
+    for array in kinds():
+        expected = pickle.loads(pickle.dumps(array, 5))
+        result = pool.submit(tasks.echo, array).result(TIMEOUT)
+        assert type(result) is type(expected)
+        assert result.dtype == expected.dtype
+        assert result.dtype.metadata == expected.dtype.metadata
+        assert result.shape == expected.shape
+        assert result.dtype == object or result.tobytes() == expected.tobytes()
+        assert result.flags.writeable == expected.flags.writeable
+
+
+def test_arrays_among_other_arguments(pool: plait.ProcessPool) -> None:
+    a, b, large = np.arange(3), np.ones((2, 2)), np.arange(SIZE)
+    args: Any
+    for args in ((1, a, "x", b), (a, [1, 2]), ((1, 2), large, None, a), (a, {"b": b}), ([a], a)):
+        got, _ = pool.submit(tasks.both, *args).result(TIMEOUT)
+        assert repr(got) == repr(args)
+    got, kwargs = pool.submit(tasks.both, a, named=b).result(TIMEOUT)
+    assert repr((got, kwargs)) == repr(((a,), {"named": b}))
+    seventeen = [np.array(i) for i in range(17)]
+    got, _ = pool.submit(tasks.both, *seventeen).result(TIMEOUT)
+    assert list(got) == seventeen
+
+
+def test_what_is_given_twice_arrives_as_one(pool: plait.ProcessPool) -> None:
+    array = np.arange(SIZE)
+    assert pool.submit(tasks.are_one, array, array).result(TIMEOUT)
+    assert pool.submit(tasks.are_one, array, array.copy()).result(TIMEOUT) is False
+
+
+def test_a_reducer_of_the_programs_own_is_heeded(
+    pool: plait.ProcessPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pool.submit(tasks.echo, np.arange(3)).result(TIMEOUT).shape == (3,)  # types are known
+    monkeypatch.setitem(copyreg.dispatch_table, np.ndarray, lambda array: (int, (42,)))
+    assert pool.submit(tasks.echo, np.arange(3)).result(TIMEOUT) == 42
 
 
 @pytest.mark.parametrize("writeable", [True, False])

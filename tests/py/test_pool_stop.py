@@ -9,6 +9,8 @@ import pathlib
 import pickle
 import select
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -139,14 +141,37 @@ def test_a_stack_is_not_taken_for_that_of_a_later_task(pool: plait.ProcessPool) 
         assert caught.value.stack is None
 
 
-def test_spurious_signals_stop_nothing(pool: plait.ProcessPool, gate: Gate) -> None:
-    (held,) = gate.hold(pool)
-    for worker in list(pool._seats.values()):
-        for _ in range(20):
-            os.kill(worker.pid, signal.SIGURG)
-    gate.open()
-    assert held.result(TIMEOUT) > 0
-    assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
+FLOOD = """
+import os, signal, sys
+print("on", flush=True)
+try:
+    while True:
+        for _ in range(1000):
+            pass
+        os.kill(int(sys.argv[1]), signal.SIGURG)
+except ProcessLookupError:
+    pass
+"""
+
+
+def test_spurious_signals_stop_nothing() -> None:
+    """A stranger's signals, without end, from a worker's birth on: no task notices."""
+    with plait.ProcessPool(1) as pool:
+        first = pool.submit(os.getpid)
+        (worker,) = pool._seats.values()
+        while worker.pid == 0:
+            pool._on_control()
+        with subprocess.Popen(
+            [sys.executable, "-S", "-c", FLOOD, str(worker.pid)], stdout=subprocess.PIPE
+        ) as flood:
+            assert flood.stdout is not None
+            try:
+                assert first.result(TIMEOUT) == worker.pid
+                assert flood.stdout.readline() == b"on\n"
+                for _ in range(16):
+                    assert pool.submit(tasks.call_a_lot).result(TIMEOUT) == worker.pid
+            finally:
+                flood.kill()
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, plait.new_event_loop])

@@ -26,6 +26,23 @@ def wait_for_end(pid_fds: list[int]) -> None:
         os.close(fd)
 
 
+def test_a_worker_begins_with_little() -> None:
+    """What a worker imports before its first task is time that each pool's start takes."""
+    script = (
+        "import plait\n"
+        "with plait.ProcessPool(1) as pool:\n"
+        "    print(*pool.submit(eval, '[*__import__(\"sys\").modules]').result())\n"
+    )
+    # A program of its own: one that uses multiprocessing has its workers load that.
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "plait._worker" in loaded
+    heavy = {"asyncio", "concurrent.futures", "enum", "logging", "re", "threading", "traceback"}
+    assert not loaded & heavy
+
+
 def test_more_workers_run_more_tasks(tmp_path: pathlib.Path) -> None:
     gate = Gate(tmp_path)
     with plait.ProcessPool(1) as pool:
