@@ -104,10 +104,13 @@ class Supervisor:
         with wake, waker:
             for end in (wake, waker):
                 end.setblocking(False)
-            before = {number: signal.signal(number, _noted) for number in _HANDLED}
+            before: dict[signal.Signals, Any] = {}
+            # This first: a signal that finds its handler is not lost from the very beginning.
             old = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-            self._poll.register(wake, select.POLLIN)
             try:
+                for number in _HANDLED:
+                    before[number] = signal.signal(number, _noted)
+                self._poll.register(wake, select.POLLIN)
                 self._turn(wake)
             finally:
                 self._kill_all()
@@ -139,7 +142,8 @@ class Supervisor:
             for fd, _ in self._poll.poll(timeout * 1000):
                 if fd == wake.fileno():
                     for number in wake.recv(4096):
-                        self._on_signal(signal.Signals(number))
+                        if number in _HANDLED:  # else one that the program handles itself
+                            self._on_signal(signal.Signals(number))
                 elif self._successor is not None and fd == self._successor.pidfd:
                     self._bury_successor()
                 else:

@@ -497,3 +497,56 @@ def test_several_sockets() -> None:
         for port in match.groups():
             pids |= {ask(("127.0.0.1", int(port)), "pid") for _ in range(4)}
         assert pids == set(map(str, server.workers()))
+
+
+EARLY = """
+import os
+import signal
+import plait
+from serve_targets import commands
+
+import logging
+logging.basicConfig(level="DEBUG", format="%(message)s")
+handle = signal.signal
+supervisor = os.getpid()
+
+def told_at_once(number, handler):
+    before = handle(number, handler)
+    if number == signal.SIGTERM and callable(handler) and os.getpid() == supervisor:
+        os.kill(os.getpid(), number)
+    return before
+
+signal.signal = told_at_once
+plait.serve(commands, workers=1, port=0)
+"""
+
+
+def test_signal_that_comes_with_its_handler_is_not_lost(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(EARLY)
+    with Server("", program=str(program)) as server:
+        server.wait_for("SIGTERM: graceful end")
+        assert server.process.wait(60) == 0
+
+
+OWN = """
+import signal
+import plait
+from serve_targets import commands
+
+import logging
+logging.basicConfig(level="DEBUG", format="%(message)s")
+signal.signal(signal.SIGRTMIN + 3, lambda number, frame: logging.info("the program's own"))
+plait.serve(commands, workers=1, port=0)
+"""
+
+
+def test_signal_that_the_program_handles_itself(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(OWN)
+    with Server("", program=str(program)) as server:
+        address = server.address()
+        os.kill(server.process.pid, signal.SIGRTMIN + 3)
+        server.wait_for("the program's own")
+        assert int(ask(address, "pid")) in server.workers()
+        assert server.end() == 0
