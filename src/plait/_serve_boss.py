@@ -328,7 +328,9 @@ class Supervisor:
     def _tell_to_leave(self, worker: _Worker, number: signal.Signals) -> None:
         seconds = self._setup.grace if number == signal.SIGTERM else 0.0
         worker.leaving = True
-        worker.kill_at = time.monotonic() + seconds + MARGIN
+        end = time.monotonic() + seconds + MARGIN
+        # Sooner stays sooner: it may hang, or have been told before.
+        worker.kill_at = end if worker.kill_at is None else min(end, worker.kill_at)
         _send(worker, number)
 
     # ---- time ----

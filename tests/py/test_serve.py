@@ -550,3 +550,12 @@ def test_signal_that_the_program_handles_itself(tmp_path: Path) -> None:
         server.wait_for("the program's own")
         assert int(ask(address, "pid")) in server.workers()
         assert server.end() == 0
+
+
+def test_end_does_not_wait_longer_for_a_worker_that_hangs() -> None:
+    with Server("commands", "--workers", "1", "--timeout", "1", "--grace", "600") as server:
+        server.address()
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        server.wait_for(f"worker {worker} hangs")
+        assert server.end() == 0
