@@ -30,7 +30,7 @@ POLL = 0.02
 QUICK = 1.0  # seconds for a quick end
 
 # What the supervisor handles and a worker must not die of, or stop.
-_IGNORED = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2, signal.SIGWINCH)
+_IGNORED = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
 _OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
 
 
@@ -111,6 +111,9 @@ def run(setup: Setup, seat: int, control: socket.socket, parent: int) -> int:
     _core.die_with_parent(parent)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    # What is ignored stays so in programs that the worker starts, and a handler does not.
+    signal.signal(signal.SIGUSR2, _not_meant)
+    signal.signal(signal.SIGWINCH, signal.SIG_DFL)  # which is to ignore it
     for number in _OURS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -128,6 +131,10 @@ def run(setup: Setup, seat: int, control: socket.socket, parent: int) -> int:
         _tell(control, error)
         return 1
     return 0
+
+
+def _not_meant(number: int, frame: Any) -> None:
+    """Handle what was meant for the supervisor, and sent to its whole group."""
 
 
 def leave(code: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from typing import Any
 
 import plait
@@ -32,6 +33,11 @@ async def commands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
             assert serving is not None
             await serving.wait_draining()
             writer.write(b"%d\n" % os.getpid())
+        elif line == "child":
+            # A signal that a shell has been started with as ignored, it cannot handle.
+            script = 'trap "echo heard" USR2; kill -USR2 $$; echo over'
+            said = subprocess.check_output(["sh", "-c", script])
+            writer.write(b"-".join(said.split()) + b"\n")
         elif line == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif line == "hang":

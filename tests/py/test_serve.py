@@ -552,6 +552,16 @@ def test_signal_that_the_program_handles_itself(tmp_path: Path) -> None:
         assert server.end() == 0
 
 
+def test_signals_of_the_supervisor_do_nothing_to_a_worker_and_its_children() -> None:
+    with Server("commands", "--workers", "1") as server:
+        address = server.address()
+        (worker,) = server.workers()
+        for number in (signal.SIGUSR2, signal.SIGWINCH, signal.SIGHUP, signal.SIGTTOU):
+            os.kill(worker, number)
+        assert ask(address, "child") == "heard-over"
+        assert server.workers() == [worker]
+
+
 def test_end_does_not_wait_longer_for_a_worker_that_hangs() -> None:
     with Server("commands", "--workers", "1", "--timeout", "1", "--grace", "600") as server:
         server.address()
