@@ -135,6 +135,7 @@ def _serve(setup: dict[str, Any], listen: Callable[[Listeners], None]) -> ServeR
         raise RuntimeError("serve() cannot be called from a running event loop")
     with Listeners(setup["backlog"]) as listeners:
         listen(listeners)
+        listeners.settle()
         rota = _core.Rota(setup["seats"])
         sockets = tuple(listeners.sockets)
         return Supervisor(Setup(sockets=sockets, rota=rota, **setup), listeners).run()

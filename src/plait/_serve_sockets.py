@@ -130,8 +130,7 @@ class Listeners:
                 if stat.S_ISSOCK(os.stat(path).st_mode) and not _answers(path):
                     os.unlink(path)  # left behind by a server that is gone
             _bind(sock, path, path)
-        with contextlib.suppress(FileNotFoundError):  # who inherits may find it gone
-            self._paths.append((path, os.stat(path).st_ino))
+        self._remember(path)
         self._add(key, sock)
 
     def add_descriptor(self, fd: int, key: str | None = None) -> None:
@@ -163,6 +162,23 @@ class Listeners:
         for number, fd in enumerate(fds):
             self.add_descriptor(fd, f"systemd:{number}")
         return bool(keys or fds)
+
+    def settle(self) -> None:
+        """All that is wanted has been added: close what was inherited and is wanted no more.
+
+        Who connects there is then refused as soon as the predecessor has ended, instead of
+        waiting for nobody.
+        """
+        for key, sock in self._inherited:
+            sock.close()
+            if key.startswith("unix:"):
+                self._remember(key.removeprefix("unix:"))
+        self._inherited.clear()
+
+    def _remember(self, path: str) -> None:
+        """Have a Unix socket's path removed at the end."""
+        with contextlib.suppress(FileNotFoundError):  # who inherits may find it gone
+            self._paths.append((path, os.stat(path).st_ino))
 
     def _add(self, key: str | None, sock: socket.socket) -> None:
         sock.set_inheritable(False)

@@ -191,6 +191,37 @@ def test_program_is_started_again_from_the_directory_of_that_name(tmp_path: Path
     assert f"[{pid}] worker" not in server.log  # that would be of level debug
 
 
+MOVED = """
+import sys
+import plait
+from serve_targets import commands
+
+import logging
+logging.basicConfig(level="INFO", format="[%(process)d] %(message)s")
+plait.serve(commands, workers=1, **eval(open("where").read()))
+"""
+
+
+def test_what_the_successor_does_not_want_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(MOVED)
+    where, path = tmp_path / "where", tmp_path / "socket"
+    where.write_text(f"{{'port': 0, 'host': '127.0.0.1', 'path': {str(path)!r}}}")
+    with Server("", program="program.py", place=tmp_path) as server:
+        port = int(server.wait_for(r"serving on 127.0.0.1:(\d+), unix").group(1))
+        where.write_text("{'port': 0, 'host': '127.0.0.2'}")
+        with successor(server) as pid:
+            server.wait_for(rf"\[{pid}\] serving on 127.0.0.2:")
+            assert int(ask(("127.0.0.1", port), "pid")) in workers(server)
+            assert path.exists()
+            server.send(signal.SIGTERM)
+            assert server.process.wait(60) == 0
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=30)
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: gone(pid))
+            assert not path.exists()
+
+
 # ---- systemd ----
 
 
