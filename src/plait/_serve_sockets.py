@@ -66,6 +66,9 @@ class Listeners:
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
         self._paths.clear()
+        self._forget_predecessor()
+
+    def _forget_predecessor(self) -> None:
         if self._before is not None:
             os.close(self._before)
             self._before = None
@@ -196,6 +199,13 @@ class Listeners:
         try:
             found = json.loads(text)
             pid = int(found["pid"])
+            parent = os.getppid()
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                self._before = os.pidfd_open(pid)
+            if parent != pid and self.predecessor_lives():
+                # Meant for the successor, which has started this process before it served.
+                self._forget_predecessor()
+                return
             for key, fd in found["sockets"]:
                 self._inherited.append((str(key), _stream_socket(int(fd))))
         except (ValueError, TypeError, KeyError, OSError) as error:
@@ -203,8 +213,6 @@ class Listeners:
                 f"{ENVIRONMENT} is set by a supervisor for the one that follows it, and what it "
                 f"names is not here: {text!r} ({error})"
             ) from None
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            self._before = os.pidfd_open(pid)
 
     def _take(self, key: str) -> socket.socket | None:
         for number, (name, sock) in enumerate(self._inherited):

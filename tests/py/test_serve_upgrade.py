@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,6 +224,14 @@ def test_what_the_successor_does_not_want_is_closed(tmp_path: Path) -> None:
             assert not path.exists()
 
 
+def test_variable_of_a_successor_means_nothing_to_others() -> None:
+    """As of what the successor's program has started before it serves."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        text = json.dumps({"pid": other.pid, "sockets": [["tcp:127.0.0.1:0", 999]]})
+        with Server("commands", "--workers", "1", PLAIT_SERVE_INHERIT=text) as server:
+            assert int(ask(server.address(), "pid")) in server.workers()
+
+
 # ---- systemd ----
 
 
@@ -246,7 +256,12 @@ def test_variables_for_another_process_are_left_alone() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["nonsense", '{"pid": 1}', json.dumps({"pid": 1, "sockets": [["tcp:127.0.0.1:0", 999]]})],
+    [
+        "nonsense",
+        '{"pid": -1}',
+        '{"pid": 999999999}',
+        json.dumps({"pid": os.getpid(), "sockets": [["tcp:127.0.0.1:0", 999]]}),
+    ],
 )
 def test_inheritance_that_is_not_there(text: str) -> None:
     with Server("commands", PLAIT_SERVE_INHERIT=text) as server:
