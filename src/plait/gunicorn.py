@@ -1,9 +1,9 @@
 """Worker classes for gunicorn, with plait's loop in each worker.
 
 ``gunicorn -k plait.gunicorn.UvicornWorker package:app`` takes uvicorn's worker (of the package
-uvicorn-worker, or of an older uvicorn), ``AiohttpWorker`` aiohttp's, and ``AsgiWorker`` the one
-that gunicorn has of its own since version 25. Whichever is named must be installed; the others
-need not be.
+uvicorn-worker, or of uvicorn, which must be 0.36 or newer), ``AiohttpWorker`` aiohttp's, and
+``AsgiWorker`` the one that gunicorn has of its own since version 25. Whichever is named must be
+installed; the others need not be.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def _uvicorn() -> type:
             raise
         module = import_module("uvicorn.workers")
     base: Any = module.UvicornWorker
+    if not hasattr(import_module("uvicorn.config").Config, "get_loop_factory"):
+        raise ImportError("uvicorn takes loops of others from version 0.36 on; this one is older")
 
     class UvicornWorker(base):  # type: ignore[misc]
         """uvicorn's worker on plait's loop."""
