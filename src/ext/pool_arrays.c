@@ -162,6 +162,29 @@ static int damaged(void)
     return -1;
 }
 
+/* Makes an array with data of its own from a small buffer that came in the message itself. It must
+ * not lie on that one: a bytearray can be resized, and numpy holds no export of what it lies on. */
+static PyObject *make_small(struct plait_state *state, PyObject *shape, PyObject *dtype,
+                            PyObject *buffer)
+{
+    PyObject *args[] = {NULL, shape, dtype};
+    PyObject *array =
+        PyObject_Vectorcall(state->np_ndarray, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    Py_buffer view;
+    if (array == NULL || PyObject_GetBuffer(array, &view, PyBUF_CONTIG) < 0) {
+        Py_XDECREF(array);
+        return NULL;
+    }
+    if (view.len == PyByteArray_GET_SIZE(buffer)) {
+        memcpy(view.buf, PyByteArray_AS_STRING(buffer), (size_t)view.len);
+    } else {
+        (void)damaged();
+        Py_CLEAR(array);
+    }
+    PyBuffer_Release(&view);
+    return array;
+}
+
 /* Makes the array that *at describes on a buffer. numpy checks that it has room. */
 static PyObject *make_array(struct plait_state *state, const char **at, const char *end,
                             PyObject *buffer)
@@ -186,9 +209,15 @@ static PyObject *make_array(struct plait_state *state, const char **at, const ch
     }
     if (shape == NULL)
         return NULL;
-    PyObject *args[] = {NULL, shape, PyTuple_GET_ITEM(state->np_dtypes, head[1]), buffer};
-    PyObject *array =
-        PyObject_Vectorcall(state->np_ndarray, args + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    PyObject *dtype = PyTuple_GET_ITEM(state->np_dtypes, head[1]); // borrowed
+    PyObject *array;
+    if (PyByteArray_CheckExact(buffer)) {
+        array = make_small(state, shape, dtype, buffer);
+    } else {
+        PyObject *args[] = {NULL, shape, dtype, buffer};
+        array = PyObject_Vectorcall(state->np_ndarray, args + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                    NULL);
+    }
     Py_DECREF(shape);
     return array;
 }

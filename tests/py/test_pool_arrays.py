@@ -84,6 +84,18 @@ def test_arrays_arrive_as_pickles_of_them_do(pool: plait.ProcessPool) -> None:
         assert result.flags.writeable == expected.flags.writeable
 
 
+def test_nothing_that_an_array_lies_on_can_be_resized(pool: plait.ProcessPool) -> None:
+    for array in (np.arange(3), np.zeros((0, 3)), np.array(1.5), np.arange(SIZE)):
+        result = pool.submit(tasks.echo, array).result(TIMEOUT)
+        assert not isinstance(result.base, bytearray)
+        assert np.array_equal(result, array)
+    assert not pool.submit(lies_on_bytearray, np.arange(3)).result(TIMEOUT)
+
+
+def lies_on_bytearray(array: Any) -> bool:
+    return isinstance(array.base, bytearray)
+
+
 def test_arrays_among_other_arguments(pool: plait.ProcessPool) -> None:
     a, b, large = np.arange(3), np.ones((2, 2)), np.arange(SIZE)
     args: Any
