@@ -403,6 +403,24 @@ static PyObject *future_fail(PyObject *self, PyObject *exception)
     Py_RETURN_TRUE;
 }
 
+PyObject *plait_function_name(PyObject *function)
+{
+    PyObject *fn = Py_NewRef(function); /* its own code may end the future that has it */
+    PyObject *name = PyObject_GetAttrString(fn, "__qualname__");
+    if (name == NULL || !PyUnicode_Check(name)) {
+        PyErr_Clear();
+        Py_XDECREF(name);
+        name = PyObject_Repr(fn);
+    }
+    /* A future that could not end for want of a name would be lost, and its worker's seat too. */
+    if (name == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear();
+        name = PyUnicode_FromFormat("an object of the type %s", Py_TYPE(fn)->tp_name);
+    }
+    Py_DECREF(fn);
+    return name;
+}
+
 static PyObject *future_task_name(PyObject *self, void *Py_UNUSED(closure))
 {
     struct plait_future *f = FUTURE(self);
@@ -410,12 +428,7 @@ static PyObject *future_task_name(PyObject *self, void *Py_UNUSED(closure))
         return Py_NewRef(f->name);
     if (f->fn == NULL)
         Py_RETURN_NONE;
-    PyObject *name = PyObject_GetAttrString(f->fn, "__qualname__");
-    if (name == NULL) {
-        PyErr_Clear();
-        name = PyObject_Repr(f->fn);
-    }
-    return name;
+    return plait_function_name(f->fn);
 }
 
 static PyObject *future_stopped(PyObject *self, void *Py_UNUSED(closure))

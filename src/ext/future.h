@@ -123,6 +123,8 @@ bool plait_future_leave(struct plait_state *state, struct plait_future *f, struc
 void plait_unraisable(PyObject *where);
 /* The event loop that runs in this thread, or None: a new reference. */
 PyObject *plait_running_loop(struct plait_state *state);
+/* What a task is called that was given no name: a str, even if `function` does not tell. */
+PyObject *plait_function_name(PyObject *function);
 /* Takes the exception that is set, normalised and with its traceback: a new reference; NULL
  * when none is set. */
 PyObject *plait_take_exception(void);

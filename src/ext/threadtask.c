@@ -77,14 +77,7 @@ PyObject *plait_task_name(struct plait_future *f)
         return Py_NewRef(f->name);
     if (f->fn == NULL)
         return PyUnicode_FromString("?");
-    PyObject *fn = Py_NewRef(f->fn);
-    PyObject *name = PyObject_GetAttrString(fn, "__qualname__");
-    if (name == NULL) {
-        PyErr_Clear();
-        name = PyObject_Repr(fn);
-    }
-    Py_DECREF(fn);
-    return name;
+    return plait_function_name(f->fn);
 }
 
 /* ---- the end of a task ---- */

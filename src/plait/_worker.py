@@ -129,14 +129,21 @@ def dump_exception(error: BaseException, fn: Any) -> bytes:
         message = str(error)
     except Exception as second:
         message = f"<str() raised {type(second).__name__}>"
-    name = None
-    if fn is not None:
-        from ._options import name_of
-
-        module = getattr(fn, "__module__", None) or ""
-        name = "" if module.startswith("plait.") else name_of(fn)  # map's chunks
+    name = None if fn is None else _name_of(fn)
     sent = (data, f"{kind.__module__}.{kind.__qualname__}", message, text, name)
     return _pickle.dumps(sent, 5)
+
+
+def _name_of(fn: Any) -> str:
+    """What a note calls a task's function, whatever that is; "" for one of the pool's own."""
+    try:
+        module = getattr(fn, "__module__", None)
+        if isinstance(module, str) and module.startswith("plait."):
+            return ""  # map's chunks
+        name = getattr(fn, "__qualname__", None)
+        return name if isinstance(name, str) and name else repr(fn)
+    except Exception:
+        return f"an object of the type {type(fn).__qualname__}"
 
 
 STOP_SIGNAL = signal.SIGURG

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,6 +103,52 @@ def test_a_result_that_cannot_be_sent_names_its_task(shared: plait.ProcessPool) 
         list(shared.map(tasks.unpicklable_of, range(4), chunksize=2))
     assert "unpicklable_of" in "".join(caught.value.__notes__)
     assert notes(shared.submit(tasks.fail, "its own")) == ""
+
+
+class Nameless:
+    """A function that does not tell what it is."""
+
+    def __call__(self) -> Any:
+        return threading.Lock()
+
+    def __repr__(self) -> str:
+        raise ValueError("no text of it")
+
+
+class Anything(Nameless):
+    """One with all attributes, whatever is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__qualname__", "__module__"):
+            return threading.Lock()
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("kind", [Nameless, Anything])
+def test_a_result_that_cannot_be_sent_of_what_has_no_name(
+    shared: plait.ProcessPool, kind: Callable[[], Any]
+) -> None:
+    error = shared.submit(kind()).exception(TIMEOUT)
+    assert isinstance(error, TypeError)  # the worker has not died of it
+    assert f"an object of the type {kind.__name__}" in "".join(error.__notes__)
+
+
+class Deadly(Nameless):
+    def __call__(self) -> Any:
+        os._exit(3)
+
+
+def test_a_worker_that_dies_of_what_has_no_name_is_replaced() -> None:
+    with plait.ProcessPool(1) as pool:
+        future = pool.submit(Deadly())
+        try:
+            error = future.exception(TIMEOUT)
+            assert isinstance(error, plait.WorkerDied)
+            assert "an object of the type" in str(error)
+            assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
+        finally:
+            if not future.done():
+                pool.kill_workers()
 
 
 def test_options_given_to_submit(either: Any) -> None:
