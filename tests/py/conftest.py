@@ -12,11 +12,15 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from pool_gate import Gate
 from tls_support import LIMIT, PAIRS, Side, make_certificates
 
 import plait
+
+# --hypothesis-profile=stress: what has no number of its own runs this many examples.
+hypothesis.settings.register_profile("stress", max_examples=3000)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,6 +87,17 @@ def loop() -> Iterator[Any]:
             loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+@pytest.fixture
+def uring() -> Iterator[Any]:
+    """Yield a loop with io_uring, which this machine's kernel may not have."""
+    loop = plait.Loop(backend="uring")
+    if loop.backend != "uring":
+        loop.close()
+        pytest.skip("no io_uring here: see plait doctor")
+    yield loop
+    loop.close()
 
 
 @pytest.fixture(params=["plait", "asyncio"])
