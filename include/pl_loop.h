@@ -465,6 +465,7 @@ struct pl_listener {
     uint32_t batch;       /* accepts per event at most */
     struct pl_rota *rota; /* borrows; NULL unless other processes accept as well */
     int64_t stepped_back; /* when it last came back from stepping aside; 0: never */
+    bool given; /* the program's own: other processes may accept from it, or have its file */
     bool accepting;
     bool backing_off; /* out of descriptors, or stepped aside: waiting for `retry` */
     /* A connection: fd is non-blocking and CLOEXEC; moves to the callee. addr is the peer's
@@ -482,7 +483,7 @@ struct pl_listener {
 
 /* Accepts from a listening non-blocking socket, which it borrows. The caller has set the
  * callbacks, `batch` (0: 128), and `rota` if other processes accept from the same socket
- * (pl_rota.h); accepting starts at once. */
+ * (pl_rota.h), or `given` if they may; accepting starts at once. */
 int pl_listener_open(struct pl_loop *loop, struct pl_listener *l, int fd) PL_MUST_CHECK;
 
 /* Stops accepting; `closed` comes from the ready queue. The fd stays open. */

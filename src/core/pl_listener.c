@@ -24,7 +24,7 @@ int pl_listener_open(struct pl_loop *loop, struct pl_listener *l, int fd)
     l->backing_off = false;
     l->stepped_back = 0;
     l->retry = (struct pl_timer){.op.run = retry_run};
-    enum pl_io_mode mode = l->rota == NULL ? PL_IO_LISTEN : PL_IO_SHARED;
+    enum pl_io_mode mode = l->rota != NULL ? PL_IO_SHARED : l->given ? PL_IO_LEVEL : PL_IO_LISTEN;
     int r = pl_io_open(loop, &l->io, fd, mode, listener_run);
     if (r < 0)
         return r;

@@ -166,6 +166,9 @@ int pl__ring_connect(struct pl_loop *loop, struct pl_connect *user, int fd,
     sqe->off = len;
     link_in(p, &c->in);
     user->at = c;
+    /* Now, as connect(2) would: what runs next may wait for the other end without us. What fails is
+     * submitted by the next wait. */
+    (void)!pl__uring_enter(&p->ring, 0, 0);
     return 0;
 }
 

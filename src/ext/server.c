@@ -161,31 +161,33 @@ static PyObject *listener_look(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(
-    listener_doc,
-    "Listener(loop, sock, factory, server, batch, adopt, context,\n         rota=None)\n--\n\n"
-    "Accept from a listening socket.\n\n"
-    "Args:\n"
-    "    loop (Loop): the loop.\n"
-    "    sock (socket.socket): listening, non-blocking.\n"
-    "    factory (Callable): makes the protocols.\n"
-    "    server (asyncio.Server | None): what the transports are attached to.\n"
-    "    batch (int): accepts per event at most.\n"
-    "    adopt (Callable | None): takes each new socket in place of a transport\n"
-    "        made here (TLS).\n"
-    "    context (contextvars.Context | None): copied for each connection.\n"
-    "    rota (Rota | None): the board of the processes that accept from it.");
+PyDoc_STRVAR(listener_doc,
+             "Listener(loop, sock, factory, server, batch, adopt, context,\n"
+             "         rota=None, given=False)\n--\n\n"
+             "Accept from a listening socket.\n\n"
+             "Args:\n"
+             "    loop (Loop): the loop.\n"
+             "    sock (socket.socket): listening, non-blocking.\n"
+             "    factory (Callable): makes the protocols.\n"
+             "    server (asyncio.Server | None): what the transports are attached to.\n"
+             "    batch (int): accepts per event at most.\n"
+             "    adopt (Callable | None): takes each new socket in place of a transport\n"
+             "        made here (TLS).\n"
+             "    context (contextvars.Context | None): copied for each connection.\n"
+             "    rota (Rota | None): the board of the processes that accept from it.\n"
+             "    given (bool): the program made the socket: other processes may have it.");
 
 static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"loop",  "sock",    "factory", "server", "batch",
-                            "adopt", "context", "rota",    NULL};
+                            "adopt", "context", "rota",    "given",  NULL};
     struct plait_state *state = plait_state_of_type(type);
     PyObject *loop, *sock, *factory, *server, *adopt, *context, *rota = Py_None;
     unsigned batch;
-    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOIOO|O:Listener", names,
-                                                      state->loop_type, &loop, &sock, &factory,
-                                                      &server, &batch, &adopt, &context, &rota))
+    int given = 0;
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(
+                             args, kwargs, "O!OOOIOO|Op:Listener", names, state->loop_type, &loop,
+                             &sock, &factory, &server, &batch, &adopt, &context, &rota, &given))
         return NULL;
     struct pl_rota *board = plait_rota_of(state, rota);
     if (board == NULL && PyErr_Occurred())
@@ -212,6 +214,7 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     l->core = (struct pl_listener){
         .batch = batch,
         .rota = board,
+        .given = given != 0,
         .accepted = on_accepted,
         .starved = on_starved,
         .failed = on_failed,

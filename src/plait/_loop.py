@@ -10,6 +10,7 @@ every method with the arguments and errors that its version of Python documents.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import selectors
 import signal
@@ -137,6 +138,19 @@ def _choose_backend(backend: str | None) -> str:
     return "epoll" if backend == "auto" else backend
 
 
+def _noting_given(method: Any) -> Any:
+    """Make a method with a keyword ``sock`` note the sockets that it is given."""
+
+    @functools.wraps(method)
+    async def noting(self: Loop, *args: Any, **options: Any) -> Any:
+        sock = options.get("sock")
+        if isinstance(sock, socket.socket):
+            self._given.add(sock)
+        return await method(self, *args, **options)
+
+    return noting
+
+
 class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[misc]
     """An asyncio event loop with its core in C.
 
@@ -183,6 +197,8 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
     def __init__(self, *, backend: str | None = None) -> None:
         self._listeners: dict[int, _core.Listener] = {}
         self._rotas: dict[int, _core.Rota] = {}  # of sockets that other processes share
+        # Those that the program made, so that other processes may have them.
+        self._given: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         try:
             if _choose_backend(backend) == "uring" and (code := self._use_uring()):
                 _private.logger.warning(
@@ -390,6 +406,9 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
     ) -> asyncio.Transport:
         return self._new_transport(sock, protocol, waiter, extra, server, context)
 
+    create_server = _noting_given(asyncio.SelectorEventLoop.create_server)
+    create_unix_server = _noting_given(asyncio.SelectorEventLoop.create_unix_server)
+
     def _start_serving(
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
@@ -428,6 +447,7 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
             adopt,
             context,
             self._rotas.get(sock.fileno()),
+            sock in self._given,
         )
 
     def _stop_serving(self, sock: socket.socket) -> None:

@@ -344,6 +344,35 @@ static void connections_nobody_took_are_closed(void)
     pl_loop_fini(&loop);
 }
 
+/* Of a socket that the program shares out, nobody has what another one could take. */
+static void a_given_listener_leaves_connections_to_others(void)
+{
+    NEED_RING();
+    struct pl_loop loops[2];
+    struct server servers[2];
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = listening(&addr, 64);
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(open_loop(&loops[i], NULL));
+        servers[i] = (struct server){
+            .l = {.accepted = on_accepted, .closed = on_listener_closed, .given = true}};
+        CHECK_OK(pl_listener_open(&loops[i], &servers[i].l, fd));
+        turn(&loops[i]);
+    }
+    /* The first to ask is busy. */
+    for (int i = 1; i <= 5; i++) {
+        int client = connected_to(&addr);
+        RUN_UNTIL(&loops[1], servers[1].accepted == i);
+        close(client);
+    }
+    for (int i = 0; i < 2; i++) {
+        pl_listener_close(&servers[i].l);
+        RUN_UNTIL(&loops[i], servers[i].closed == 1);
+        pl_loop_fini(&loops[i]);
+    }
+    close(fd);
+}
+
 static void a_starved_listener_can_be_closed(void)
 {
     NEED_RING();
@@ -372,11 +401,17 @@ static void a_starved_listener_can_be_closed(void)
 }
 
 static const struct pl_test tests[] = {
-    PL_TEST(small_messages_need_no_receive),     PL_TEST(what_is_sent_arrives_in_order),
-    PL_TEST(streams_that_wait_hold_no_buffers),  PL_TEST(out_of_buffers_it_goes_on),
-    PL_TEST(a_closed_descriptor_is_closed),      PL_TEST(what_could_not_be_cancelled_is_later),
-    PL_TEST(a_reused_number_is_another_stream),  PL_TEST(a_closed_listener_frees_its_port),
-    PL_TEST(connections_nobody_took_are_closed), PL_TEST(a_starved_listener_can_be_closed),
+    PL_TEST(small_messages_need_no_receive),
+    PL_TEST(what_is_sent_arrives_in_order),
+    PL_TEST(streams_that_wait_hold_no_buffers),
+    PL_TEST(out_of_buffers_it_goes_on),
+    PL_TEST(a_closed_descriptor_is_closed),
+    PL_TEST(what_could_not_be_cancelled_is_later),
+    PL_TEST(a_reused_number_is_another_stream),
+    PL_TEST(a_closed_listener_frees_its_port),
+    PL_TEST(connections_nobody_took_are_closed),
+    PL_TEST(a_starved_listener_can_be_closed),
+    PL_TEST(a_given_listener_leaves_connections_to_others),
 };
 PL_TEST_MAIN(tests)
 

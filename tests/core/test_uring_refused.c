@@ -7,6 +7,8 @@
 #include <linux/io_uring.h>
 #include <unistd.h>
 
+#include "pl_uring.h"
+
 /* ---- a kernel that refuses ------------------------------------------------------------ */
 
 /* A few messages of both sizes and a wake-up, whatever the backend. */
@@ -60,13 +62,76 @@ static void a_refusal_means_epoll(void)
 static void features_that_are_missing_mean_epoll(void)
 {
     NEED_RING();
+    uint32_t features[] = {IORING_FEAT_SINGLE_MMAP, IORING_FEAT_NODROP, IORING_FEAT_SUBMIT_STABLE,
+                           IORING_FEAT_RW_CUR_POS, IORING_FEAT_EXT_ARG};
+    for (size_t i = 0; i < PL_ARRAY_LEN(features); i++) {
+        struct pl_sys sys = system_with_less();
+        kernel.features_off = features[i];
+        struct pl_loop loop;
+        CHECK_OK(open_loop(&loop, &sys));
+        CHECK(strcmp(pl_loop_backend_name(&loop), "epoll") == 0);
+        CHECK_EQ(loop.refused, -EOPNOTSUPP);
+        check_it_works(&loop);
+        pl_loop_fini(&loop);
+    }
+}
+
+/* A kernel that does not know one of the flags: the others are used as far as they go together,
+ * and those of before 5.11 are taken for granted. */
+static void each_flag_may_be_unknown(void)
+{
+    NEED_RING();
+    const uint32_t deferred = PL__URING_SINGLE | PL__URING_DEFERRED;
+    static const struct {
+        uint32_t flag;
+        const char *backend;
+        bool deferred;
+    } cases[] = {
+        {0, "uring", true},
+        {PL__URING_DEFERRED, "uring", false},
+        {PL__URING_SINGLE, "uring", false},
+        {PL__URING_TASKRUN_FLAG, "uring", false},
+        {1u << 8, "uring", true},  /* COOP_TASKRUN */
+        {1u << 7, "uring", false}, /* SUBMIT_ALL */
+        {IORING_SETUP_R_DISABLED, "epoll", false},
+        {IORING_SETUP_CQSIZE, "epoll", false},
+        {IORING_SETUP_CLAMP, "epoll", false},
+    };
+    for (size_t i = 0; i < PL_ARRAY_LEN(cases); i++) {
+        struct pl_sys sys = system_with_less();
+        kernel.known_flags = ~cases[i].flag;
+        struct pl_loop loop;
+        CHECK_OK(open_loop(&loop, &sys));
+        CHECK(strcmp(pl_loop_backend_name(&loop), cases[i].backend) == 0);
+        CHECK_EQ((kernel.setup_flags & deferred) == deferred, cases[i].deferred);
+        CHECK_EQ(loop.backend->input != NULL, cases[i].deferred);
+        check_it_works(&loop);
+        pl_loop_fini(&loop);
+    }
+}
+
+/* What is to be submitted goes with the call that waits, and so does the timeout. */
+static void one_call_submits_and_waits(void)
+{
+    NEED_RING();
     struct pl_sys sys = system_with_less();
-    kernel.features_off = IORING_FEAT_EXT_ARG;
     struct pl_loop loop;
     CHECK_OK(open_loop(&loop, &sys));
-    CHECK(strcmp(pl_loop_backend_name(&loop), "epoll") == 0);
-    CHECK_EQ(loop.refused, -EOPNOTSUPP);
-    check_it_works(&loop);
+    turn(&loop);
+    struct reader r;
+    int peer = open_reader(&loop, &r, true);
+    kernel.enters = 0;
+    kernel.most_submitted = 0;
+    int64_t began = sys.now();
+    CHECK_EQ(pl_loop_wait(&loop, 5000000), 0);
+    CHECK_CMP(sys.now() - began, >=, 5000000);
+    CHECK_EQ(kernel.enters, 1);
+    CHECK_CMP(kernel.most_submitted, >, 0);
+    CHECK_EQ(kernel.enter_flags, IORING_ENTER_EXT_ARG | IORING_ENTER_GETEVENTS);
+    /* With nothing to submit and nothing done there is no call at all. */
+    CHECK_EQ(pl_loop_wait(&loop, 0), 0);
+    CHECK_EQ(kernel.enters, 1);
+    close_reader(&loop, &r, peer);
     pl_loop_fini(&loop);
 }
 
@@ -121,10 +186,9 @@ static void a_shortage_while_it_runs_passes(void)
 }
 
 static const struct pl_test tests[] = {
-    PL_TEST(a_refusal_means_epoll),
-    PL_TEST(features_that_are_missing_mean_epoll),
-    PL_TEST(older_kernels_do_with_less),
-    PL_TEST(a_shortage_while_it_runs_passes),
+    PL_TEST(a_refusal_means_epoll),      PL_TEST(features_that_are_missing_mean_epoll),
+    PL_TEST(each_flag_may_be_unknown),   PL_TEST(one_call_submits_and_waits),
+    PL_TEST(older_kernels_do_with_less), PL_TEST(a_shortage_while_it_runs_passes),
 };
 PL_TEST_MAIN(tests)
 

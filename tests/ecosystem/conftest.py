@@ -1,13 +1,16 @@
 """Fixtures: the loops under test, certificates, and real servers on loopback.
 
 Every test takes ``run`` or ``loop_factory`` and so runs twice: on plait, and on the
-interpreter's own loop as a control. A failure on both is the library's, or the test's.
+interpreter's own loop as a control. A failure on both is the library's, or the test's. What is
+served to the world (``BOTH_BACKENDS``) runs on plait with io_uring as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
+import functools
 import gc
 import os
 import pwd
@@ -31,6 +34,7 @@ HARD_LIMIT = 120.0  # seconds after which a hung process tells where it hangs, a
 
 FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "plait": plait.new_event_loop,
+    "plait-uring": lambda: plait.Loop(backend="uring"),
     "asyncio": asyncio.SelectorEventLoop,
 }
 
@@ -50,6 +54,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
 
 
+#: The files whose tests run on each backend.
+BOTH_BACKENDS = (
+    "test_eco_aiohttp",
+    "test_eco_connections",
+    "test_eco_uvicorn",
+    "test_eco_websockets",
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tell each test its loops."""
+    if "loop_name" in metafunc.fixturenames:
+        both = metafunc.module.__name__ in BOTH_BACKENDS
+        names = [name for name in FACTORIES if both or name != "plait-uring"]
+        metafunc.parametrize("loop_name", names, indirect=True)
+
+
+@functools.cache
+def has_uring() -> bool:
+    """Tell whether the kernel gives us io_uring."""
+    with contextlib.closing(plait.Loop(backend="uring")) as loop:
+        return loop.backend == "uring"
+
+
 @pytest.fixture(autouse=True)
 def _hard_limit() -> Iterator[None]:
     """End the process, with its stacks, when a loop hangs so that no deadline helps."""
@@ -58,10 +86,12 @@ def _hard_limit() -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
-@pytest.fixture(params=sorted(FACTORIES, reverse=True))
+@pytest.fixture
 def loop_name(request: pytest.FixtureRequest) -> str:
-    """Which loop: "plait" or "asyncio"."""
+    """Which loop, of FACTORIES."""
     name: str = request.param
+    if name == "plait-uring" and not has_uring():
+        pytest.skip("no io_uring here: see plait doctor")
     return name
 
 

@@ -27,6 +27,11 @@ def open_kernel_objects() -> set[str]:
     return found
 
 
+def child_environment(loop_name: str) -> dict[str, str]:
+    """What a child has to be told to take this loop's backend."""
+    return {**os.environ, "PLAIT_BACKEND": "uring" if loop_name == "plait-uring" else "auto"}
+
+
 class Pki(NamedTuple):
     """Contexts and files of one self-made authority, for "localhost" and 127.0.0.1."""
 

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from eco_support import until_stalled
+from eco_support import child_environment, until_stalled
 
 aiohttp = pytest.importorskip("aiohttp")
 web = pytest.importorskip("aiohttp.web")
@@ -452,7 +452,7 @@ async def cleaned(app):
     print("cleaned", flush=True)
 
 app.on_cleanup.append(cleaned)
-loop = plait.new_event_loop() if sys.argv[1] == "plait" else asyncio.SelectorEventLoop()
+loop = asyncio.SelectorEventLoop() if sys.argv[1] == "asyncio" else plait.new_event_loop()
 sock = __import__("socket").create_server(("127.0.0.1", 0))
 print(sock.getsockname()[1], flush=True)
 web.run_app(app, sock=sock, loop=loop, print=None, access_log=None)
@@ -467,13 +467,14 @@ def test_run_app_ends_by_signal(run: Any, loop_name: str, number: signal.Signals
             *(sys.executable, "-c", CHILD, loop_name),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env=child_environment(loop_name),
         )
         assert process.stdout is not None
         port = int(await process.stdout.readline())
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/") as answer:
                 name = await answer.text()
-                assert name == ("Loop" if loop_name == "plait" else "_UnixSelectorEventLoop")
+                assert name == ("_UnixSelectorEventLoop" if loop_name == "asyncio" else "Loop")
             process.send_signal(number)
             out, err = await process.communicate()
         assert (out, err, process.returncode) == (b"cleaned\nreturned\n", b"", 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from eco_support import child_environment
 
 if TYPE_CHECKING:
     from eco_support import Pki
@@ -17,11 +18,12 @@ PROGRAM = Path(__file__).parents[1] / "isolated" / "loop_connections.py"
 
 def run_program(loop_name: str, *options: str) -> None:
     result = subprocess.run(
-        [sys.executable, str(PROGRAM), "--loop", loop_name, *options],
+        [sys.executable, str(PROGRAM), "--loop", loop_name.removesuffix("-uring"), *options],
         capture_output=True,
         text=True,
         timeout=110,
         check=False,
+        env=child_environment(loop_name),
     )
     print(result.stdout, result.stderr)
     if result.returncode == 77:

@@ -89,6 +89,17 @@ def loop() -> Iterator[Any]:
         loop.close()
 
 
+@pytest.fixture
+def uring() -> Iterator[Any]:
+    """Yield a loop with io_uring, which this machine's kernel may not have."""
+    loop = plait.Loop(backend="uring")
+    if loop.backend != "uring":
+        loop.close()
+        pytest.skip("no io_uring here: see plait doctor")
+    yield loop
+    loop.close()
+
+
 @pytest.fixture(params=["plait", "asyncio"])
 def any_loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
     """Give a loop factory: plait's and the interpreter's, so that a test proves both alike."""

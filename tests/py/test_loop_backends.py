@@ -86,17 +86,6 @@ def run_child(code: str, *args: str, **env: str) -> subprocess.CompletedProcess[
     return done
 
 
-@pytest.fixture
-def uring() -> Any:
-    """A loop with io_uring, which this machine's kernel may not have."""
-    loop = plait.Loop(backend="uring")
-    if loop.backend != "uring":
-        loop.close()
-        pytest.skip("no io_uring here: see plait doctor")
-    yield loop
-    loop.close()
-
-
 @contextlib.contextmanager
 def closing_loop(**options: Any) -> Any:
     loop = plait.new_event_loop(**options)
