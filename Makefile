@@ -228,6 +228,7 @@ model-check: ## Check the models that stand beside the code with spin (MODELS=qu
 stress: build ## Repeat the C tests, and run the Python tests marked stress
 	@$(MAKE) test-core CORE_ARGS='--repeat 20 --timeout-multiplier 4'
 	@$(PY) -m pytest --timeout=600 -m stress $(PYTEST_ARGS)
+	@$(PY) -m pytest --timeout=1800 --hypothesis-profile=stress tests/py/test_auto_fuzz.py
 
 # ---- words and types -------------------------------------------------------
 

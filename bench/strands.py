@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import plait
+from plait import call
 
 PARTS = ("channels", "processes", "scope", "auto")
 RUNNERS: dict[str, Callable[[Coroutine[Any, Any, Any]], Any]] = {
@@ -115,7 +116,7 @@ async def other_calls(n: int) -> None:
 
 async def any_calls(n: int) -> None:
     for i in range(n):
-        await plait.call(same, i & 7)
+        await call(same, i & 7)
 
 
 def drain_queue(queue: Any, n: int, done: Any) -> None:
@@ -258,7 +259,7 @@ def measure(parts: list[str], table: Table, scale: float) -> None:
         for name, work in (
             ("await task(x), pure, inline", pure_calls),
             ("await task(x), inline", other_calls),
-            ("await plait.call(fn, x), inline", any_calls),
+            ("await call(fn, x), inline", any_calls),
         ):
             for _ in range(3):
                 timed("plait", work, 1000)  # so that it is known to be short

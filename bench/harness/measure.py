@@ -129,10 +129,15 @@ def progress(text: str) -> None:
         print(file=sys.stderr)
 
 
+#: What OpenSSL alone costs: the bare C server with TLS, in two ways.
+TLS_LIMITS = {"C, memory BIOs": "memory", "C, socket BIO": "socket"}
+
+
 def echo_command(peer: str, style: str) -> list[str]:
     """Make the command line of a server."""
-    if peer == "C":
-        return [str(machine.limits_dir() / "echo_server")]
+    if peer == "C" or peer in TLS_LIMITS:
+        way = ["0", TLS_LIMITS[peer]] if peer in TLS_LIMITS else []
+        return [str(machine.limits_dir() / "echo_server"), *way]
     return machine.python("harness.server", "--loop", peer, "--style", style)
 
 
@@ -196,7 +201,7 @@ def measure_echo(plan: Plan) -> list[Series]:
             # Each row has its own run of the limit, close in time to what it limits.
             # Generators as coroutines are plait's alone.
             peers = [p for p in plan.loops if case.style != "generators" or p == "plait"]
-            for peer in ("C", *peers):
+            for peer in ("C", *peers, *(TLS_LIMITS if case.style == "tls" else ())):
                 series = found.setdefault((case.row, peer), Series(case.row, peer, "requests/s"))
                 if series.error:
                     continue

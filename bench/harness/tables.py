@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from .measure import Series, rows_of
+from .measure import TLS_LIMITS, Series, rows_of
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -75,8 +75,17 @@ def echo_tables(series: Sequence[Series], peers: Sequence[str]) -> str:
 
     absent = "not installed"
     everyone = ["C", *peers]
+    secure = [s for s in series if s.row in {t.row for t in series if t.peer in TLS_LIMITS}]
+    bare = ["C", *TLS_LIMITS]
+    limited = [
+        "OpenSSL in bare C, the limit of TLS: share of the plain server's rate, and CPU time\n"
+        + table(secure, bare, share, absent)
+        + "\n\n"
+        + table(secure, bare, cpu, absent)
+    ]
     return "\n\n".join(
         [
+            *(limited if secure else []),
             "Echo servers, share of the bare C server's rate (median, half the spread)\n"
             + table(series, peers, share, absent),
             "Requests per second\n" + table(series, everyone, lambda s: number(s.median), absent),

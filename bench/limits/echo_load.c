@@ -390,7 +390,8 @@ int main(int argc, char **argv)
         last = now();
         if (!counting && last >= counting_from) {
             counting = true;
-            counting_from = last;
+            counting_from = last; /* later than asked for on a machine that stalls */
+            stop_at = last + (int64_t)(o.seconds * 1e9);
             printf("start\n");
             fflush(stdout);
         }

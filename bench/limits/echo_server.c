@@ -85,8 +85,9 @@ static SSL_CTX *make_context(void)
     }
     X509_free(cert);
     EVP_PKEY_free(key);
-    /* What an ssl.SSLContext sets as well. */
-    SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    /* What the ssl module sets as well. */
+    SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+                                  SSL_MODE_AUTO_RETRY | SSL_MODE_RELEASE_BUFFERS);
     return context;
 }
 

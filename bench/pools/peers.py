@@ -156,7 +156,15 @@ class Loky(Peer):
         return loky.ProcessPoolExecutor(self.workers)
 
 
-class Pool(Peer):
+class Joined(Peer):
+    """A pool that is closed and then joined."""
+
+    def stop(self) -> None:
+        self.pool.close()
+        self.pool.join()
+
+
+class Pool(Joined):
     name = "mp.Pool"
 
     def make(self) -> Any:
@@ -173,12 +181,8 @@ class Pool(Peer):
         for _ in self.pool.map(plus_one, range(n), chunksize=chunk):
             pass
 
-    def stop(self) -> None:
-        self.pool.close()
-        self.pool.join()
 
-
-class Pebble(Peer):
+class Pebble(Joined):
     name = "pebble"
     package = "pebble"
 
@@ -199,12 +203,8 @@ class Pebble(Peer):
         for _ in self.pool.map(plus_one, range(n), chunksize=chunk).result():
             pass
 
-    def stop(self) -> None:
-        self.pool.close()
-        self.pool.join()
 
-
-class Mpire(Peer):
+class Mpire(Pool):
     name = "mpire"
     package = "mpire"
     from_any_thread = False
@@ -213,13 +213,6 @@ class Mpire(Peer):
         import mpire  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
         return mpire.WorkerPool(self.workers, start_method="fork")
-
-    def call(self, fn: Callable[..., Any], *args: Any) -> Any:
-        return self.pool.apply(fn, args)
-
-    def gather(self, n: int) -> None:
-        for result in [self.pool.apply_async(noop) for _ in range(n)]:
-            result.get()
 
     def map(self, n: int, chunk: int) -> None:
         for _ in self.pool.imap(plus_one, range(n), chunk_size=chunk):

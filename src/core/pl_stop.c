@@ -10,6 +10,9 @@
 #include <string.h>
 
 #define DOUBT_NS (PL_NSEC_PER_SEC / 2)
+/* A word that looks right and is not is believed for longer: that of a worker which was stopped
+ * between its claim and the next instruction looks the same. */
+#define BELIEF_NS (5 * PL_NSEC_PER_SEC)
 
 bool pl_pool_holder(const struct pl_pool *pool, uint32_t cell, uint32_t *seat, int64_t *since)
 {
@@ -109,16 +112,22 @@ static bool has_told(const struct pl_pool *pool, uint32_t seat, uint32_t cell)
     return false;
 }
 
+/* Whether a worker runs the task, or has run it. */
+static bool has_it(const struct pl_pool *pool, uint32_t seat, uint32_t cell)
+{
+    /* Written right after the claim, taken back when the result is told. Acquire: so that is
+     * found when this is not; partner is pl_member_done's store of zero. */
+    return atomic_load_explicit(&pl__seat(pool->base, &pool->layout, seat)->running,
+                                memory_order_acquire) == cell + 1 ||
+           has_told(pool, seat, cell);
+}
+
 uint32_t pl__runner(const struct pl_pool *pool, uint32_t cell, uint32_t except)
 {
     for (uint32_t i = 0; i < pool->seats_high; i++) {
         if (!pool->seats[i].taken || i == except)
             continue;
-        /* Written right after the claim, taken back when the result is told. Acquire: so that is
-         * found when this is not; partner is pl_member_done's store of zero. */
-        if (atomic_load_explicit(&pl__seat(pool->base, &pool->layout, i)->running,
-                                 memory_order_acquire) == cell + 1 ||
-            has_told(pool, i, cell))
+        if (has_it(pool, i, cell))
             return i;
     }
     return PL_NO_SEAT;
@@ -132,16 +141,38 @@ static bool any_suspect(const struct pl_pool *pool)
     return false;
 }
 
+/* For a task whose word is sound. True: the worker that it names is suspected from now on, since
+ * it does not have the task, and nobody else would ever end it. */
+static bool doubt_claim(struct pl_pool *pool, uint32_t number, uint64_t state)
+{
+    struct pl_cell *cell = &pool->cells[number];
+    uint32_t seat = (uint32_t)(state >> 8) & 0xffff;
+    if ((state & 0xff) == PL__READY || has_it(pool, seat, number)) {
+        cell->doubted = 0;
+        return false;
+    }
+    int64_t now = pool->sys->now();
+    if (cell->doubted == 0)
+        cell->doubted = now;
+    if (now - cell->doubted < BELIEF_NS || pool->seats[seat].suspect)
+        return false;
+    pool->seats[seat].suspect = true;
+    return true;
+}
+
 bool pl_pool_mend(struct pl_pool *pool)
 {
     bool suspected = false;
     for (uint32_t i = 0; i < pool->nslots; i++) {
         struct pl_cell *cell = &pool->cells[i];
-        if (cell->state != PL_CELL_POSTED ||
-            /* Relaxed: nothing is read but the word. */
-            pl__state_is_sound(
-                pool, atomic_load_explicit(&pool->slots[i].state, memory_order_relaxed), cell->pos))
+        if (cell->state != PL_CELL_POSTED)
             continue;
+        /* Relaxed: nothing is read but the word. */
+        uint64_t state = atomic_load_explicit(&pool->slots[i].state, memory_order_relaxed);
+        if (pl__state_is_sound(pool, state, cell->pos)) {
+            suspected = doubt_claim(pool, i, state) || suspected;
+            continue;
+        }
         int64_t now = pool->sys->now();
         if (cell->doubted == 0)
             cell->doubted = now;

@@ -193,8 +193,14 @@ static void call_dealloc(PyObject *self)
     if (CALL(self)->error != NULL && PyObject_CallFinalizerFromDealloc(self) < 0)
         return;
     PyObject_GC_UnTrack(self);
-    plait_stop_forget(CALL(self)->state);
+    struct plait_state *state = CALL(self)->state;
+    plait_stop_forget(state);
     (void)call_clear(self);
+    /* One whose finalizer has run would not be finalized again. A state that is being cleared has
+     * no type any more. */
+    if (!PyObject_GC_IsFinalized(self) && state->call_type == type &&
+        plait_free_list_park(&state->budget.calls, self))
+        return;
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -246,7 +252,7 @@ static PyType_Spec call_spec = {
 PyObject *plait_call_new(struct plait_state *state, PyObject *fn, PyObject *value, PyObject *error,
                          PyObject *inner)
 {
-    struct call *call = PyObject_GC_New(struct call, state->call_type);
+    struct call *call = (struct call *)plait_free_list_new(&state->budget.calls, state->call_type);
     if (call == NULL) {
         Py_XDECREF(value);
         Py_XDECREF(error);

@@ -60,9 +60,9 @@ bool plait_waits_wake(struct plait_waits *list)
         plait_waits_remove(wait);
         wait->woken = list;
         list->woken++;
+        /* Not woken, it has been settled, and may be gone. */
         if (wait->thread ? plait_waiter_wake(wait) : plait_op_wake(wait))
             return true;
-        (void)plait_waits_settle(wait);
     }
     return false;
 }

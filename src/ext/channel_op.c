@@ -14,6 +14,7 @@
  * A step runs in the thread of its loop; other threads wake a call by a post to that loop.
  */
 #include "channel.h"
+#include "coroutine.h"
 #include "stop.h"
 #include "stream_reader.h"
 
@@ -115,7 +116,9 @@ bool plait_op_wake(struct plait_wait *wait)
     PyErr_Restore(type, error, traceback);
     Py_XDECREF(loop);
     Py_DECREF(future);
-    Py_DECREF(op);
+    if (!woken)
+        (void)plait_waits_settle(wait);
+    Py_DECREF(op); /* its last, when its task has gone meanwhile */
     return woken;
 }
 
@@ -294,23 +297,10 @@ static PyObject *op_send(PyObject *self, PyObject *Py_UNUSED(value))
 static PyObject *op_throw(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     struct op *op = OP(self);
-    if (nargs < 1 || nargs > 3)
-        return PyErr_Format(PyExc_TypeError, "throw() takes 1 to 3 arguments, got %zd", nargs);
-    if (op->phase == ENDED) {
-        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+    if (plait_coroutine_may_throw(nargs, op->phase == ENDED) < 0)
         return NULL;
-    }
-    PyObject *type = args[0];
-    PyObject *value = nargs > 1 && args[1] != Py_None ? args[1] : NULL;
     abandon(op);
-    if (PyExceptionInstance_Check(type) && value == NULL)
-        PyErr_SetObject((PyObject *)Py_TYPE(type), type);
-    else if (PyExceptionClass_Check(type))
-        PyErr_SetObject(type, value);
-    else
-        PyErr_Format(PyExc_TypeError,
-                     "exceptions must be classes or instances deriving from BaseException, not %s",
-                     Py_TYPE(type)->tp_name);
+    plait_coroutine_raise(args, nargs);
     return NULL;
 }
 
@@ -325,12 +315,9 @@ static PyObject *op_close(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 static PyObject *get_name(PyObject *self, void *qualified)
 {
-    return PyUnicode_FromFormat("%s%s", qualified != NULL ? "Channel." : "", names[OP(self)->kind]);
-}
-
-static PyObject *get_running(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
-{
-    Py_RETURN_FALSE; /* who could ask runs between two steps */
+    struct op *op = OP(self);
+    return qualified == NULL ? PyUnicode_FromString(names[op->kind])
+                             : PyUnicode_FromFormat("%s.%s", class_name(op), names[op->kind]);
 }
 
 static PyObject *op_repr(PyObject *self)
@@ -365,27 +352,17 @@ static void op_dealloc(PyObject *self)
     struct op *op = OP(self);
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    if (PL_UNLIKELY(op->phase == FRESH)) {
-        PyObject *t, *error, *traceback;
-        PyErr_Fetch(&t, &error, &traceback);
-        if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%s.%s' was never awaited",
-                             class_name(op), names[op->kind]) < 0)
-            PyErr_WriteUnraisable((PyObject *)type);
-        PyErr_Restore(t, error, traceback);
-    }
+    if (PL_UNLIKELY(op->phase == FRESH))
+        plait_coroutine_unawaited(type, class_name(op), names[op->kind]);
     if (op->phase != ENDED)
         abandon(op);
     struct plait_state *state = op->state;
     if (op->kind != PLAIT_OP_SEND)
         plait_stop_forget(state);
     Py_CLEAR(op->target); /* may run anything */
-#ifndef Py_GIL_DISABLED
     /* A state that is being cleared has no type any more: it would not be freed again. */
-    if (state->channel_op_type == type && state->scope.free_ops_len < PLAIT_FREE_CHANNEL_OPS) {
-        state->scope.free_ops[state->scope.free_ops_len++] = self;
+    if (state->channel_op_type == type && plait_free_list_park(&state->scope.ops, self))
         return;
-    }
-#endif
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }
@@ -393,19 +370,9 @@ static void op_dealloc(PyObject *self)
 PyObject *plait_op_new(struct plait_state *state, PyObject *target, enum plait_op_kind kind,
                        PyObject *item)
 {
-    struct op *op;
-#ifndef Py_GIL_DISABLED
-    if (state->scope.free_ops_len > 0) {
-        op = OP(state->scope.free_ops[--state->scope.free_ops_len]);
-        (void)PyObject_Init((PyObject *)op, state->channel_op_type);
-        Py_DECREF(state->channel_op_type); /* the parked one had kept its own */
-    } else
-#endif
-    {
-        op = PyObject_GC_New(struct op, state->channel_op_type);
-        if (op == NULL)
-            return NULL;
-    }
+    struct op *op = OP(plait_free_list_new(&state->scope.ops, state->channel_op_type));
+    if (op == NULL)
+        return NULL;
     op->state = state;
     op->target = Py_NewRef(target);
     op->item = Py_XNewRef(item);
@@ -429,7 +396,7 @@ static PyMethodDef op_methods[] = {
 static PyGetSetDef op_getset[] = {
     {"__name__", get_name, NULL, "The method.", NULL},
     {"__qualname__", get_name, NULL, "The method, with its class.", (void *)"class"},
-    {"cr_running", get_running, NULL, "Whether a step of it runs.", NULL},
+    {"cr_running", plait_coroutine_running, NULL, "Whether a step of it runs.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -469,10 +436,5 @@ int plait_op_exec(PyObject *module, struct plait_state *state)
 
 void plait_scope_clear(struct plait_state *state)
 {
-    while (state->scope.free_ops_len > 0) {
-        PyObject *op = state->scope.free_ops[--state->scope.free_ops_len];
-        PyTypeObject *type = Py_TYPE(op);
-        PyObject_GC_Del(op);
-        Py_DECREF(type);
-    }
+    plait_free_list_clear(&state->scope.ops);
 }

@@ -15,10 +15,33 @@ struct ring {
     struct plait_state *state; /* borrows */
     struct pl_channel core;
     uint32_t users; /* calls that have let the interpreter's lock go, or may have */
+    uint32_t forks; /* of this process's line when they were counted */
     bool open;
 };
 
 #define RING(o) ((struct ring *)(o))
+
+/* The calls under way. In a forked child those of the parent's threads do not count. */
+static uint32_t ring_users(struct ring *r)
+{
+    if (r->forks != r->state->scope.forks) {
+        r->forks = r->state->scope.forks;
+        r->users = 0;
+    }
+    return r->users;
+}
+
+static void ring_use(struct ring *r)
+{
+    (void)ring_users(r);
+    r->users++;
+}
+
+static void ring_leave(struct ring *r)
+{
+    if (ring_users(r) > 0) /* else a fork came in between: it was not counted in this process */
+        r->users--;
+}
 
 static int ring_check(struct ring *r)
 {
@@ -44,6 +67,7 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (r == NULL)
         return NULL;
     r->state = state;
+    r->forks = state->scope.forks;
     int error = pl_channel_open(&r->core, NULL, memfd, data, room);
     if (error < 0) {
         Py_DECREF(r);
@@ -55,7 +79,7 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 
 static PyObject *ring_release(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    if (RING(self)->users > 0) {
+    if (ring_users(RING(self)) > 0) {
         PyErr_SetString(PyExc_RuntimeError, "a thread waits for this channel");
         return NULL;
     }
@@ -148,9 +172,9 @@ static PyObject *ring_send(PyObject *self, PyObject *message)
     size_t len = (size_t)PyBytes_GET_SIZE(message);
     int error = pl_channel_try_send(&r->core, data, len);
     if (error == -EBUSY) {
-        r->users++;
+        ring_use(r);
         Py_BEGIN_ALLOW_THREADS error = pl_channel_send(&r->core, data, len);
-        Py_END_ALLOW_THREADS r->users--;
+        Py_END_ALLOW_THREADS ring_leave(r);
     }
     if (error == -EAGAIN)
         Py_RETURN_FALSE;
@@ -177,9 +201,9 @@ static PyObject *ring_receive(PyObject *self, PyObject *nothing)
     struct pl_message message = {0};
     int error = pl_channel_try_receive(&r->core, &message);
     if (error == -EBUSY) {
-        r->users++;
+        ring_use(r);
         Py_BEGIN_ALLOW_THREADS error = pl_channel_receive(&r->core, &message);
-        Py_END_ALLOW_THREADS r->users--;
+        Py_END_ALLOW_THREADS ring_leave(r);
     }
     if (error == -EAGAIN)
         return Py_NewRef(nothing);
@@ -187,9 +211,9 @@ static PyObject *ring_receive(PyObject *self, PyObject *nothing)
         return plait_channel_raise_closed("the channel is closed and empty");
     if (error < 0)
         return plait_raise(r->state, error, "receiving from a channel");
-    r->users++; /* decoding may run any code */
+    ring_use(r); /* decoding may run any code */
     PyObject *value = ring_decode(r->state, message.data, message.len);
-    r->users--;
+    ring_leave(r);
     pl_message_fini(&r->core, &message);
     return value;
 }
@@ -207,9 +231,9 @@ static PyObject *ring_wait(PyObject *self, PyObject *args)
     int error;
     /* The mapping must outlive the wait whatever other threads do to this object. */
     Py_INCREF(self);
-    r->users++;
+    ring_use(r);
     Py_BEGIN_ALLOW_THREADS error = pl_channel_wait(&r->core, side, ns);
-    Py_END_ALLOW_THREADS r->users--;
+    Py_END_ALLOW_THREADS ring_leave(r);
     Py_DECREF(self);
     if (error == -EINTR && PyErr_CheckSignals() < 0)
         return NULL;

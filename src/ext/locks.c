@@ -10,6 +10,7 @@
  */
 #include "channel.h"
 
+#include <math.h>
 #include <stddef.h>
 #include <structmember.h>
 
@@ -70,6 +71,10 @@ static int end_of(PyObject *seconds, int64_t *end)
     double value = PyFloat_AsDouble(seconds);
     if (value == -1.0 && PyErr_Occurred())
         return -1;
+    if (isnan(value)) {
+        PyErr_SetString(PyExc_ValueError, "timeout must be a number of seconds or None, not nan");
+        return -1;
+    }
     if (value < 3e8) {
         int64_t now = pl_sys_default()->now();
         *end = value <= 0 ? now : now + (int64_t)(value * 1e9);
@@ -220,6 +225,15 @@ static void base_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+#define BLOCKING_DOC                                                                               \
+    "Args:\n"                                                                                      \
+    "    timeout: seconds to wait at most; None for ever.\n\n"                                     \
+    "Returns:\n"                                                                                   \
+    "    bool: False when the time was over.\n\n"                                                  \
+    "Raises:\n"                                                                                    \
+    "    ValueError: timeout is nan.\n"                                                            \
+    "    RuntimeError: it would have to wait, and a loop runs in this thread."
+
 #define FAST(f) (PyCFunction)(void (*)(void)) f, METH_FASTCALL
 #define FAST_KW(f) (PyCFunction)(void (*)(void)) f, METH_FASTCALL | METH_KEYWORDS
 
@@ -232,13 +246,8 @@ static PyMethodDef tokens_methods[] = {
     {"acquire_blocking", FAST_KW(tokens_acquire_blocking),
      "acquire_blocking($self, timeout=None)\n--\n\n"
      "Wait for it, blocking this thread.\n\n"
-     "A task that is stopped right after this may still have it: ``with`` gives it back.\n\n"
-     "Args:\n"
-     "    timeout: seconds to wait at most; None for ever.\n\n"
-     "Returns:\n"
-     "    bool: False when the time was over.\n\n"
-     "Raises:\n"
-     "    RuntimeError: it would have to wait, and a loop runs in this thread."},
+     "A task that is stopped right after this may still have it: ``with`` gives it "
+     "back.\n\n" BLOCKING_DOC},
     {"release", tokens_release, METH_NOARGS,
      "release($self, /)\n--\n\n"
      "Give it back. Any strand may do so.\n\n"
@@ -339,13 +348,7 @@ static PyMethodDef event_methods[] = {
     {"wait", event_wait, METH_NOARGS, "wait($self, /)\n--\n\nWait for the flag, as a coroutine."},
     {"wait_blocking", FAST_KW(event_wait_blocking),
      "wait_blocking($self, timeout=None)\n--\n\n"
-     "Wait for the flag, blocking this thread.\n\n"
-     "Args:\n"
-     "    timeout: seconds to wait at most; None for ever.\n\n"
-     "Returns:\n"
-     "    bool: False when the time was over.\n\n"
-     "Raises:\n"
-     "    RuntimeError: it would have to wait, and a loop runs in this thread."},
+     "Wait for the flag, blocking this thread.\n\n" BLOCKING_DOC},
     {NULL, NULL, 0, NULL},
 };
 

@@ -75,10 +75,12 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 #undef X
     if (r == 0)
         r = plait_free_list_visit(&state->generators.requests, visit, arg);
+    if (r == 0)
+        r = plait_free_list_visit(&state->budget.calls, visit, arg);
+    if (r == 0)
+        r = plait_free_list_visit(&state->scope.ops, visit, arg);
     if (r != 0)
         return r;
-    for (int i = 0; i < state->scope.free_ops_len; i++)
-        Py_VISIT(Py_TYPE(state->scope.free_ops[i]));
     for (int i = 0; i < PLAIT_KNOWN; i++) {
         Py_VISIT(state->budget.known[i].code);
         Py_VISIT(state->budget.known[i].task);

@@ -3,6 +3,7 @@
 #define PLAIT_POOL_H
 
 #include "future.h"
+#include "histogram.h"
 #include "pl_wire.h"
 #include "state.h"
 
@@ -85,12 +86,6 @@ struct plait_waiter {
 struct plait_ranked {
     struct plait_future *future;
     uint64_t turn;
-};
-
-/* How often a duration came: four buckets for each doubling. */
-struct plait_histogram {
-    uint64_t n;
-    uint32_t count[256];
 };
 
 struct plait_pool {

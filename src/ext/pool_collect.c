@@ -192,8 +192,8 @@ void plait_pool_finish(struct plait_pool *pool, uint32_t cell, uint32_t seat)
         else
             Py_XDECREF(error);
     }
-    plait_figures_add(&pool->waited, pool->core.slots[cell].posted);
-    plait_figures_add(&pool->ran, pool->core.slots[cell].run_ns);
+    plait_histogram_add(&pool->waited, pool->core.slots[cell].posted);
+    plait_histogram_add(&pool->ran, pool->core.slots[cell].run_ns);
     pl_pool_release(&pool->core, cell);
     if (f->stop != PLAIT_STOP_NONE)
         finish_stopped(pool, f);

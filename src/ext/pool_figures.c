@@ -1,41 +1,15 @@
 /* pool_figures.c - what a pool can tell about itself. */
 #include "pool_parent.h"
 
-void plait_figures_add(struct plait_histogram *histogram, int64_t ns)
-{
-    uint64_t value = ns < 4 ? (ns < 0 ? 0 : (uint64_t)ns) : (uint64_t)ns;
-    unsigned bucket = (unsigned)value;
-    if (value >= 4) {
-        unsigned exponent = 63u - (unsigned)__builtin_clzll(value);
-        bucket = exponent * 4 + (unsigned)(value >> (exponent - 2) & 3) - 4;
-    }
-    histogram->n++;
-    histogram->count[bucket]++;
-}
-
-/* The middle of a bucket, in nanoseconds. */
-static double middle(unsigned bucket)
-{
-    if (bucket < 4)
-        return bucket;
-    unsigned exponent = bucket / 4 + 1;
-    uint64_t width = UINT64_C(1) << (exponent - 2);
-    return (double)((4 + bucket % 4) * width) + (double)width / 2;
-}
-
 /* {50: seconds, ...}, empty before the first task. */
 static PyObject *percentiles(const struct plait_histogram *histogram)
 {
-    static const int wanted[] = {50, 90, 99, 100};
+    static const unsigned wanted[] = {50, 90, 99, 100};
     PyObject *dict = PyDict_New();
-    uint64_t seen = 0;
-    unsigned bucket = 0;
     for (size_t i = 0; dict != NULL && histogram->n > 0 && i < PL_ARRAY_LEN(wanted); i++) {
-        uint64_t rank = (histogram->n * (uint64_t)wanted[i] + 99) / 100;
-        while (bucket < PL_ARRAY_LEN(histogram->count) && seen + histogram->count[bucket] < rank)
-            seen += histogram->count[bucket++];
-        PyObject *key = PyLong_FromLong(wanted[i]);
-        PyObject *value = PyFloat_FromDouble(middle(bucket) / 1e9);
+        PyObject *key = PyLong_FromUnsignedLong(wanted[i]);
+        PyObject *value =
+            PyFloat_FromDouble(plait_histogram_percentile(histogram, wanted[i]) / 1e9);
         if (key == NULL || value == NULL || PyDict_SetItem(dict, key, value) < 0)
             Py_CLEAR(dict);
         Py_XDECREF(key);

@@ -17,6 +17,22 @@ bool plait_pool_accepts(struct plait_pool *pool);
  * the future; the reference of the queue or the cell is the caller's then. */
 bool plait_pool_withdraw(struct plait_pool *pool, struct plait_future *f);
 
+/* ---- pool_ends.c ---- */
+
+/* The argument as a future of this pool's that is not done, borrowed; else NULL, with an exception
+ * set or not. */
+struct plait_future *plait_pool_own_future(struct plait_pool *pool, PyObject *arg);
+/* Methods of the type. */
+PyObject *plait_pool_do_rest(PyObject *self, PyObject *arg);
+PyObject *plait_pool_do_give_up(PyObject *self, PyObject *arg);
+PyObject *plait_pool_do_ask_stop(PyObject *self, PyObject *args);
+PyObject *plait_pool_do_holder(PyObject *self, PyObject *arg);
+PyObject *plait_pool_do_end_stopped(PyObject *self, PyObject *arg);
+PyObject *plait_pool_do_bury(PyObject *self, PyObject *arg);
+PyObject *plait_pool_do_recall(PyObject *self, PyObject *ignored);
+PyObject *plait_pool_do_withdraw(PyObject *self, PyObject *arg);
+PyObject *plait_pool_do_cancel_now(PyObject *self, PyObject *arg);
+
 /* ---- pool_send.c ---- */
 
 /* A call to be made in a worker; borrows everything. */
@@ -80,8 +96,6 @@ void plait_pool_peek(PyObject *self);
 
 /* ---- pool_figures.c ---- */
 
-/* A finished task waited and ran for so long (nanoseconds; a lie costs figures only). */
-void plait_figures_add(struct plait_histogram *histogram, int64_t ns);
 /* Methods of the type. */
 PyObject *plait_pool_figures(PyObject *self, PyObject *ignored);
 PyObject *plait_pool_running(PyObject *self, PyObject *ignored);

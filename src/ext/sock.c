@@ -13,6 +13,7 @@
  *
  * Runs in the loop's thread, with the interpreter attached.
  */
+#include "coroutine.h"
 #include "spare_bytes.h"
 #include "stop.h"
 #include "watch.h"
@@ -387,33 +388,14 @@ static PyObject *call_next(PyObject *self)
     return NULL;
 }
 
-/* Raises what throw was given, as a generator that has not started would. */
-static void raise_thrown(PyObject *const *args, Py_ssize_t nargs)
-{
-    PyObject *type = args[0];
-    PyObject *value = nargs > 1 && args[1] != Py_None ? args[1] : NULL;
-    if (PyExceptionInstance_Check(type) && value == NULL)
-        PyErr_SetObject((PyObject *)Py_TYPE(type), type);
-    else if (PyExceptionClass_Check(type))
-        PyErr_SetObject(type, value);
-    else
-        PyErr_Format(PyExc_TypeError,
-                     "exceptions must be classes or instances deriving from BaseException, not %s",
-                     Py_TYPE(type)->tp_name);
-}
-
 static PyObject *call_throw(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     CallObject *c = (CallObject *)self;
-    if (nargs < 1 || nargs > 3)
-        return PyErr_Format(PyExc_TypeError, "throw() takes 1 to 3 arguments, got %zd", nargs);
-    if (c->done) {
-        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+    if (plait_coroutine_may_throw(nargs, c->done) < 0)
         return NULL;
-    }
     c->started = true;
     finish(c);
-    raise_thrown(args, nargs);
+    plait_coroutine_raise(args, nargs);
     return NULL;
 }
 
@@ -432,11 +414,6 @@ static PyObject *get_name(PyObject *self, void *qualified)
 {
     const char *name = ((CallObject *)self)->name;
     return PyUnicode_FromFormat("%s%s", qualified != NULL ? "Loop." : "", name);
-}
-
-static PyObject *get_running(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
-{
-    Py_RETURN_FALSE; /* who could ask runs between two steps */
 }
 
 static PyObject *call_repr(PyObject *self)
@@ -471,14 +448,8 @@ static void call_dealloc(PyObject *self)
     CallObject *c = (CallObject *)self;
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    if (!c->started && !c->done) {
-        PyObject *t, *exc, *tb;
-        PyErr_Fetch(&t, &exc, &tb);
-        if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine 'Loop.%s' was never awaited",
-                             c->name) < 0)
-            PyErr_WriteUnraisable((PyObject *)type);
-        PyErr_Restore(t, exc, tb);
-    }
+    if (!c->started && !c->done)
+        plait_coroutine_unawaited(type, "Loop", c->name);
     finish(c);
     /* The loop goes last: with it perhaps the module goes, and its lists. */
     LoopObject *loop = c->loop;
@@ -503,7 +474,7 @@ static PyMethodDef call_methods[] = {
 static PyGetSetDef call_getset[] = {
     {"__name__", get_name, NULL, "The loop's method.", NULL},
     {"__qualname__", get_name, NULL, "The loop's method, with its class.", (void *)"Loop"},
-    {"cr_running", get_running, NULL, "Whether a step of it runs.", NULL},
+    {"cr_running", plait_coroutine_running, NULL, "Whether a step of it runs.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

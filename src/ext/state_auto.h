@@ -2,7 +2,7 @@
 #ifndef PLAIT_STATE_AUTO_H
 #define PLAIT_STATE_AUTO_H
 
-#include <Python.h>
+#include "free_list.h"
 
 struct plait_monitor;
 
@@ -33,6 +33,7 @@ struct plait_known {
 struct plait_budget_state {
     struct plait_monitor *monitor; /* shares; NULL before the first budget */
     struct plait_known known[PLAIT_KNOWN];
+    struct plait_free_list calls;
     bool hooked;      /* atexit and fork know about it */
     unsigned forking; /* forks under way: the monitor is not to be started */
 };

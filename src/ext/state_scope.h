@@ -2,7 +2,7 @@
 #ifndef PLAIT_STATE_SCOPE_H
 #define PLAIT_STATE_SCOPE_H
 
-#include <Python.h>
+#include "free_list.h"
 
 /* X(type, name): one owned reference each. */
 // clang-format off
@@ -26,14 +26,10 @@
 
 struct thread_waiter;
 
-#define PLAIT_FREE_CHANNEL_OPS 32
-
 struct plait_scope_state {
     struct thread_waiter *sleepers; /* borrows: threads that wait in channels, locks, events */
-    /* Calls on channels ready for use again; each keeps the reference to its type. Not built
-     * without the interpreter's lock, which guards the list. */
-    PyObject *free_ops[PLAIT_FREE_CHANNEL_OPS];
-    int free_ops_len;
+    uint32_t forks;             /* that this process is away from the one that made the module */
+    struct plait_free_list ops; /* calls of coroutines */
 };
 
 #endif /* PLAIT_STATE_SCOPE_H */

@@ -16,6 +16,10 @@
     X(PyObject, ssl_syscall)                       \
     X(PyObject, ssl_certificate_error)             \
     X(PyObject, ssl_memory_bio)                    \
+    X(PyObject, ssl_bio_read)                      \
+    X(PyObject, ssl_bio_write)                     \
+    X(PyObject, ssl_engine_type)                   \
+    X(PyObject, ssl_engine_write)                  \
     X(PyObject, ssl_object_type)                   \
     X(PyObject, str_pending)                       \
     X(PyObject, str_read)

@@ -3,6 +3,7 @@
 #define PLAIT_THREAD_H
 
 #include "future.h"
+#include "histogram.h"
 
 /* Why a running task is asked to stop. */
 enum plait_asked {
@@ -48,13 +49,6 @@ struct plait_crew_worker {
     uint32_t generation; /* the crew's that it has seen */
 };
 
-/* A histogram of times: four buckets for each power of two of nanoseconds. */
-#define PLAIT_TIMES_BUCKETS 256
-struct plait_times {
-    uint64_t count;
-    uint32_t buckets[PLAIT_TIMES_BUCKETS];
-};
-
 /* plait._core.Crew: the pool without its public face. Threads refer to it, and futures that
  * are not done; so a pool may be dropped while it has work.
  *
@@ -91,8 +85,8 @@ struct plait_crew {
     uint64_t timed_out;
     uint64_t retried;
     uint64_t unstarted; /* threads that could not be started */
-    struct plait_times waits;
-    struct plait_times runs;
+    struct plait_histogram waits;
+    struct plait_histogram runs;
 };
 
 #define PLAIT_CREW(o) ((struct plait_crew *)(o))
@@ -124,6 +118,5 @@ PyObject *plait_crew_watch(PyObject *self, PyObject *ignored);
 /* False with an exception set when the crew cannot be used by this process. */
 bool plait_crew_usable(struct plait_crew *crew);
 PyObject *plait_task_name(struct plait_future *f);
-int64_t plait_times_quantile(const struct plait_times *times, double q);
 
 #endif /* PLAIT_THREAD_H */

@@ -187,11 +187,11 @@ fail:
     return NULL;
 }
 
-static PyObject *quantiles(const struct plait_times *times)
+static PyObject *percentiles(const struct plait_histogram *times)
 {
-    return Py_BuildValue("ddd", (double)plait_times_quantile(times, 0.5) / 1e9,
-                         (double)plait_times_quantile(times, 0.95) / 1e9,
-                         (double)plait_times_quantile(times, 0.99) / 1e9);
+    return Py_BuildValue("ddd", plait_histogram_percentile(times, 50) / 1e9,
+                         plait_histogram_percentile(times, 95) / 1e9,
+                         plait_histogram_percentile(times, 99) / 1e9);
 }
 
 static PyObject *crew_figures(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -211,8 +211,8 @@ static PyObject *crew_figures(PyObject *self, PyObject *Py_UNUSED(ignored))
         "cancelled", (unsigned long long)crew->cancelled, "timed_out",
         (unsigned long long)crew->timed_out, "retried", (unsigned long long)crew->retried,
         "unstarted", (unsigned long long)crew->unstarted, "calls",
-        (unsigned long long)crew->core.calls, "waits", quantiles(&crew->waits), "runs",
-        quantiles(&crew->runs));
+        (unsigned long long)crew->core.calls, "waits", percentiles(&crew->waits), "runs",
+        percentiles(&crew->runs));
 }
 
 static PyObject *crew_get_closed(PyObject *self, void *Py_UNUSED(closure))

@@ -19,7 +19,7 @@
  *
  * A task that was asked to stop ends as stopped, whatever it returns: cancel() has said so.
  *
- * Sections: times, names and errors, the end of a task, stopping, posting, running, deadlines,
+ * Sections: names and errors, the end of a task, stopping, posting, running, deadlines,
  * what futures ask.
  */
 #include "budget.h"
@@ -36,32 +36,6 @@
 static int64_t clock_now(void)
 {
     return pl_sys_default()->now();
-}
-
-/* ---- times ---- */
-
-static void times_add(struct plait_times *times, int64_t ns)
-{
-    uint64_t v = ns < 4 ? 4 : (uint64_t)ns;
-    unsigned exponent = 63 - (unsigned)__builtin_clzll(v);
-    times->buckets[(exponent - 2) * 4 + ((v >> (exponent - 2)) & 3)]++;
-    times->count++;
-}
-
-int64_t plait_times_quantile(const struct plait_times *times, double q)
-{
-    uint64_t rank = (uint64_t)(q * (double)times->count);
-    uint64_t seen = 0;
-    for (uint32_t i = 0; i < PLAIT_TIMES_BUCKETS; i++) {
-        seen += times->buckets[i];
-        if (seen > rank || (seen == times->count && seen > 0)) {
-            /* The middle of the bucket. */
-            unsigned exponent = i / 4 + 2;
-            return (int64_t)(((UINT64_C(4) + i % 4) << (exponent - 2)) +
-                             (exponent > 2 ? UINT64_C(1) << (exponent - 3) : 0));
-        }
-    }
-    return 0;
 }
 
 /* ---- names and errors ---- */
@@ -539,7 +513,7 @@ static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, stru
     PyObject *result;
     PyObject *error;
     int64_t now = clock_now();
-    times_add(&crew->waits, now - task->posted_at);
+    plait_histogram_add(&crew->waits, now - task->posted_at);
     task->started_at = now;
     task->worker = me;
     f->state = PLAIT_POSTED;
@@ -589,7 +563,7 @@ static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, stru
         crew->retried++;
         Py_CLEAR(error);
     }
-    times_add(&crew->runs, now - task->started_at);
+    plait_histogram_add(&crew->runs, now - task->started_at);
     Py_DECREF(fn);
     end_task(crew, me, task, result, error);
     me->ended_at = now;

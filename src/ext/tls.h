@@ -46,6 +46,7 @@ struct tls_framing {
     uint8_t header[5];
     uint8_t header_len;
     bool lost;     /* what came is no sequence of TLS records: nothing is known */
+    size_t whole;  /* records, at least as many as are whole in the BIO */
     uint32_t body; /* bytes of the current record that are still to come */
     size_t tail;   /* bytes that have come of a record that is not complete */
 };
@@ -105,6 +106,8 @@ Py_ssize_t plait_tls_pending(PyObject *bio);
 size_t plait_tls_write_size(TLSObject *t);
 /* Clears and returns true when the exception that is set only means: not now. */
 bool plait_tls_is_again(TLSObject *t);
+/* Calls the engine's write; what it has made is in the BIO then. */
+PyObject *plait_tls_encrypt(TLSObject *t, PyObject *data);
 int plait_tls_window_type(PyObject *module, struct plait_state *state);
 
 /* tls.c: the states. */

@@ -86,7 +86,7 @@ static void close_window(LoopObject *loop)
 
 int plait_tls_load(struct plait_state *state)
 {
-    if (state->ssl_object_type != NULL)
+    if (state->ssl_engine_write != NULL)
         return 0;
     static const struct {
         size_t offset;
@@ -97,7 +97,6 @@ int plait_tls_load(struct plait_state *state)
         {offsetof(struct plait_state, ssl_syscall), "SSLSyscallError"},
         {offsetof(struct plait_state, ssl_certificate_error), "CertificateError"},
         {offsetof(struct plait_state, ssl_memory_bio), "MemoryBIO"},
-        /* The last: it says that all are there. */
         {offsetof(struct plait_state, ssl_object_type), "SSLObject"},
     };
     PyObject *ssl = PyImport_ImportModule("ssl");
@@ -110,7 +109,22 @@ int plait_tls_load(struct plait_state *state)
             Py_XSETREF(*place, thing);
     }
     Py_XDECREF(ssl);
-    return ssl == NULL ? -1 : 0;
+    if (ssl == NULL)
+        return -1;
+    /* As functions: to find a method takes as long as to call it. */
+    Py_XSETREF(state->ssl_bio_read, PyObject_GetAttr(state->ssl_memory_bio, state->str_read));
+    Py_XSETREF(state->ssl_bio_write, PyObject_GetAttr(state->ssl_memory_bio, state->str_write));
+    if (state->ssl_bio_read == NULL || state->ssl_bio_write == NULL)
+        return -1;
+    ssl = PyImport_ImportModule("_ssl");
+    PyObject *engine = ssl == NULL ? NULL : PyObject_GetAttrString(ssl, "_SSLSocket");
+    Py_XDECREF(ssl);
+    if (engine == NULL)
+        return -1;
+    Py_XSETREF(state->ssl_engine_type, engine);
+    /* The last: it says that all are there. */
+    state->ssl_engine_write = PyObject_GetAttr(engine, state->str_write);
+    return state->ssl_engine_write == NULL ? -1 : 0;
 }
 
 bool plait_tls_is_again(TLSObject *t)
@@ -131,8 +145,12 @@ Py_ssize_t plait_tls_pending(PyObject *bio)
     return n;
 }
 
+/* What waits in the BIO, at most. */
 static Py_ssize_t pending_in(TLSObject *t)
 {
+    /* Asked only when there may be more than the beginning of a record. */
+    if (PL_LIKELY(t->framing.whole == 0 && !t->framing.lost))
+        return (Py_ssize_t)t->framing.tail;
     PyObject *number = PyObject_GetAttr(t->incoming, t->loop->state->str_pending);
     Py_ssize_t n = number == NULL ? -1 : PyLong_AsSsize_t(number);
     Py_XDECREF(number);
@@ -145,6 +163,15 @@ static Py_ssize_t pending_in(TLSObject *t)
 static size_t follow_record(struct tls_framing *f, const uint8_t *data, size_t n)
 {
     size_t done = 0;
+    /* Mostly a record begins with what came, and is whole. */
+    if (PL_LIKELY(n >= sizeof(f->header) && f->tail == 0 && !f->lost)) {
+        size_t size = sizeof(f->header) + ((size_t)data[3] << 8 | data[4]);
+        if (size <= n && size > sizeof(f->header) && data[0] >= 20 && data[0] <= 24 &&
+            data[1] == 3) {
+            f->whole++;
+            return size;
+        }
+    }
     while (done < n && !f->lost) {
         size_t left = n - done, step;
         if (f->body == 0) {
@@ -165,6 +192,7 @@ static size_t follow_record(struct tls_framing *f, const uint8_t *data, size_t n
         if (f->header_len == sizeof(f->header) && f->body == 0) {
             f->header_len = 0;
             f->tail = 0;
+            f->whole++;
             return done;
         }
     }
@@ -180,8 +208,8 @@ static int bio_write(TLSObject *t, const char *data, size_t n)
     WindowObject *w = open_window(t->loop, data, (Py_ssize_t)n, false);
     if (w == NULL)
         return -1;
-    PyObject *result =
-        PyObject_CallMethodOneArg(t->incoming, t->loop->state->str_write, (PyObject *)w);
+    PyObject *args[] = {t->incoming, (PyObject *)w};
+    PyObject *result = PyObject_Vectorcall(t->loop->state->ssl_bio_write, args, 2, NULL);
     close_window(t->loop);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
@@ -232,7 +260,12 @@ static int has_record(TLSObject *t)
     if (t->more)
         return 1;
     Py_ssize_t pending = pending_in(t);
-    return pending < 0 ? -1 : (size_t)pending > t->framing.tail;
+    if (pending < 0)
+        return -1;
+    if ((size_t)pending > t->framing.tail)
+        return 1;
+    t->framing.whole = 0;
+    return 0;
 }
 
 /* Decrypts records into data until it is full or there are no more. The number of bytes, or
@@ -247,6 +280,11 @@ static Py_ssize_t read_records(TLSObject *t, char *data, Py_ssize_t room, bool *
         Py_ssize_t n = read_record(t, data + used, room - used);
         if (n == -1)
             return -1;
+        /* It has begun a record then, at least, or found none. */
+        if (n == -2)
+            t->framing.whole = 0;
+        else if (!t->more && t->framing.whole > 0)
+            t->framing.whole--;
         t->more = n == room - used;
         if (n == 0)
             *closed = true;
@@ -421,12 +459,18 @@ void plait_tls_control_writing(TLSObject *t)
     }
 }
 
+/* All that the engine has to send. */
+static PyObject *take_out(TLSObject *t)
+{
+    return PyObject_Vectorcall(t->loop->state->ssl_bio_read, &t->outgoing, 1, NULL);
+}
+
 /* Takes what the engine has to send, and gives it to the transport below. */
 static int hand_down(TLSObject *t)
 {
     if (t->raw == NULL)
         return 0;
-    PyObject *data = PyObject_CallMethodNoArgs(t->outgoing, t->loop->state->str_read);
+    PyObject *data = take_out(t);
     if (data == NULL)
         return -1;
     PyObject *result = NULL;
@@ -459,6 +503,15 @@ int plait_tls_push(TLSObject *t, PyObject *bytes)
     return 0;
 }
 
+PyObject *plait_tls_encrypt(TLSObject *t, PyObject *data)
+{
+    struct plait_state *state = t->loop->state;
+    if (PL_UNLIKELY(!t->stock))
+        return PyObject_CallMethodOneArg(t->engine, state->str_write, data);
+    PyObject *args[] = {t->engine, data};
+    return PyObject_Vectorcall(state->ssl_engine_write, args, 2, NULL);
+}
+
 /* Encrypts the first piece of the backlog as far as the engine goes in one call. The number of
  * bytes, -1 with an exception set, -2 when the engine must read first. */
 static Py_ssize_t encrypt_some(TLSObject *t)
@@ -475,7 +528,7 @@ static Py_ssize_t encrypt_some(TLSObject *t)
         view = PyBytes_FromStringAndSize(PyBytes_AS_STRING(piece) + t->backlog_offset, len);
     }
     if (view != NULL)
-        result = PyObject_CallMethodOneArg(t->engine, t->loop->state->str_write, view);
+        result = plait_tls_encrypt(t, view);
     if (view != NULL && view == t->loop->window)
         close_window(t->loop);
     Py_XDECREF(view);
@@ -512,7 +565,7 @@ static int write_batch(TLSObject *t)
             r = n == -2 ? 1 : -1;
             break;
         }
-        PyObject *record = PyObject_CallMethodNoArgs(t->outgoing, t->loop->state->str_read);
+        PyObject *record = take_out(t);
         if (record == NULL)
             r = -1;
         else

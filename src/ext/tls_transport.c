@@ -47,7 +47,7 @@ static int write_at_once(TLSObject *t, PyObject *bytes)
     if (t->state != TLS_OPEN || t->backlog != NULL || t->raw_paused ||
         PyBytes_GET_SIZE(bytes) > MAX_RECORD)
         return 0;
-    PyObject *result = PyObject_CallMethodOneArg(t->engine, t->loop->state->str_write, bytes);
+    PyObject *result = plait_tls_encrypt(t, bytes);
     if (PL_UNLIKELY(result == NULL))
         return plait_tls_is_again(t) ? 0 : -1;
     Py_ssize_t n = PyLong_AsSsize_t(result);
@@ -397,6 +397,7 @@ static int make_engine(TLSObject *t, PyObject *context, int server_side, PyObjec
         t->stock ? PyObject_GetAttrString(t->ssl_object, "_sslobj") : Py_NewRef(t->ssl_object);
     if (t->engine == NULL)
         return -1;
+    t->stock = t->stock && Py_IS_TYPE(t->engine, (PyTypeObject *)state->ssl_engine_type);
     t->read = PyObject_GetAttr(t->engine, state->str_read);
     return t->read == NULL ? -1 : 0;
 }

@@ -41,7 +41,10 @@ static bool wake(struct thread_waiter *w)
 
 bool plait_waiter_wake(struct plait_wait *wait)
 {
-    return wake(WAITER_OF(wait));
+    if (wake(WAITER_OF(wait)))
+        return true;
+    (void)plait_waits_settle(wait);
+    return false;
 }
 
 struct plait_wait *plait_waiter_of(struct plait_state *state, PyObject *waiter, PyObject *channel)
@@ -87,7 +90,9 @@ static void hand_on(struct thread_waiter *w)
 /* _threads_gone(): in a child after a fork, which has the thread that forked and no other. */
 static PyObject *threads_gone(PyObject *module, PyObject *Py_UNUSED(ignored))
 {
-    struct thread_waiter **sleepers = &plait_state_of_module(module)->scope.sleepers;
+    struct plait_scope_state *scope = &plait_state_of_module(module)->scope;
+    struct thread_waiter **sleepers = &scope->sleepers;
+    scope->forks++;
     for (struct thread_waiter *w = *sleepers; w != NULL; w = w->next) {
         w->gone = true;
         plait_waits_remove(&w->wait);

@@ -15,8 +15,11 @@ from typing import Any, TypeVar, overload
 from ._ending import GRACE
 from ._locks import Limiter
 from ._scope import Scope, current_scope, home
+from ._waiters import ThreadWaiter
 
 __all__ = ["from_thread", "to_process", "to_thread"]
+
+_LOOK_AGAIN = 0.5  # seconds: a loop that is closed meanwhile tells nobody
 
 _T = TypeVar("_T")
 
@@ -84,20 +87,12 @@ async def to_process(
 ) -> _T:
     """Call fn in a worker process of plait's, and wait for the result.
 
-    As `to_thread`, in the default process pool: function, arguments and result are pickled.
-
-    Args:
-        fn: the function.
-        args: its arguments.
-        limiter: one of its places is held meanwhile.
-        timeout: seconds that the function may take.
-        grace: seconds to wait for it to stop.
-        kwargs: its named arguments.
+    As `to_thread`, and with its options, in the default process pool: function, arguments and
+    result are pickled.
 
     Raises:
-        TaskTimeout: it took longer than its timeout.
-        Unstopped: it did not stop within its grace, and goes on.
         WorkerDied: the process ended.
+        TaskTimeout, Unstopped: as `to_thread`.
     """
     return await _away("process", fn, args, kwargs, limiter, timeout, grace)
 
@@ -111,7 +106,8 @@ def from_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
     For functions that run in a thread of a scope or of `to_thread`. A coroutine function is
     awaited there, in a task of its own; an ordinary one is called between two callbacks. When
-    the scope is cancelled, so is the call, and this raises CancelledError.
+    the scope is cancelled, so is the call, and this raises CancelledError. When this thread is
+    stopped (TaskStopped), the call is cancelled and not waited for.
 
     Args:
         fn: the function.
@@ -133,11 +129,16 @@ def from_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         scope = scope._parent
     answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
     call = _Call(loop, scope, answer, copy_context())
+    waiter = ThreadWaiter()  # unlike the future, it lets TaskStopped through
+    answer.add_done_callback(lambda _: waiter.wake())
     try:
         loop.call_soon_threadsafe(call.begin, partial(fn, *args, **kwargs), context=call.context)
     except RuntimeError:
         raise RuntimeError("the loop that this thread's work was sent from is closed") from None
     try:
+        while not waiter.wait(_LOOK_AGAIN):
+            if loop.is_closed() and not answer.done():
+                raise RuntimeError("the loop was closed before the call had ended")
         return answer.result()
     except concurrent.futures.CancelledError:
         raise CancelledError(f"the call of {fn!r} on the loop was cancelled") from None
@@ -163,6 +164,7 @@ class _Call:
         self.answer = answer
         self.context = context
         self.task: asyncio.Task[Any] | None = None
+        self.abandoned = False  # nobody waits for it any more
 
     def begin(self, call: Callable[[], Any]) -> None:
         if self.scope is not None and self.scope._cancelled:
@@ -194,10 +196,14 @@ class _Call:
         error = task.exception()
         if error is not None:
             self.answer.set_exception(error)
+            if self.abandoned:
+                text = "a call of from_thread(), for which nobody waits any more, has failed"
+                self.loop.call_exception_handler({"message": text, "exception": error})
         else:
             self.answer.set_result(task.result())
 
     def cancel(self) -> None:
+        self.abandoned = True
         if self.task is not None:
             self.task.cancel()
 

@@ -216,11 +216,12 @@ class _Bell:
 class SharedChannel(Generic[_T]):
     """A bounded queue between processes, their threads and their loops.
 
-    `plait.channel(shared=True)` makes it. It has the methods of `Channel`. Items are pickled. It can be an argument or a result of a
-    task of a process pool, and an item of another channel: what arrives is another end of the
-    same channel, with descriptors of its own. It lasts until every end is gone; who sends one
-    keeps its own until it has arrived. When a process dies, what it had not begun to take is
-    still there, and the channel works on.
+    `plait.channel(shared=True)` makes it. It has the methods of `Channel`. Items are pickled. It
+    can be an argument or a result of a task of a process pool, and an item of another channel:
+    what arrives is another end of the same channel, with descriptors of its own. A forked child's
+    copy is such an end, too. It lasts until every end is gone; who sends one keeps its own until
+    it has arrived. When a process dies, what it had not begun to take is still there, and the
+    channel works on.
     """
 
     def __init__(self, capacity: int, size: int) -> None:
@@ -251,10 +252,14 @@ class SharedChannel(Generic[_T]):
     # ---- other processes -------------------------------------------------------------
 
     def __reduce__(self) -> Any:
-        if self._pid != os.getpid():
-            # A forked child's descriptors are its own copies.
-            self._pid = os.getpid()
+        self._settle_in()
         return _attach, (self._pid, _boot_time(self._pid), self._fds)
+
+    def _settle_in(self) -> None:
+        """In a forked child: its descriptors are its own copies, and nobody waits yet."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._bells = {}
 
     # ---- both ------------------------------------------------------------------------
 
@@ -270,11 +275,13 @@ class SharedChannel(Generic[_T]):
     def release(self) -> None:
         """Let this end's memory and descriptors go; other ends stay.
 
-        It is unusable then. Nobody may be using it.
+        It is unusable then. Nobody may be using it; a forked child's end is its own, whoever waits
+        in the parent.
 
         Raises:
             RuntimeError: a task or a thread waits for it.
         """
+        self._settle_in()
         for bell in self._bells.values():
             if not bell.loop.is_closed() and bell.waiters:
                 raise RuntimeError("a task waits for this channel")

@@ -183,14 +183,9 @@ class Ending(_core.ScopeBase):
         return ScopeReport.make(self._name, seconds, handles, self._sums)
 
     def _later(self, seconds: float, call: Callable[[], object]) -> Any:
-        if self._loop is not None:
-            return self._loop.call_later(max(0.0, seconds), call)
-
-        def locked() -> None:
-            with self._lock:
-                call()
-
-        return _strands.later(seconds, locked)
+        if self._loop is None:
+            return _Timer(self._lock, seconds, call)
+        return None if self._loop.is_closed() else self._loop.call_later(max(0.0, seconds), call)
 
     def _run(self, handle: Handle[Any]) -> None:
         """Begin an attempt. Raises when that is not possible, with nothing begun."""
@@ -298,8 +293,7 @@ class Ending(_core.ScopeBase):
         if extra is not None and extra.waiters is not None:
             waiters, extra.waiters = extra.waiters, None
             for future in waiters:
-                if not future.done():
-                    future.set_result(None)
+                _wake(future)
         if state == FAILED:
             assert error is not None
             self._fail(error)
@@ -327,14 +321,12 @@ class Ending(_core.ScopeBase):
         elif self._watchers:
             watchers, self._watchers = self._watchers, []
             for future in watchers:
-                if not future.done():
-                    future.set_result(None)
+                _wake(future)
 
     def _idle(self) -> None:
         """Nothing runs any more, or much has finished; the C part calls this, too."""
-        waiter = self._waiter
-        if self._count == 0 and waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._count == 0 and self._waiter is not None:
+            _wake(self._waiter)
         if len(self._finished) > _FOLD_ABOVE:
             self._fold(min(_FOLD, self._taken) if self._iterated else _FOLD)
 
@@ -462,12 +454,16 @@ class Ending(_core.ScopeBase):
         else:
             self._stop_far(handle)
 
-    def _stop_far(self, handle: Handle[Any]) -> None:
+    def _stop_far(self, handle: Handle[Any], attempt: Any = None) -> None:
         """Ask a thread or a process to stop.
 
         Once only: each call raises TaskStopped again, where a task may be cleaning up.
+
+        Args:
+            handle: what is to stop.
+            attempt: the future of the attempt that is meant; None for the one that runs.
         """
-        if not handle._live or handle._task is None:
+        if not handle._live or handle._task is None or attempt not in (None, handle._task):
             return
         if handle._where == PROCESS:
             handle._task.cancel()
@@ -478,7 +474,7 @@ class Ending(_core.ScopeBase):
                 if extra.masked == 0:
                     handle._task.cancel()
                     return
-            self._later(_MASKED, partial(self._stop_far, handle))
+            self._later(_MASKED, partial(self._stop_far, handle, handle._task))
 
     @staticmethod
     def _disarm(extra: Extra) -> None:
@@ -502,13 +498,16 @@ class Ending(_core.ScopeBase):
         assert self._loop is not None
         if self._delivery is not None:
             self._delivery.cancel()
+            self._delivery = None
         self._looks = 0
-        self._delivery = self._loop.call_soon(self._deliver)
+        if not self._loop.is_closed():
+            self._delivery = self._loop.call_soon(self._deliver)
 
     def _deliver(self) -> None:
         """Cancel the tasks that are to be and wait for something; look again later."""
         self._delivery = None
-        if self._phase == "closed":
+        assert self._loop is not None
+        if self._phase == "closed" or self._loop.is_closed():
             return
         again = False
         for handle in self._living():
@@ -527,7 +526,6 @@ class Ending(_core.ScopeBase):
             if _poke(self._host, self):
                 self._host_cancels += 1
         if again:
-            assert self._loop is not None
             self._looks += 1
             if self._looks < 4:
                 self._delivery = self._loop.call_soon(self._deliver)
@@ -594,6 +592,33 @@ class Ending(_core.ScopeBase):
             self._fail(late)
         else:
             self._end(handle, UNSTOPPED, None, error)
+
+
+class _Timer:
+    """A call of a scope without a loop, with its lock held: none comes after `cancel`."""
+
+    __slots__ = ("_call", "_lock", "_timer")
+
+    def __init__(self, lock: Any, seconds: float, call: Callable[[], object]) -> None:
+        self._lock = lock
+        self._call: Callable[[], object] | None = call
+        self._timer = _strands.later(seconds, self._run)
+
+    def _run(self) -> None:
+        with self._lock:
+            if self._call is not None:  # else cancelled while this waited for the lock
+                self._call()
+
+    def cancel(self) -> None:
+        """Call it off. The lock is held."""
+        self._call = None
+        self._timer.cancel()
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    """Wake who waits by a future, if there may be someone."""
+    if not future.done() and not future.get_loop().is_closed():
+        future.set_result(None)
 
 
 def _poke(task: asyncio.Task[Any], scope: Ending | None) -> bool:

@@ -354,7 +354,8 @@ class Scope(Ending):
     ) -> bool:
         assert self._loop is not None
         assert self._host is not None
-        if asyncio.current_task() is not self._host and not isinstance(exc, GeneratorExit):
+        # A coroutine that is closed may be so by anyone, in a task or not, its loop open or not.
+        if not isinstance(exc, GeneratorExit) and asyncio.current_task() is not self._host:
             raise RuntimeError(f"{self._name} is left by another task than the one that entered")
         self._phase = "closing"
         self._body_done = True
@@ -367,9 +368,7 @@ class Scope(Ending):
             else:
                 self._fail(exc)
         if isinstance(exc, GeneratorExit):
-            # The coroutine is being closed and must not wait: ask once, and go.
-            self._deliver()
-            self._give_up()
+            self._leave_now()
         elif self._late and self._count:
             self._grace_over()
         while self._count:
@@ -380,6 +379,9 @@ class Scope(Ending):
                 outer = cut
                 self._cancel_now()
                 self._limit_grace()
+            except GeneratorExit as closing:
+                self._fail(closing)
+                self._leave_now()
             finally:
                 self._waiter = None
         self._close()
@@ -416,6 +418,11 @@ class Scope(Ending):
             raise outer
         # A CancelledError of the body ends here if it was this scope's doing alone.
         return isinstance(exc, CancelledError) and own and pending <= 0
+
+    def _leave_now(self) -> None:
+        """Leave a coroutine that is being closed and must not wait: ask all once, and go."""
+        self._deliver()
+        self._give_up()
 
     def __exit__(
         self,

@@ -117,6 +117,7 @@ async def serve_asgi(worker: _Worker, setup: Setup, app: Any, context: Any) -> N
     if run.done():  # its own end: it could not start, or has had its limit of requests
         told.cancel()
         worker.withdraw()
+        worker.drain()
         run.result()
         if not server.started:
             raise RuntimeError("the application's lifespan ended before it was started")
@@ -130,11 +131,13 @@ async def serve_asgi(worker: _Worker, setup: Setup, app: Any, context: Any) -> N
         config.loaded_app = _Last(config.loaded_app)
         for connection in list(server.server_state.connections):
             _last_answer(connection, config.loaded_app)
+        worker.drain()
         await worker.until(
             lambda: not server.server_state.connections, min(LINGER, setup.grace / 2)
         )
         config.timeout_graceful_shutdown = max(0.0, setup.grace - (loop.time() - begun))
     else:
+        worker.drain()
         config.timeout_graceful_shutdown = 0
         server.force_exit = True
     server.should_exit = True

@@ -234,6 +234,9 @@ class _Worker:
     def withdraw(self) -> None:
         """Leave new connections to the others."""
         self._setup.rota.leave()
+
+    def drain(self) -> None:
+        """Tell the program that what it has now is the last, once all is ready for that."""
         assert _serving is not None
         _serving._draining.set()
 
@@ -263,6 +266,7 @@ class _Worker:
         patient = await self.told()
         for server in self._servers:
             server.close()
+        self.drain()
         grace = self._setup.grace if patient else 0.0
         if not await self.until(lambda: self._connections() == 0, grace) and patient:
             _log.warning(

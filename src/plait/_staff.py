@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -28,7 +29,9 @@ FUTILE_MAX = 5
 """So many times the number of workers may end in a row, ready but without having begun one of the
 tasks that wait; then the pool is broken."""
 KILL_PATIENCE = 3
-"""Ends by SIGKILL are so many times less of a sign: the kernel or a person may be behind them."""
+"""Ends by SIGKILL are so many times less of a sign: the kernel or a person may be behind them. So is
+a birth for which the system lacks something that it may have in a while."""
+LACKS = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 POISON_PAUSE = 0.1
 """At most so many seconds before the successor of a worker that a task has taken along."""
 
@@ -204,7 +207,10 @@ class Staff(_core.PoolBase):
         if self._stopping or (self._closed and self._outstanding == 0):
             return
         delay = 0.0
-        patience = KILL_PATIENCE if number == signal.SIGKILL else 1
+        unborn = None if pid else OSError(exitcode, os.strerror(exitcode or 0))
+        patience = (
+            KILL_PATIENCE if number == signal.SIGKILL or (unborn and exitcode in LACKS) else 1
+        )
         if worker.leaving:
             pass
         elif not worker.ready:
@@ -213,7 +219,9 @@ class Staff(_core.PoolBase):
             if self._stillborn >= STILLBORN_MAX * patience:
                 died = WorkerDied(pid, exitcode, number, memory, None, stack)
                 self._fail_all(
-                    PoolBroken(f"{self._stillborn} workers in a row did not start: {died}")
+                    PoolBroken(
+                        f"{self._stillborn} workers in a row did not start: {unborn or died}"
+                    )
                 )
                 return
         elif self._figures()["finished"] == self._finished_at_death and (

@@ -290,6 +290,50 @@ static void a_spoilt_state_is_found_in_time(void)
     pl_pool_fini(&pool);
 }
 
+/* A word that names a worker which does not have the task, claimed or finished: that worker ends,
+ * and the task with it. */
+static void a_forged_claim_is_found_in_time(void)
+{
+    struct pl_sys sys = *pl_sys_default();
+    sys.now = clock_now;
+    struct pl_pool_config config = {.sys = &sys, .workers = 2, .slots = 16, .limit = 1 << 20};
+    for (int finished = 0; finished < 2; finished++) {
+        struct pl_pool pool;
+        struct pl_member a;
+        struct pl_member b;
+        uint32_t cell;
+        uint32_t seat;
+        CHECK_OK(pl_pool_init(&pool, &config));
+        sit(&pool, &a);
+        sit(&pool, &b);
+        uint32_t forged = post(&pool, 1);
+        uint32_t other = post(&pool, 2);
+        atomic_store(&pool.slots[forged].state, pl__state(finished ? PL__FINISHED : PL__CLAIMED,
+                                                          a.seat, pool.cells[forged].pos));
+        CHECK_EQ(pl_member_take(&b, &cell), 1);
+        CHECK_EQ(cell, other);
+        for (int i = 0; i < 4; i++)
+            CHECK(!mend(&pool)); /* it may be about to say so */
+        clock_ahead += PL_NSEC_PER_SEC;
+        CHECK(pl_pool_mend(&pool));
+        CHECK_EQ(pl_pool_next(&pool, &cell, &seat), PL_EPROTO);
+        CHECK_EQ(seat, a.seat);
+        CHECK_EQ(pl_pool_bury(&pool, a.seat, &cell), finished ? PL_FINISHED : PL_LOST);
+        CHECK_EQ(cell, forged);
+        pl_pool_release(&pool, cell);
+        CHECK_EQ(pl_pool_bury(&pool, a.seat, &cell), PL_BURIED);
+        CHECK_OK(pl_member_done(&b, other)); /* nobody else's task is touched */
+        CHECK_EQ(pl_pool_next(&pool, &cell, &seat), 1);
+        CHECK_EQ(cell, other);
+        pl_pool_release(&pool, cell);
+        CHECK(!pl_pool_mend(&pool));
+        CHECK_EQ(pool.cells_used, 0);
+        pl_member_fini(&a);
+        pl_member_fini(&b);
+        pl_pool_fini(&pool);
+    }
+}
+
 static void a_spoilt_layout_harms_nobody(void)
 {
     struct pl_pool pool;
@@ -491,6 +535,7 @@ static const struct pl_test tests[] = {
     PL_TEST(a_spoilt_tail_is_mended),
     PL_TEST(a_spoilt_state_is_a_loss),
     PL_TEST(a_spoilt_state_is_found_in_time),
+    PL_TEST(a_forged_claim_is_found_in_time),
     PL_TEST(a_spoilt_layout_harms_nobody),
     PL_TEST(hostile_contents),
     PL_TEST(threads_and_wrap_around),

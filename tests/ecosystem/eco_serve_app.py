@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from typing import Any
+
+import plait
 
 
 async def _lifespan(receive: Any, send: Any) -> None:
@@ -17,8 +20,18 @@ async def _lifespan(receive: Any, send: Any) -> None:
             return
 
 
+async def _end_is_near() -> None:
+    """Wait until plait.serve says that the worker is to end; elsewhere for SIGUSR1."""
+    serving = plait.serving()
+    told = asyncio.Event()
+    if serving is None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, told.set)
+    print(f"slow request in {os.getpid()}", file=sys.stderr, flush=True)
+    await (serving.wait_draining() if serving is not None else told.wait())
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with the process's number; /slow takes a while; /loop names the loop."""
+    """Answer with the process's number; /slow waits for the end; /loop names the loop."""
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
         return
@@ -30,7 +43,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         return
     body = b"%d" % os.getpid()
     if scope["path"] == "/slow":
-        await asyncio.sleep(0.3)
+        await _end_is_near()
     elif scope["path"] == "/loop":
         loop = type(asyncio.get_running_loop())
         body = " ".join(f"{base.__module__}.{base.__qualname__}" for base in loop.__mro__).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -87,6 +88,14 @@ def test_workers_that_are_not_there() -> None:
         _ = plait.gunicorn.Nothing
 
 
+def is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 HYPERCORN = """
 import sys
 from hypercorn.asyncio import serve
@@ -107,7 +116,10 @@ def test_hypercorn() -> None:
         assert "plait.Loop" in get(port, "/loop")
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         connection.request("GET", "/slow")
+        log.wait_for("slow request in")
         process.send_signal(signal.SIGTERM)
+        until(lambda: is_refused(port))
+        process.send_signal(signal.SIGUSR1)
         assert connection.getresponse().read() == b"%d" % process.pid
         connection.close()
         assert process.wait(60) == 0

@@ -102,6 +102,7 @@ def test_request_under_way_is_answered() -> None:
         assert "plait.Loop" in get(address, "/loop")
         connection = http.client.HTTPConnection(*address, timeout=30)
         connection.request("GET", "/slow")
+        server.wait_for("slow request in")
         server.send(signal.SIGTERM)
         answer = connection.getresponse()
         assert answer.read().decode().isdigit()

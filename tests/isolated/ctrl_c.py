@@ -88,12 +88,12 @@ def test_long(the_pool):
 
 
 PLAIN = """
-import os, time
+import os, signal
 def test_long():
     with open({folder!r} + "/new", "w") as file:
         print(os.getpid(), file=file)
     os.rename({folder!r} + "/new", {folder!r} + "/pids")
-    time.sleep(1000)
+    signal.pause()
 """
 
 

@@ -12,11 +12,15 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from pool_gate import Gate
 from tls_support import LIMIT, PAIRS, Side, make_certificates
 
 import plait
+
+# --hypothesis-profile=stress: what has no number of its own runs this many examples.
+hypothesis.settings.register_profile("stress", max_examples=3000)
 
 
 def pytest_configure(config: pytest.Config) -> None:

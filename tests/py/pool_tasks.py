@@ -241,13 +241,15 @@ def stop_slowly(path: str, told: str) -> None:
 
 
 def ignore_stop(path: str) -> None:
-    announce(path)
-    end = time.monotonic() + 1000
-    while time.monotonic() < end:
-        try:
+    told = False
+    while True:
+        try:  # what comes after the announcement comes in here
+            if not told:
+                announce(path)
+                told = True
             block()
         except BaseException:
-            pass
+            told = True
 
 
 def return_when_stopped(path: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from typing import Any
 
 import plait
@@ -28,7 +27,10 @@ async def commands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         if line == "pid":
             writer.write(b"%d\n" % os.getpid())
         elif line == "slow":
-            await asyncio.sleep(0.3)
+            # In the time that a worker has to end what it has begun.
+            serving = plait.serving()
+            assert serving is not None
+            await serving.wait_draining()
             writer.write(b"%d\n" % os.getpid())
         elif line == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -53,7 +55,8 @@ async def commands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 def this_is_where_it_hangs() -> None:
-    time.sleep(600)  # a loop that does not turn is what is tested
+    while True:  # a loop that does not turn is what is tested
+        signal.pause()
 
 
 def make() -> Any:

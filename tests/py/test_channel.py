@@ -368,6 +368,42 @@ def test_a_forked_child_shares_it() -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("waits", ["threads wait", "a task waits"])
+def test_a_forked_child_releases_its_end_whoever_waits_in_the_parent(waits: str) -> None:
+    channel = plait.channel(1, shared=True)
+    ring: Any = channel._ring
+    loop = asyncio.new_event_loop()
+    tasks = []
+    if waits == "a task waits":
+        tasks.append(loop.create_task(channel.receive()))
+        loop.run_until_complete(asyncio.sleep(0))
+        assert channel._bells
+    else:
+        thread = threading.Thread(target=ring.wait, args=(False, 3600.0))
+        thread.start()
+        until(lambda: ring.users == 1)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            channel.send_nowait("from the child")
+            channel.release()
+            with pytest.raises(ValueError, match="released"):
+                channel.send_nowait("more")
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    if tasks:
+        assert loop.run_until_complete(tasks[0]) == "from the child"
+    else:
+        thread.join(TIMEOUT)
+        assert channel.receive_nowait() == "from the child"
+    loop.close()
+    channel.release()
+
+
 def test_an_end_that_a_thread_waits_in_is_not_released() -> None:
     channel = plait.channel(1, shared=True)
     ring: Any = channel._ring

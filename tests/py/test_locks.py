@@ -282,3 +282,20 @@ def test_a_forked_child_hands_nothing_to_threads_that_it_does_not_have(handed: b
     thread.join(TIMEOUT)
     assert not thread.is_alive()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_call_is_named_after_its_class() -> None:
+    for what, name in ((plait.Lock(), "Lock"), (plait.Limiter(2), "Limiter")):
+        call: Any = what.acquire()
+        assert call.__qualname__ == f"{name}.acquire"
+        assert call.__name__ == "acquire"
+        call.close()
+
+
+def test_a_timeout_that_is_no_number() -> None:
+    lock, event = plait.Lock(), plait.Event()
+    assert lock.acquire_blocking()
+    with pytest.raises(ValueError, match="timeout must be a number"):
+        lock.acquire_blocking(timeout=float("nan"))
+    with pytest.raises(ValueError, match="timeout must be a number"):
+        event.wait_blocking(timeout=float("nan"))

@@ -52,7 +52,7 @@ def test_ctrl_c_of_a_program_cancels_its_main_task() -> None:
         async def main():
             ready()
             try:
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             except asyncio.CancelledError:
                 print("cancelled", flush=True)
                 raise
@@ -72,10 +72,10 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
         async def main():
             ready()
             try:
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             finally:
                 ready()
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
         try:
             plait.run(main())
         except KeyboardInterrupt:
@@ -148,7 +148,7 @@ def test_a_program_dies_of_the_signal_as_others_do() -> None:
         """
         async def main():
             ready()
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         plait.run(main())
         """,
         signal.SIGINT,

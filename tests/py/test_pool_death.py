@@ -6,6 +6,7 @@ import concurrent.futures
 import os
 import pathlib
 import pickle
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pool_tasks as tasks
 import pytest
 from pool_gate import Gate
 from sanitizer import needs_plain_memory
+from until import until
 
 import plait
 
@@ -89,6 +91,33 @@ def test_max_tasks_per_worker() -> None:
     with plait.ProcessPool(2, max_tasks_per_worker=1) as pool:
         futures = [pool.submit(tasks.pid) for _ in range(200)]
         assert len({f.result(TIMEOUT) for f in futures}) == 200
+
+
+def take_descriptors(pool: plait.ProcessPool) -> tuple[int, int]:
+    """Have no worker born from now on; what gives it back."""
+    now = resource.prlimit(pool._zygote, resource.RLIMIT_NOFILE)
+    resource.prlimit(pool._zygote, resource.RLIMIT_NOFILE, (3, now[1]))
+    return now
+
+
+def test_births_are_tried_again_while_the_system_lacks_something() -> None:
+    with plait.ProcessPool(1) as pool:
+        pid = pool.submit(tasks.pid).result(TIMEOUT)
+        limits = take_descriptors(pool)
+        assert isinstance(pool.submit(os._exit, 1).exception(TIMEOUT), plait.WorkerDied)
+        until(lambda: pool._stillborn > 5, TIMEOUT)  # so many other failures would break it
+        resource.prlimit(pool._zygote, resource.RLIMIT_NOFILE, limits)
+        assert pool.submit(tasks.pid).result(TIMEOUT) != pid
+
+
+def test_births_that_keep_failing_break_the_pool_with_the_reason() -> None:
+    with plait.ProcessPool(1) as pool:
+        assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
+        take_descriptors(pool)
+        pool._stillborn = 13  # two more are too many
+        assert isinstance(pool.submit(os._exit, 1).exception(TIMEOUT), plait.WorkerDied)
+        with pytest.raises(plait.PoolBroken, match=r"did not start.*Too many open files"):
+            pool.submit(tasks.plus_one, 1).result(TIMEOUT)
 
 
 @needs_plain_memory

@@ -304,7 +304,7 @@ def test_from_thread_calls_on_the_loop() -> None:
 def test_from_thread_ends_with_its_scope() -> None:
     async def forever() -> None:
         began.set()
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
     def work() -> None:
         try:
