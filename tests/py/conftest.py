@@ -19,7 +19,6 @@ from tls_support import LIMIT, PAIRS, Side, make_certificates
 
 import plait
 
-
 # --hypothesis-profile=stress: what has no number of its own runs this many examples.
 hypothesis.settings.register_profile("stress", max_examples=3000)
 

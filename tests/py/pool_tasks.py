@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import pathlib
 import signal
@@ -261,8 +262,11 @@ def return_when_stopped(path: str) -> str:
 
 
 def hang_in_c(path: str) -> None:
-    announce(path)
-    sum(range(10**14))  # one call that never looks for signals
+    told = path + ".told"
+    announce(told)
+    # One call that never looks for signals, and announces itself from within.
+    appear = map(os.symlink, [told], [path])
+    sum(itertools.chain(filter(None, appear), range(10**14)))
 
 
 class SleepsInPickle:

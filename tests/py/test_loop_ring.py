@@ -187,7 +187,8 @@ def test_a_cancelled_connection_gives_the_socket_back(uring: plait.Loop) -> None
         with full_listener() as address:
             for _ in range(20):
                 with client_socket() as sock:
-                    port = None
+                    # A port of its own, which connections of others cannot share.
+                    sock.bind(("127.0.0.1", 0))
                     with pytest.raises(TimeoutError):
                         async with asyncio.timeout(0.005):
                             await uring.sock_connect(sock, address)

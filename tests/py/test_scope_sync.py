@@ -181,6 +181,7 @@ def test_ctrl_c_ends_a_scope(tmp_path: pathlib.Path) -> None:
         "import plait, sys, threading\n"
         "main = threading.main_thread().ident\n"
         "def spin():\n"
+        "    while 'h' not in globals(): pass\n"
         "    while sys._current_frames()[main].f_code.co_filename == __file__: pass\n"
         "    print('began', flush=True)\n"  # the main thread has left the block
         "    while True: pass\n"
