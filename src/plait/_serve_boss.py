@@ -280,6 +280,8 @@ class Supervisor:
             self._young = 0
             return
         if code == 0 and worker.ready:
+            # By its own will, and not counted; but not one fork after the other, either.
+            self._not_before = max(self._not_before, now + DELAY_FIRST)
             return
         self._young += 1
         if self._young > self._setup.max_restarts:

@@ -177,6 +177,7 @@ def test_more_arguments_of_popen(any_loop_factory: Callable[[], asyncio.Abstract
     with open(os.devnull) as null:
         os.set_inheritable(null.fileno(), True)
         script = (
+            "read -r end_of_input; "  # its pipes are looked at while it lives
             f'[ -e /proc/self/fd/{null.fileno()} ] && echo "$0 $(id -u) $(id -g) $(id -G)" && '
             "[ $(cut -d' ' -f6 /proc/$$/stat) = $$ ] && echo session"
         )
