@@ -455,8 +455,11 @@ static int enter(struct pl_poller *p, int64_t timeout_ns)
     if (timeout_ns == 0 && !p->parked && !pl__uring_unsubmitted(&p->ring) &&
         !pl__uring_has_work(&p->ring))
         return 0;
-    p->parked = false;
     int r = pl__uring_enter(&p->ring, timeout_ns != 0, timeout_ns);
+    /* What the other thread's ring has completed is reported before we get our own: nothing may be
+     * started in it meanwhile. */
+    if (r != -EEXIST)
+        p->parked = false;
     switch (r) {
     case -ETIME:
     case -EAGAIN: /* short of memory, or of room for completions: what is there comes first */

@@ -22,7 +22,8 @@ static uint64_t name_file(const struct pl_file_req *req)
 int pl__ring_file(struct pl_loop *loop, struct pl_file_req *req)
 {
     struct pl_poller *p = loop->poller;
-    if (!pl__ring_is_ours(p) || !pl__uring_supports(&p->ring, pl__file_opcode(req->op)))
+    /* Parked: the ring may be that of a thread with our number, see uring_wait. */
+    if (!pl__ring_is_ours(p) || p->parked || !pl__uring_supports(&p->ring, pl__file_opcode(req->op)))
         return -EAGAIN;
     struct io_uring_sqe *sqe = pl__ring_entry(p, name_file(req));
     if (sqe == NULL)

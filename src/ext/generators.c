@@ -529,9 +529,13 @@ static int make_exceptions(PyObject *functions, struct plait_state *state)
     return 0;
 }
 
-/* What the method of the C type does, without the way there: it is asked for each request. */
-static int take_fileno(struct plait_state *state)
+/* What the method of the C type does, without the way there: it is asked for each request. Sockets
+ * of a program that has put a class of its own in the place of socket.socket may be no such type:
+ * none then. */
+static int take_fileno(struct plait_state *state, PyObject *base_socket)
 {
+    if (!PyType_IsSubtype((PyTypeObject *)state->socket_type, (PyTypeObject *)base_socket))
+        return 0;
     const PyMethodDef *def = Py_IS_TYPE(state->gen_fileno, &PyMethodDescr_Type)
                                  ? ((PyMethodDescrObject *)state->gen_fileno)->d_method
                                  : NULL;
@@ -576,15 +580,14 @@ int plait_generators_exec(PyObject *module, struct plait_state *state)
         import_from("_socket", "socket", &base_socket) < 0)
         return -1;
     state->gen_fileno = PyObject_GetAttrString(base_socket, "fileno");
+    int r = state->gen_fileno == NULL ? -1 : take_fileno(state, base_socket);
     Py_DECREF(base_socket);
-    if (state->gen_fileno != NULL && take_fileno(state) < 0)
+    if (r < 0)
         return -1;
     PyObject *functions = PyModule_New("plait.generators");
-    if (state->gen_fileno == NULL || functions == NULL) {
-        Py_XDECREF(functions);
+    if (functions == NULL)
         return -1;
-    }
-    int r = make_exceptions(functions, state);
+    r = make_exceptions(functions, state);
     if (r == 0)
         r = plait_gen_request_type(module, functions, state);
     if (r == 0)

@@ -41,7 +41,9 @@ static bool is_reader(const RequestObject *rq)
 /* The descriptor of a socket object, -1 when it is closed, -2 with an exception set. */
 static int fd_of(struct plait_state *state, PyObject *sock)
 {
-    PyObject *number = state->generators.fileno(sock, NULL);
+    PyObject *number = PL_LIKELY(state->generators.fileno != NULL)
+                           ? state->generators.fileno(sock, NULL)
+                           : PyObject_CallMethodNoArgs(sock, state->str_fileno);
     if (number == NULL)
         return -2;
     long fd = PyLong_AsLong(number);

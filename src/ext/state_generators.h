@@ -31,7 +31,7 @@
 
 struct plait_generators_state {
     struct plait_free_list requests;
-    PyCFunction fileno; /* what gen_fileno calls */
+    PyCFunction fileno; /* what gen_fileno calls; NULL: a socket's own method */
 };
 
 #endif /* PLAIT_STATE_GENERATORS_H */

@@ -359,7 +359,10 @@ static int add_talk_done(struct plait_state *state, PyObject *protocol, PyObject
     d->transport = transport;
     PyObject_GC_Track(d);
     PyObject *result;
-    if (PL_LIKELY(Py_IS_TYPE(transport, state->transport_type))) {
+    /* A task of the program's own making may take no more than asyncio gives it. Borrowed. */
+    PyObject *stock = PyDict_GetItemWithError(state->asyncio_tasks, state->str_task);
+    if (PL_LIKELY(Py_IS_TYPE(transport, state->transport_type) &&
+                  (PyObject *)Py_TYPE(task) == stock)) {
         /* The connection's own context will do for a callback of ours. */
         PyObject *argv[] = {task, (PyObject *)d, ((TransportObject *)transport)->context};
         result =

@@ -405,6 +405,26 @@ def child_program(text: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.isolated
+def test_sockets_of_a_class_put_in_the_place_of_socket_socket() -> None:
+    ended = child_program("""
+        import asyncio, socket, ssl, _socket
+        class Own:
+            def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
+                self._sock = _socket.socket(family, type, proto, fileno)
+            def __getattr__(self, name):
+                return getattr(self._sock, name)
+        socket.socket = Own
+        from plait.generators import recv, run, send
+        a, b = socket.socketpair()
+        def main():
+            yield send(a, b"abc")
+            return (yield recv(b, 10))
+        print(run(main()))
+    """)
+    assert (ended.returncode, ended.stdout) == (0, "b'abc'\n"), ended.stderr
+
+
+@pytest.mark.isolated
 def test_ctrl_c_closes_what_runs() -> None:
     ended = child_program("""
         import os, signal

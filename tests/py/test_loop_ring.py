@@ -354,6 +354,45 @@ def test_a_run_may_end_in_the_middle(uring: plait.Loop) -> None:
 # ---- accepting ------------------------------------------------------------------
 
 
+def test_runs_in_one_thread_after_the_other(uring: plait.Loop, no_leaks: None) -> None:
+    """A new thread mostly has the number of the one that has ended, and not its ring."""
+    pairs = [socket.socketpair() for _ in range(8)]
+    for pair in pairs:
+        for sock in pair:
+            sock.setblocking(False)
+    ended: list[BaseException] = []
+
+    async def copy(ours: socket.socket, theirs: socket.socket) -> int:
+        transport, sink = await uring.create_connection(Sink, sock=ours)
+        transport.write(bytes(BIG))
+        transport.close()
+        got = 0
+        while data := await uring.sock_recv(theirs, 1 << 16):
+            got += len(data)
+        await sink.ended
+        return got
+
+    async def all_of_them() -> list[int]:
+        return await asyncio.gather(*(copy(*pair) for pair in pairs))
+
+    def run_a_while() -> None:
+        try:
+            uring.call_later(0.002, uring.stop)
+            uring.run_forever()
+        except BaseException as exc:
+            ended.append(exc)
+
+    task = uring.create_task(all_of_them())
+    while not task.done() and not ended:
+        thread = threading.Thread(target=run_a_while)
+        thread.start()
+        thread.join()
+    assert ended == []
+    assert task.result() == [BIG] * len(pairs)
+    for pair in pairs:
+        pair[1].close()
+
+
 def test_a_socket_of_the_programs_is_shared(uring: plait.Loop) -> None:
     """Other processes may accept from it: none has what another one could take."""
     busy = plait.Loop(backend="uring")

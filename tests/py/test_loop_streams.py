@@ -468,6 +468,38 @@ def test_a_handler_that_fails(run: Any, end: str) -> None:
         assert isinstance(told[0]["transport"], asyncio.Transport)
 
 
+def test_a_handler_becomes_a_task_of_the_programs_own_class(run: Any) -> None:
+    told: list[dict[str, Any]] = []
+    made: list[asyncio.StreamWriter] = []
+
+    class Own(asyncio.Task[Any]):
+        def add_done_callback(self, fn: Any) -> None:  # type: ignore[override]
+            super().add_done_callback(fn)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context))
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            made.append(writer)
+            assert type(asyncio.current_task()) is Own
+            raise ValueError(await reader.readexactly(1))
+
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        loop.set_task_factory(lambda loop, coro, **kwargs: Own(coro, loop=loop, **kwargs))
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        writer.write(b"x")
+        assert await reader.read() == b""
+        loop.set_task_factory(None)
+        await made[0].wait_closed()
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+
+    run(main())
+    assert [repr(context["exception"]) for context in told] == ["ValueError(b'x')"]
+
+
 def test_a_writer_has_its_fields(run: Any) -> None:
     async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         made: Any = writer
