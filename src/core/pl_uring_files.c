@@ -23,7 +23,8 @@ int pl__ring_file(struct pl_loop *loop, struct pl_file_req *req)
 {
     struct pl_poller *p = loop->poller;
     /* Parked: the ring may be that of a thread with our number, see uring_wait. */
-    if (!pl__ring_is_ours(p) || p->parked || !pl__uring_supports(&p->ring, pl__file_opcode(req->op)))
+    if (!pl__ring_is_ours(p) || p->parked ||
+        !pl__uring_supports(&p->ring, pl__file_opcode(req->op)))
         return -EAGAIN;
     struct io_uring_sqe *sqe = pl__ring_entry(p, name_file(req));
     if (sqe == NULL)
