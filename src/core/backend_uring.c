@@ -267,11 +267,17 @@ static void cancel_now(struct pl_poller *p, int fd)
     struct ring_fd *f = &p->fds[fd];
     if ((f->in == REQUEST_NONE && !f->out) || !p->enabled)
         return;
-    if (!pl__ring_is_ours(p) || !end_requests(p, f, fd)) {
+    enum request in = f->in;
+    if (!pl__ring_is_ours(p)) {
         pl__mark_dirty(p, fd);
         return;
     }
-    (void)!pl__uring_enter(&p->ring, 0, 0); /* what fails is submitted by the next wait */
+    if (end_requests(p, f, fd))
+        (void)!pl__uring_enter(&p->ring, 0, 0); /* what fails is submitted by the next wait */
+    else
+        pl__mark_dirty(p, fd);
+    pl__uring_disarm(&p->ring, pl__name_request(in, fd, f->generation));
+    pl__uring_disarm(&p->ring, pl__name_request(REQUEST_WRITABLE, fd, f->generation));
 }
 
 /* ---- the backend's functions -------------------------------------------- */

@@ -120,6 +120,16 @@ struct io_uring_sqe *pl__uring_sqe(struct pl_uring *ring)
     return sqe;
 }
 
+void pl__uring_disarm(struct pl_uring *ring, uint64_t user_data)
+{
+    /* acquire: as in pl__uring_sqe. The kernel reads entries in the calls of this thread only. */
+    uint32_t at = atomic_load_explicit(ring->sq_head, memory_order_acquire);
+    uint32_t tail = atomic_load_explicit(ring->sq_tail, memory_order_relaxed) + ring->queued;
+    for (; at != tail; at++)
+        if (ring->sqes[at & ring->sq_mask].user_data == user_data)
+            ring->sqes[at & ring->sq_mask].fd = -1;
+}
+
 int pl__uring_enter(struct pl_uring *ring, uint32_t least, int64_t timeout_ns)
 {
     uint32_t tail = atomic_load_explicit(ring->sq_tail, memory_order_relaxed);

@@ -69,6 +69,10 @@ struct io_uring_sqe *pl__uring_sqe(struct pl_uring *ring);
  * timeout_ns (-1: for ever). Number submitted, or -errno; -ETIME when the time is over. */
 int pl__uring_enter(struct pl_uring *ring, uint32_t least, int64_t timeout_ns) PL_MUST_CHECK;
 
+/* A request that the kernel has not taken loses its descriptor, which is about to be closed, and
+ * may be another's when it is taken: it will fail with EBADF. */
+void pl__uring_disarm(struct pl_uring *ring, uint64_t user_data);
+
 /* The oldest completion that has not been seen, or NULL. It is the caller's until
  * pl__uring_seen. */
 static inline struct io_uring_cqe *pl__uring_peek(struct pl_uring *ring)

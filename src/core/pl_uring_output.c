@@ -196,10 +196,13 @@ static bool ask_end(struct pl_poller *p, struct pl_inflight *in)
 void pl__ring_end_one(struct pl_poller *p, struct pl_inflight *in)
 {
     /* From another thread, and when the ring takes no more, it is left to what ends all. */
-    if (pl__ring_is_ours(p) && ask_end(p, in))
+    bool ours = pl__ring_is_ours(p);
+    if (ours && ask_end(p, in))
         (void)!pl__uring_enter(&p->ring, 0, 0); /* what fails is submitted by the next wait */
     else
         p->owes_ends = true;
+    if (ours)
+        pl__uring_disarm(&p->ring, name_of(in));
 }
 
 bool pl__ring_end_all(struct pl_poller *p, bool abandoned)

@@ -314,6 +314,43 @@ static void an_abort_leaves_the_memory_until_the_answer(void)
     pl_loop_fini(&loop);
 }
 
+/* The number may belong to another connection when the ring takes the request at last. */
+static void what_was_not_submitted_does_not_reach_another(void)
+{
+    NEED_RING();
+    struct pl_sys sys = system_with_less();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, &sys));
+    for (int how = 0; how < 2; how++) {
+        struct writer w;
+        open_writer(&loop, &w);
+        write_next(&w, BIG / 2);
+        CHECK(w.stream.sending != NULL); /* in the ring, and not in the kernel */
+        kernel.enter_error = -EAGAIN;
+        kernel.enter_fails = true;
+        if (how == 0)
+            pl_stream_abort(&w.stream);
+        else
+            pl_stream_forget(&w.stream);
+        int other[2];
+        CHECK_OK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, other));
+        CHECK_EQ(dup2(other[0], w.fd), w.fd);
+        kernel.enter_error = 0;
+        kernel.enter_fails = false;
+        RUN_UNTIL(&loop, late == 1);
+        char byte;
+        CHECK_EQ(recv(other[1], &byte, 1, 0), -1);
+        CHECK_EQ(errno, EAGAIN);
+        if (how == 0)
+            RUN_UNTIL(&loop, w.closed == 1);
+        close(other[0]);
+        close(other[1]);
+        close(w.fd);
+        close(w.peer);
+    }
+    pl_loop_fini(&loop);
+}
+
 static void the_end_of_a_loop_gives_back_what_is_on_its_way(void)
 {
     NEED_RING();
@@ -651,6 +688,7 @@ static const struct pl_test tests[] = {
     PL_TEST(what_is_written_arrives_in_order),
     PL_TEST(a_close_waits_for_what_is_on_its_way),
     PL_TEST(an_abort_leaves_the_memory_until_the_answer),
+    PL_TEST(what_was_not_submitted_does_not_reach_another),
     PL_TEST(the_end_of_a_loop_gives_back_what_is_on_its_way),
     PL_TEST(a_failed_send_is_told),
     PL_TEST(a_writer_that_goes_on_when_drained),
