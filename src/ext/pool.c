@@ -251,7 +251,11 @@ static PyObject *pool_submit_order(PyObject *self, PyObject *const *args, Py_ssi
                               .order = args[0],
                               .name = args[1],
                               .again = args[2] == Py_True};
-    return (PyObject *)plait_pool_submit(POOL(self), &call);
+    struct plait_future *f = plait_pool_submit(POOL(self), &call);
+    /* Its next try is not to wait until somebody asks how it went. */
+    if (f != NULL && call.again && keeper_watch(self, f) < 0)
+        PyErr_WriteUnraisable(self);
+    return (PyObject *)f;
 }
 
 /* _submit_again(future, again, fn, *args, **kwargs): whether the try is under way. */

@@ -46,17 +46,26 @@ class Stopper(Staff):
         """
         with self._lock:
             seat = self._ask_stop(future, error)
-            if seat < 0:
-                return False
-            worker = self._seats.get(seat)
-            if worker is not None and worker.pidfd < 0:
-                self._on_control()  # its birth is told in a message that nobody has read yet
-            self._nudge(worker)
+            if seat >= 0:
+                worker = self._seats.get(seat)
+                if worker is not None and worker.pidfd < 0:
+                    self._on_control()  # its birth is told in a message that nobody has read yet
+                self._nudge(worker)
+        if seat < 0:
+            return error is None and future._order is not None and self._no_more_tries(future)
         now = time.monotonic()
         for delay in _NUDGES:
             if delay < self._grace:
                 self._watchdog.at(now + delay, "nudge", future)
         self._watchdog.at(now + self._grace, "end", future)
+        return True
+
+    def _no_more_tries(self, future: Any) -> bool:
+        """An attempt has ended when it is cancelled: whether there was to be another."""
+        future._order.retries = 0
+        if not self._withdraw(future):  # not noticed yet: that attempt was the last one
+            return False
+        self._cancel_now(future)
         return True
 
     def _nudge(self, worker: Worker | None) -> None:

@@ -200,7 +200,7 @@ def test_more_arguments_of_popen(any_loop_factory: Callable[[], asyncio.Abstract
                 os.fstat(stdin.fileno()).st_mode
             ):
                 assert fcntl.fcntl(stdin, fcntl.F_GETPIPE_SZ) == 8192
-            out, _ = await child.communicate()
+            out, _ = await child.communicate(b"")
             return out, child.returncode
 
         with asyncio.Runner(loop_factory=any_loop_factory) as runner:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from loop_support import Poller, polled
+from sanitizer import needs_plain_memory
 
 import plait
 
@@ -509,6 +510,7 @@ def test_the_descriptor_is_what_fileno_says(
     loop.run_until_complete(main())
 
 
+@needs_plain_memory
 def test_nothing_received_is_lost_for_want_of_memory(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:

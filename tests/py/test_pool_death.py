@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import os
 import pathlib
 import pickle
@@ -91,6 +92,18 @@ def test_max_tasks_per_worker() -> None:
     with plait.ProcessPool(2, max_tasks_per_worker=1) as pool:
         futures = [pool.submit(tasks.pid) for _ in range(200)]
         assert len({f.result(TIMEOUT) for f in futures}) == 200
+
+
+@pytest.mark.parametrize("shut", [False, True], ids=["dropped", "shut"])
+def test_workers_are_replaced_when_nobody_has_the_pool(shut: bool) -> None:
+    """Its tasks keep it: each is done, by a worker of its own."""
+    pool = plait.ProcessPool(1, max_tasks_per_worker=1)
+    futures = [pool.submit(tasks.pid) for _ in range(20)]
+    if shut:
+        pool.shutdown(wait=False)
+    del pool
+    gc.collect()
+    assert len({future.result(TIMEOUT) for future in futures}) == 20
 
 
 def take_descriptors(pool: plait.ProcessPool) -> tuple[int, int]:

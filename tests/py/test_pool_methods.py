@@ -19,6 +19,7 @@ from typing import Any
 import pool_tasks as tasks
 import pytest
 from pool_gate import Gate
+from sanitizer import needs_plain_memory
 
 import plait
 
@@ -151,6 +152,7 @@ def test_workers_are_replaced_after_some_tasks(method: str) -> None:
     assert len(set(pids)) == 3
 
 
+@needs_plain_memory
 def test_memory_limit(method: str) -> None:
     limit = 256 << 20
     if method == "fork":  # what is inherited counts
