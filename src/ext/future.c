@@ -543,7 +543,8 @@ static PyMethodDef future_methods[] = {
      "longer than the pool's grace, its process is killed. The future ends when the task has\n"
      "really stopped, and until then cancelled() is False although this has returned True;\n"
      "`stopped` then says how. Wait for it by result(), which raises CancelledError.\n\n"
-     "Returns:\n    bool: whether it is cancelled, or will be; False when it has ended. A task with\n"
+     "Returns:\n    bool: whether it is cancelled, or will be; False when it has ended. A task "
+     "with\n"
      "    retries has no further try then."},
     {"cancelled", future_cancelled, METH_NOARGS,
      "cancelled($self, /)\n--\n\nWhether the task was cancelled, and has stopped if it ran."},
