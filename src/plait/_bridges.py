@@ -131,11 +131,12 @@ def from_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     call = _Call(loop, scope, answer, copy_context())
     waiter = ThreadWaiter()  # unlike the future, it lets TaskStopped through
     answer.add_done_callback(lambda _: waiter.wake())
-    try:
-        loop.call_soon_threadsafe(call.begin, partial(fn, *args, **kwargs), context=call.context)
-    except RuntimeError:
-        raise RuntimeError("the loop that this thread's work was sent from is closed") from None
-    try:
+    try:  # a stop may come between any two lines
+        try:
+            posted = partial(fn, *args, **kwargs)
+            loop.call_soon_threadsafe(call.begin, posted, context=call.context)
+        except RuntimeError:
+            raise RuntimeError("the loop that this thread's work was sent from is closed") from None
         while not waiter.wait(_LOOK_AGAIN):
             if loop.is_closed() and not answer.done():
                 raise RuntimeError("the loop was closed before the call had ended")
