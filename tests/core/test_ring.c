@@ -235,21 +235,36 @@ static bool mend(struct pl_pool *pool)
     return pl_pool_mend(pool);
 }
 
+/* A pool of two workers whose clock the tests set forward. */
+static void open_two(struct pl_pool *pool, struct pl_sys *sys, struct pl_member *a,
+                     struct pl_member *b)
+{
+    *sys = *pl_sys_default();
+    sys->now = clock_now;
+    struct pl_pool_config config = {.sys = sys, .workers = 2, .slots = 16, .limit = 1 << 20};
+    CHECK_OK(pl_pool_init(pool, &config));
+    sit(pool, a);
+    sit(pool, b);
+}
+
+static void close_two(struct pl_pool *pool, struct pl_member *a, struct pl_member *b)
+{
+    pl_member_fini(a);
+    pl_member_fini(b);
+    pl_pool_fini(pool);
+}
+
 /* The same while everyone lives: one that nobody runs comes into the line again, and is done once;
  * one that somebody runs, or has run, costs that worker's life, and no other's. */
 static void a_spoilt_state_is_found_in_time(void)
 {
-    struct pl_sys sys = *pl_sys_default();
-    sys.now = clock_now;
-    struct pl_pool_config config = {.sys = &sys, .workers = 2, .slots = 16, .limit = 1 << 20};
+    struct pl_sys sys;
     struct pl_pool pool;
     struct pl_member a;
     struct pl_member b;
     uint32_t cell;
     uint32_t seat;
-    CHECK_OK(pl_pool_init(&pool, &config));
-    sit(&pool, &a);
-    sit(&pool, &b);
+    open_two(&pool, &sys, &a, &b);
 
     uint32_t mine = post(&pool, 1);
     CHECK(!mend(&pool)); /* all is well */
@@ -285,27 +300,21 @@ static void a_spoilt_state_is_found_in_time(void)
         sit(&pool, &b);
     }
     CHECK_EQ(pool.cells_used, 0);
-    pl_member_fini(&a);
-    pl_member_fini(&b);
-    pl_pool_fini(&pool);
+    close_two(&pool, &a, &b);
 }
 
 /* A word that names a worker which does not have the task, claimed or finished: that worker ends,
  * and the task with it. */
 static void a_forged_claim_is_found_in_time(void)
 {
-    struct pl_sys sys = *pl_sys_default();
-    sys.now = clock_now;
-    struct pl_pool_config config = {.sys = &sys, .workers = 2, .slots = 16, .limit = 1 << 20};
+    struct pl_sys sys;
     for (int finished = 0; finished < 2; finished++) {
         struct pl_pool pool;
         struct pl_member a;
         struct pl_member b;
         uint32_t cell;
         uint32_t seat;
-        CHECK_OK(pl_pool_init(&pool, &config));
-        sit(&pool, &a);
-        sit(&pool, &b);
+        open_two(&pool, &sys, &a, &b);
         uint32_t forged = post(&pool, 1);
         uint32_t other = post(&pool, 2);
         atomic_store(&pool.slots[forged].state, pl__state(finished ? PL__FINISHED : PL__CLAIMED,
@@ -328,9 +337,7 @@ static void a_forged_claim_is_found_in_time(void)
         pl_pool_release(&pool, cell);
         CHECK(!pl_pool_mend(&pool));
         CHECK_EQ(pool.cells_used, 0);
-        pl_member_fini(&a);
-        pl_member_fini(&b);
-        pl_pool_fini(&pool);
+        close_two(&pool, &a, &b);
     }
 }
 

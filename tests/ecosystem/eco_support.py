@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import shutil
 import signal
@@ -144,3 +145,15 @@ class Redis(NamedTuple):
     port: int
     tls_port: int | None  # None: it was built without TLS
     unix_socket: str
+
+
+def get(address: tuple[str, int], path: str = "/") -> str:
+    """Ask for a path on a connection of its own; the text of the answer, which is a 200."""
+    connection = http.client.HTTPConnection(*address, timeout=30)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return answer.read().decode()
+    finally:
+        connection.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "py"))
+from eco_support import get
 from serve_support import Log, children, until
 
 HERE = Path(__file__).parent
@@ -38,17 +39,6 @@ def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Log]]:
         log.close()
 
 
-def get(port: int, path: str) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        assert answer.status == 200
-        return answer.read().decode()
-    finally:
-        connection.close()
-
-
 @pytest.mark.parametrize(
     ("worker", "needs", "app"),
     [
@@ -67,12 +57,12 @@ def test_gunicorn_workers(worker: str, needs: str, app: str, tmp_path: Path) -> 
         command += ["--no-control-socket"]
     with started(*command) as (process, log):
         port = int(log.wait_for(r"Listening at: http://127.0.0.1:(\d+)").group(1))
-        assert "plait.Loop" in get(port, "/loop")
+        assert "plait.Loop" in get(("127.0.0.1", port), "/loop")
         before = set(children(process.pid))
-        assert int(get(port, "/")) in before
+        assert int(get(("127.0.0.1", port), "/")) in before
         process.send_signal(signal.SIGHUP)
         until(lambda: len(now := set(children(process.pid))) == 2 and now.isdisjoint(before))
-        assert "plait.Loop" in get(port, "/loop")
+        assert "plait.Loop" in get(("127.0.0.1", port), "/loop")
         left = children(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
@@ -113,7 +103,7 @@ def test_hypercorn() -> None:
     pytest.importorskip("hypercorn")
     with started("-c", HYPERCORN) as (process, log):
         port = int(log.wait_for(r"Running on http://127.0.0.1:(\d+)").group(1))
-        assert "plait.Loop" in get(port, "/loop")
+        assert "plait.Loop" in get(("127.0.0.1", port), "/loop")
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         connection.request("GET", "/slow")
         log.wait_for("slow request in")

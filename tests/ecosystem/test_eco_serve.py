@@ -20,6 +20,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("httptools")
 
 sys.path.append(str(Path(__file__).parents[1] / "py"))
+from eco_support import get
 from serve_support import Server, until
 
 if TYPE_CHECKING:
@@ -30,17 +31,6 @@ HERE = Path(__file__).parent
 
 def serving(target: str, *options: str) -> Server:
     return Server(f"eco_serve_app:{target}", *options, path=HERE)
-
-
-def get(address: tuple[str, int], path: str = "/") -> str:
-    connection = http.client.HTTPConnection(*address, timeout=30)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        assert answer.status == 200
-        return answer.read().decode()
-    finally:
-        connection.close()
 
 
 @contextmanager

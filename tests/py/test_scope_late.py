@@ -102,14 +102,19 @@ def test_a_thread_that_waits_for_the_loop_can_be_stopped(run: Run) -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: told.append(context))
+        heard = asyncio.Event()
+
+        def hear(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            told.append(context)
+            heard.set()
+
+        loop.set_exception_handler(hear)
         async with plait.scope(grace=60) as s:
             handle = s.start(work, where="thread")
             await inside.wait()
             handle.cancel()
         assert handle.cancelled()
-        while not told:
-            await asyncio.sleep(0.001)
+        await heard.wait()
 
     run(main())
     assert [type(error) for error in errors] == [plait.TaskStopped]
@@ -117,7 +122,7 @@ def test_a_thread_that_waits_for_the_loop_can_be_stopped(run: Run) -> None:
 
 
 def test_a_loop_that_is_closed_ends_the_wait_of_a_thread() -> None:
-    inside, ended = threading.Event(), threading.Event()
+    inside, ended = asyncio.Event(), threading.Event()
     errors: list[BaseException] = []
 
     async def long() -> None:
@@ -135,13 +140,9 @@ def test_a_loop_that_is_closed_ends_the_wait_of_a_thread() -> None:
         async with plait.scope() as s:
             s.start(work, where="thread")
 
-    async def wait() -> None:
-        while not inside.is_set():
-            await asyncio.sleep(0.001)
-
     loop = plait.new_event_loop()
     task = loop.create_task(main())
-    loop.run_until_complete(wait())
+    loop.run_until_complete(inside.wait())
     for each in asyncio.all_tasks(loop):
         each._log_destroy_pending = False  # type: ignore[attr-defined]
     loop.close()
