@@ -63,6 +63,8 @@ def no_leaks() -> Iterator[None]:
     threads = set(threading.enumerate())
     yield
     gc.collect()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(LIMIT)  # told to end, as by the close() of a loop, which does not wait
     assert open_fds() - fds == set(), "descriptors were left open"
     assert set(threading.enumerate()) - threads == set(), "threads were left running"
 
