@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import pathlib
 import threading
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import scope_tasks
 from scope_support import AMPLE, FOREVER, Held, Run, cancelling, fail, forever, value
+from until import until
 
 import plait
 
@@ -159,11 +161,13 @@ def test_thread_is_stopped(run: Run) -> None:
     run(main())
 
 
-def test_process_is_stopped(run: Run) -> None:
+def test_process_is_stopped(run: Run, tmp_path: pathlib.Path) -> None:
+    here = tmp_path / "here"
+
     async def main() -> None:
         async with plait.scope(grace=AMPLE) as s:
-            handle = s.start(scope_tasks.spin, FOREVER, where="process")
-            await s.start(scope_tasks.pid, where="process")  # workers are there
+            handle = s.start(scope_tasks.announce_and_spin, str(here), where="process")
+            await plait.to_thread(until, here.exists)
             s.cancel()
         assert handle.cancelled()
         with pytest.raises(plait.TaskTimeout):
