@@ -94,11 +94,11 @@ enum pl_io_mode {
 struct pl_io {
     struct pl_op op;
     int fd;
-    uint8_t mode;
+    uint8_t mode : 7;   /* with `idle` in one byte: the connections pay for each of ours */
+    bool idle : 1;      /* kept for its registration only, see pl_io_open */
     uint8_t want;       /* what the poller is asked for */
     uint8_t ready;      /* what the poller said and no one has handled */
     bool queued;        /* in the ready queue */
-    bool idle;          /* kept for its registration only, see pl_io_open */
     struct pl_io *late; /* see pl__io_enqueue */
 };
 
@@ -375,9 +375,9 @@ struct pl_stream {
     size_t queued; /* bytes in the chunks */
     struct pl_stream *cork_next;
     struct pl_sending *sending; /* owns: what the backend sends, or has sent, of the first chunks */
-    bool is_socket;             /* send and recv, else write and read */
-    bool borrows; /* the user's: read may be given bytes in memory that room did not give,
-                   * without a call of room; they are there until it returns */
+    bool is_socket : 1;         /* send and recv, else write and read */
+    bool borrows : 1; /* the user's: read may be given bytes in memory that room did not give,
+                       * without a call of room; they are there until it returns */
     bool reading;
     bool corked;       /* in loop->corked */
     bool sent;         /* a write has sent what was corked: `drained` is due */
@@ -388,8 +388,8 @@ struct pl_stream {
     bool flushing;
     bool closing;
     bool dead; /* out of the poller, `closed` is due or was called */
-    int error; /* a write failed with this code */
     bool told; /* ops->failed has been called */
+    int error; /* a write failed with this code */
     struct pl_chunk inlined[PL_STREAM_INLINE];
 };
 
