@@ -165,10 +165,10 @@ def mine(loop: Any) -> Callable[[Awaitable[Any]], Any]:
 def run(
     any_loop_factory: Callable[[], asyncio.AbstractEventLoop],
 ) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Run a coroutine on each kind of loop, for a minute at most."""
+    """Run a coroutine on each kind of loop, for 100 seconds at most."""
 
     def run_it(coro: Coroutine[Any, Any, Any]) -> Any:
         with asyncio.Runner(loop_factory=any_loop_factory) as runner:
-            return runner.run(asyncio.wait_for(coro, 60))
+            return runner.run(asyncio.wait_for(coro, 100))
 
     return run_it

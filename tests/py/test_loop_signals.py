@@ -36,7 +36,7 @@ def interrupt(code: str, *signals: int) -> tuple[int, str, str]:
         for number in signals:
             assert child.stdout.readline() == "ready\n"
             child.send_signal(number)
-        out, err = child.communicate(timeout=20)
+        out, err = child.communicate(timeout=100)
     finally:
         child.kill()
         child.wait()
@@ -162,7 +162,7 @@ def kill_from_a_thread(number: int) -> threading.Event:
     go = threading.Event()
 
     def send() -> None:
-        if go.wait(30):
+        if go.wait(100):
             os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
