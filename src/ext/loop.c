@@ -25,8 +25,10 @@
 
 /* Polls left out in a row while callbacks are ready, and for how long at most: asking the
  * kernel costs more than a short callback does. */
-#define MAX_SKIPPED_POLLS 16
+#define MAX_SKIPPED_POLLS 64
 #define MAX_SKIPPED_NS 50000
+/* With more callbacks than this in one iteration, asking is cheap beside them. */
+#define MANY_CALLBACKS 16
 /* While iterations between two looks at the clock take less than this, three go without one. */
 #define QUICK_NS 8000
 
@@ -184,7 +186,7 @@ static PyObject *run_until_stopped(LoopObject *loop)
             skipped = 0;
         } else {
             bool due = skipped >= MAX_SKIPPED_POLLS || loop->stopping ||
-                       pl_queue_len(&core->ready) > MAX_SKIPPED_POLLS;
+                       pl_queue_len(&core->ready) > MANY_CALLBACKS;
             /* Reading the clock costs as much as a short iteration: a few may go unseen. */
             if (due || !quick || (skipped & 3) == 0) {
                 int64_t now = core->sys->now();
@@ -227,7 +229,10 @@ PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\n"
 static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     LoopObject *loop = (LoopObject *)self;
+    /* Relaxed: only this thread acts on what it finds there. */
+    atomic_store_explicit(&loop->runs_in, PyThread_get_thread_ident(), memory_order_relaxed);
     PyObject *result = run_until_stopped(loop);
+    atomic_store_explicit(&loop->runs_in, 0, memory_order_relaxed);
     /* The next run may be another thread's. */
     if (loop->core_ready) {
         Py_BEGIN_ALLOW_THREADS;

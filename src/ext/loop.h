@@ -21,7 +21,10 @@ typedef struct {
     char closed;
     char stopping;
     bool core_ready;
-    bool own_time;         /* time() is a method of the program's */
+    bool own_time; /* time() is a method of the program's */
+    /* The thread that runs it, 0 when none does. Others read it without a lock where there is
+     * none, and only ever find that they are not the one. */
+    _Atomic unsigned long runs_in;
     PyObject *raised;      /* the exception behind halt */
     PyObject *window;      /* lends memory to the TLS engine; NULL before the first use */
     PyObject *window_args; /* arguments of the engine's read */
