@@ -284,6 +284,10 @@ struct pl_pool {
     uint64_t finished;
 };
 
+/* memcpy. What is too large for any cache is written past them: so the destination need not be
+ * read first, and what is in the caches stays. */
+void pl_copy(void *to, const void *from, size_t len);
+
 /* Makes the shared memory and the descriptors. -EINVAL, -ENOMEM, -EMFILE. */
 int pl_pool_init(struct pl_pool *pool, const struct pl_pool_config *config) PL_MUST_CHECK;
 
