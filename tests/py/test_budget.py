@@ -250,9 +250,12 @@ def test_c_code_is_not_interrupted(anywhere: Any) -> None:
             finally:
                 slept.append(time.perf_counter() - start)
 
-        task, elsewhere = make(work, 0.01)
-        assert task.sync() == 1
-        assert slept[0] >= 0.05
+        for _ in range(20):  # the thread may have had no turn until its time was over
+            task, elsewhere = make(work, 0.01)
+            assert task.sync() == 1
+            if slept and slept[-1] >= 0.05:
+                return
+        pytest.fail(f"interrupted in its sleep: {slept}")
 
     anywhere(body)
 
@@ -275,8 +278,9 @@ def test_enter_and_exit_are_left_alone(anywhere: Any) -> None:
                 return 1
             with Slow():
                 pass
-            spin(AMPLE)
-            return 0
+            while not elsewhere.again:
+                pass
+            return 1
 
         task, elsewhere = make(work)
         assert task.sync() == 1
@@ -288,26 +292,28 @@ def test_enter_and_exit_are_left_alone(anywhere: Any) -> None:
 
 def test_an_import_is_left_alone(anywhere: Any, tmp_path: Any, monkeypatch: Any) -> None:
     (tmp_path / "slow_to_import.py").write_text(
-        "import time\nend = time.perf_counter() + 0.02\n"
+        "import sys, time\nsys.imports.append(1)\nend = time.perf_counter() + 0.02\n"
         "while time.perf_counter() < end: pass\ndone = True\n"
     )
+    imports: list[int] = []
+    monkeypatch.setattr(sys, "imports", imports, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("slow_to_import", None)
 
     def body() -> None:
 
         def work() -> int:
-            if elsewhere.again:
-                return 1
             import slow_to_import  # type: ignore[import-not-found]
 
             assert slow_to_import.done
-            spin(AMPLE)
-            return 0
+            while not elsewhere.again:
+                pass
+            return 1
 
         task, elsewhere = make(work)
         assert task.sync() == 1
         assert sys.modules["slow_to_import"].done
+        assert len(imports) == 1
 
     anywhere(body)
 
@@ -323,11 +329,11 @@ def test_a_signal_handler_on_top_is_left_alone() -> None:
     try:
 
         def work() -> int:
-            if elsewhere.again:
-                return 1
-            os.kill(os.getpid(), signal.SIGUSR1)
-            spin(AMPLE)
-            return 0
+            if not handled:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            while not elsewhere.again:
+                pass
+            return 1
 
         task, elsewhere = make(work)
         assert task.sync() == 1
@@ -426,7 +432,8 @@ def test_python_within_what_has_no_code_is_interrupted(anywhere: Any, kind: str)
         args: Any = {"C": [[3, 1, 2]], "instance": [3]}.get(kind, [])
         assert task.sync(*args) == ([1, 2, 3] if kind == "C" else 3)
         assert elsewhere.again == 1
-        assert steps == (4 if kind == "C" else 2)
+        # It may have been interrupted before its first step.
+        assert steps in ((3, 4) if kind == "C" else (1, 2))
 
     anywhere(body)
 
