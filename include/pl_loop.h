@@ -151,6 +151,7 @@ struct pl_loop {
     uint32_t nfds;
     uint32_t open;            /* descriptors that have their place in fds */
     pid_t pid;                /* of the process that made it */
+    bool forked;              /* this is a child's copy, and knows it */
     int64_t now;              /* the last reading of the clock by this loop */
     struct pl_stream *corked; /* list of streams with writes to flush */
     struct pl_io *late;       /* queued without memory for the queue */

@@ -204,6 +204,7 @@ void pl_loop_after_fork(struct pl_loop *loop)
      * descriptors out of the set would not. */
     loop->backend->destroy(loop);
     loop->backend = &backend_none;
+    loop->forked = true;
     pl__stream_hold_corked(loop);
     (void)loop->sys->close(loop->wake_fd);
     loop->wake_fd = -1; /* pl_loop_wake then writes to nowhere */

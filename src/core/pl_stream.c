@@ -602,7 +602,6 @@ static void write_on(struct pl_stream *s)
 
 static void stream_run(struct pl_loop *loop, struct pl_op *op)
 {
-    (void)loop;
     struct pl_stream *s = PL_CONTAINER_OF(op, struct pl_stream, io.op);
     s->io.queued = false;
 
@@ -611,7 +610,8 @@ static void stream_run(struct pl_loop *loop, struct pl_op *op)
     s->io.ready = 0;
     /* By its own word, since what is watched meanwhile may clear `ready`. */
     bool room = s->sending != NULL ? s->sending->in.ended : (ready & PL_WRITABLE) != 0;
-    if (room && s->blocked && !s->dead)
+    /* In a forked child what is queued is the parent's to send, room or not. */
+    if (room && s->blocked && !s->dead && !loop->forked)
         write_on(s);
     if ((ready & PL_READABLE) && !s->dead) {
         if (s->reading)
