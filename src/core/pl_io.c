@@ -128,6 +128,7 @@ int pl__io_report(struct pl_loop *loop, uint64_t key, unsigned events)
         io->queued = true;
     }
     io->ready |= (uint8_t)events;
+    loop->bulk += io->weight;
     loop->stats.events++;
     return 0;
 }
