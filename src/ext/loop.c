@@ -149,18 +149,47 @@ static int poller_failed(LoopObject *loop, int code)
     return -1;
 }
 
+LoopObject *plait_loop_running_here(struct plait_state *state, PyObject *object)
+{
+    LoopObject *loop = (LoopObject *)object;
+    bool here =
+        PyObject_TypeCheck(object, state->loop_type) &&
+        /* Relaxed: see the field. */
+        atomic_load_explicit(&loop->runs_in, memory_order_relaxed) == PyThread_get_thread_ident();
+    return here ? loop : NULL;
+}
+
+static void wake_late(LoopObject *loop)
+{
+    uint32_t *word = loop->late;
+    loop->late = NULL;
+    if (word != NULL)
+        (void)loop->core.sys->futex_wake(word, 1);
+}
+
+void plait_loop_wake_late(LoopObject *loop, uint32_t *word)
+{
+    wake_late(loop);
+    loop->late = word;
+}
+
 /* Waits with the interpreter detached. 0, or -1 with an exception set by a signal's
  * handler. */
 static int wait_detached(LoopObject *loop, int64_t timeout)
 {
     int r;
-    Py_BEGIN_ALLOW_THREADS r = pl_loop_wait(&loop->core, timeout);
-    Py_END_ALLOW_THREADS if (r >= 0 || r == -EINTR) return PyErr_CheckSignals();
+    Py_BEGIN_ALLOW_THREADS;
+    wake_late(loop);
+    r = pl_loop_wait(&loop->core, timeout);
+    Py_END_ALLOW_THREADS;
+    if (r >= 0 || r == -EINTR)
+        return PyErr_CheckSignals();
     return poller_failed(loop, r);
 }
 
 static int wait_at_once(LoopObject *loop)
 {
+    wake_late(loop);
     int r = pl_loop_wait(&loop->core, 0);
     if (r < 0 && r != -EINTR)
         return poller_failed(loop, r);
@@ -232,6 +261,7 @@ static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
     /* Relaxed: only this thread acts on what it finds there. */
     atomic_store_explicit(&loop->runs_in, PyThread_get_thread_ident(), memory_order_relaxed);
     PyObject *result = run_until_stopped(loop);
+    wake_late(loop);
     atomic_store_explicit(&loop->runs_in, 0, memory_order_relaxed);
     /* The next run may be another thread's. */
     if (loop->core_ready) {
