@@ -101,12 +101,12 @@ enum pl_io_mode {
 struct pl_io {
     struct pl_op op;
     int fd;
-    uint8_t mode : 7;   /* with `idle` in one byte: the connections pay for each of ours */
+    uint8_t mode : 6;   /* three in one byte: each connection pays for what is here */
     bool idle : 1;      /* kept for its registration only, see pl_io_open */
+    bool queued : 1;    /* in the ready queue */
     uint8_t want;       /* what the poller is asked for */
     uint8_t ready;      /* what the poller said and no one has handled */
     uint8_t weight;     /* what reading it may bring, in PL_IO_WEIGHT; see PL_LOOP_BULK */
-    bool queued;        /* in the ready queue */
     struct pl_io *late; /* see pl__io_enqueue */
 };
 
