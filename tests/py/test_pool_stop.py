@@ -276,7 +276,7 @@ def test_time_in_the_queue_does_not_count(
 
 def test_stack_of_an_earlier_task_is_not_told() -> None:
     """A task that was asked for its stack may end by itself after all, and its worker live on."""
-    with plait.ProcessPool(1, grace=GRACE) as pool:
+    with plait.ProcessPool(1, grace=0.3) as pool:
         pool.submit(tasks.noop).result(TIMEOUT)
         (worker,) = pool._seats.values()
         os.write(worker.stackfd, b'Stack:\n  File "old.py", line 1 in earlier\n')
