@@ -454,6 +454,7 @@ static void remember_size(struct pl_stream *s, size_t n, size_t len)
     size_t seen = n < len ? n : n * 2;
     uint32_t hint = seen > MAX_HINT ? MAX_HINT : (uint32_t)seen;
     s->hint = hint >= s->hint ? hint : s->hint - (s->hint - hint) / 8;
+    s->io.weight = (uint8_t)(s->hint / PL_IO_WEIGHT);
 }
 
 /* Nothing comes any more: n is 0 or -errno. */

@@ -25,8 +25,10 @@
 
 /* Polls left out in a row while callbacks are ready, and for how long at most: asking the
  * kernel costs more than a short callback does. */
-#define MAX_SKIPPED_POLLS 16
+#define MAX_SKIPPED_POLLS 64
 #define MAX_SKIPPED_NS 50000
+/* With more callbacks than this in one iteration, asking is cheap beside them. */
+#define MANY_CALLBACKS 16
 /* While iterations between two looks at the clock take less than this, three go without one. */
 #define QUICK_NS 8000
 
@@ -147,18 +149,47 @@ static int poller_failed(LoopObject *loop, int code)
     return -1;
 }
 
+LoopObject *plait_loop_running_here(struct plait_state *state, PyObject *object)
+{
+    LoopObject *loop = (LoopObject *)object;
+    bool here =
+        PyObject_TypeCheck(object, state->loop_type) &&
+        /* Relaxed: see the field. */
+        atomic_load_explicit(&loop->runs_in, memory_order_relaxed) == PyThread_get_thread_ident();
+    return here ? loop : NULL;
+}
+
+static void wake_late(LoopObject *loop)
+{
+    uint32_t *word = loop->late;
+    loop->late = NULL;
+    if (word != NULL)
+        (void)loop->core.sys->futex_wake(word, 1);
+}
+
+void plait_loop_wake_late(LoopObject *loop, uint32_t *word)
+{
+    wake_late(loop);
+    loop->late = word;
+}
+
 /* Waits with the interpreter detached. 0, or -1 with an exception set by a signal's
  * handler. */
 static int wait_detached(LoopObject *loop, int64_t timeout)
 {
     int r;
-    Py_BEGIN_ALLOW_THREADS r = pl_loop_wait(&loop->core, timeout);
-    Py_END_ALLOW_THREADS if (r >= 0 || r == -EINTR) return PyErr_CheckSignals();
+    Py_BEGIN_ALLOW_THREADS;
+    wake_late(loop);
+    r = pl_loop_wait(&loop->core, timeout);
+    Py_END_ALLOW_THREADS;
+    if (r >= 0 || r == -EINTR)
+        return PyErr_CheckSignals();
     return poller_failed(loop, r);
 }
 
 static int wait_at_once(LoopObject *loop)
 {
+    wake_late(loop);
     int r = pl_loop_wait(&loop->core, 0);
     if (r < 0 && r != -EINTR)
         return poller_failed(loop, r);
@@ -184,7 +215,7 @@ static PyObject *run_until_stopped(LoopObject *loop)
             skipped = 0;
         } else {
             bool due = skipped >= MAX_SKIPPED_POLLS || loop->stopping ||
-                       pl_queue_len(&core->ready) > MAX_SKIPPED_POLLS;
+                       pl_queue_len(&core->ready) > MANY_CALLBACKS;
             /* Reading the clock costs as much as a short iteration: a few may go unseen. */
             if (due || !quick || (skipped & 3) == 0) {
                 int64_t now = core->sys->now();
@@ -227,7 +258,11 @@ PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\n"
 static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     LoopObject *loop = (LoopObject *)self;
+    /* Relaxed: only this thread acts on what it finds there. */
+    atomic_store_explicit(&loop->runs_in, PyThread_get_thread_ident(), memory_order_relaxed);
     PyObject *result = run_until_stopped(loop);
+    wake_late(loop);
+    atomic_store_explicit(&loop->runs_in, 0, memory_order_relaxed);
     /* The next run may be another thread's. */
     if (loop->core_ready) {
         Py_BEGIN_ALLOW_THREADS;

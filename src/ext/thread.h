@@ -103,7 +103,8 @@ struct plait_task_options {
 /* A new future, or NULL with an exception set. `push`: never blocks for a full line. */
 struct plait_future *plait_crew_submit(struct plait_crew *crew, PyObject *const *args,
                                        Py_ssize_t nargs, PyObject *kwnames,
-                                       const struct plait_task_options *options, bool push);
+                                       const struct plait_task_options *options, bool push,
+                                       uint32_t **late);
 /* Starts threads for what waits, as many as are wanted. */
 int plait_crew_start_wanted(struct plait_crew *crew);
 void plait_crew_close(struct plait_crew *crew);

@@ -388,10 +388,12 @@ PyObject *plait_crew_wait_room(PyObject *self, PyObject *Py_UNUSED(ignored))
 }
 
 /* Puts the task into the line; waits for room when it has to. */
-static int post(struct plait_crew *crew, struct plait_task *task, bool push)
+static int post(struct plait_crew *crew, struct plait_task *task, bool push, uint32_t **late)
 {
     for (;;) {
-        int posted = pl_crew_post(&crew->core, &task->job, task->priority, push);
+        int posted = late == NULL
+                         ? pl_crew_post(&crew->core, &task->job, task->priority, push)
+                         : pl_crew_post_late(&crew->core, &task->job, task->priority, push, late);
         if (posted >= 0)
             return posted;
         if (posted == -ENOMEM) {
@@ -420,7 +422,8 @@ static int post(struct plait_crew *crew, struct plait_task *task, bool push)
 
 struct plait_future *plait_crew_submit(struct plait_crew *crew, PyObject *const *args,
                                        Py_ssize_t nargs, PyObject *kwnames,
-                                       const struct plait_task_options *options, bool push)
+                                       const struct plait_task_options *options, bool push,
+                                       uint32_t **late)
 {
     if (!accepts(crew))
         return NULL;
@@ -446,7 +449,7 @@ struct plait_future *plait_crew_submit(struct plait_crew *crew, PyObject *const 
     push = push || (own != NULL && own->crew == crew);
     task->posted_at = clock_now();
     Py_INCREF(f); /* the line's */
-    int posted = post(crew, task, push);
+    int posted = post(crew, task, push, late);
     if (posted < 0) {
         Py_DECREF(f);
         goto fail;

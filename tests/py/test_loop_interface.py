@@ -25,7 +25,7 @@ Factory = Callable[[], asyncio.AbstractEventLoop]
 
 def run_on(factory: Factory, coroutine: Any) -> Any:
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(asyncio.wait_for(coroutine, 30))
+        return runner.run(asyncio.wait_for(coroutine, 100))
 
 
 def public(cls: type) -> list[str]:
