@@ -374,14 +374,17 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
         self._check_closed()
         if self._debug:
             self._check_callback(func, "run_in_executor")
+        future: Any
         if submit is not None:
-            future: asyncio.Future[_T] = submit(self, func, *args)
-            return future
-        source = executor.submit(func, *args)
-        if type(source) is not Future:
-            return asyncio.wrap_future(source, loop=self)
-        followed: Any = _core.Following(self, source).future
-        return followed
+            future = submit(self, func, *args)
+        else:
+            source: Any = executor.submit(func, *args)
+            if type(source) is Future:
+                future = _core.Following(self, source).future
+            else:
+                future = asyncio.wrap_future(source, loop=self)
+        result: asyncio.Future[_T] = future
+        return result
 
     # ---- children ----
 
