@@ -78,6 +78,12 @@ class Worker:
                 return "\n".join(lines[:i])  # below are the pool's own frames
         return "\n".join(lines) if len(lines) > 1 else None
 
+    def forget_stack(self) -> None:
+        """Drop what the worker has left so far."""
+        if self.stackfd >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.stackfd, 0)
+
     def close(self) -> None:
         """Close the descriptors."""
         for fd in (self.pidfd, self.stackfd):

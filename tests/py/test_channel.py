@@ -448,3 +448,15 @@ def test_an_end_is_not_released_under_an_item() -> None:
         channel.release()
     finally:
         Releases.channel = None
+
+
+def test_times_that_are_no_numbers(make: Any) -> None:
+    channel = make()
+    channel.send_nowait(1)
+    for call in (channel.receive_blocking, lambda timeout: channel.send_blocking(2, timeout)):
+        with pytest.raises(
+            ValueError, match="timeout must be a number of seconds or None, not nan"
+        ):
+            call(timeout=float("nan"))
+    assert len(channel) == 1  # neither taken nor put
+    assert channel.receive_nowait() == 1

@@ -218,3 +218,17 @@ def test_what_a_python_signal_handler_raises_leaves_the_loop(loop: plait.Loop) -
     finally:
         signal.signal(signal.SIGUSR1, before)
     loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_what_a_python_signal_handler_posts_is_run(loop: plait.Loop) -> None:
+    def handler(_number: int, _frame: object) -> None:
+        loop.call_soon_threadsafe(loop.stop)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        for _ in range(50):
+            go = kill_from_a_thread(signal.SIGUSR1)
+            loop.call_soon(go.set)
+            loop.run_forever()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

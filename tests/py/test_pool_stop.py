@@ -274,6 +274,19 @@ def test_time_in_the_queue_does_not_count(
     assert all(f.result(TIMEOUT) > 0 for f in held)
 
 
+def test_stack_of_an_earlier_task_is_not_told() -> None:
+    """A task that was asked for its stack may end by itself after all, and its worker live on."""
+    with plait.ProcessPool(1, grace=0.3) as pool:
+        pool.submit(tasks.noop).result(TIMEOUT)
+        (worker,) = pool._seats.values()
+        os.write(worker.stackfd, b'Stack:\n  File "old.py", line 1 in earlier\n')
+        future = pool.options(timeout=0.2).submit(tasks.exit_when_stopped)
+        with pytest.raises(plait.TaskTimeout) as told:
+            future.result(TIMEOUT)
+        assert future.stopped == "killed"
+        assert told.value.stack is None
+
+
 def test_timeouts_need_nobody_who_waits(
     impatient: plait.ProcessPool, tmp_path: pathlib.Path
 ) -> None:

@@ -114,6 +114,45 @@ def test_successor_that_fails_leaves_all_as_it_was(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+def test_file_names_the_supervisor_that_serves(tmp_path: Path) -> None:
+    module, file = tmp_path / "sometimes.py", tmp_path / "server.pid"
+    module.write_text("from serve_targets import commands\n")
+    file.write_text("a server that was killed\n")
+    options = ("--workers", "1", "--pid", str(file))
+    with Server("sometimes:commands", *options, path=tmp_path) as server:
+        server.address()
+        mine = f"{server.process.pid}\n"
+        assert file.read_text() == mine
+        module.write_text("raise ValueError('this version is broken')\n")
+        with successor(server) as pid:
+            server.wait_for(rf"successor {pid} ended \(exit code 1\)")
+        assert file.read_text() == mine
+        module.write_text("from serve_targets import commands as commands  # mended\n")
+        with successor(server, 2) as pid:
+            server.wait_for(rf"\[{pid}\].* serving on")
+            until(lambda: file.read_text() == f"{pid}\n")
+            os.kill(pid, signal.SIGKILL)  # it cannot take its name out
+            server.wait_for(rf"successor {pid} ended \(SIGKILL\)")
+            until(lambda: file.read_text() == mine)
+        with successor(server, 3) as pid:
+            server.wait_for(rf"\[{pid}\].* serving on")
+            until(lambda: file.read_text() == f"{pid}\n")
+            server.send(signal.SIGTERM)
+            assert server.process.wait(60) == 0
+            assert file.read_text() == f"{pid}\n"
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: gone(pid))
+    assert not file.exists()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("server.pid")]
+
+
+def test_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "nowhere" / "server.pid"
+    with Server("commands", "--workers", "1", "--pid", str(file)) as server:
+        assert server.process.wait(60) == 1
+        server.wait_for("plait: .*nowhere.*No such file or directory")
+
+
 def test_want_of_descriptors_leaves_all_as_it_was() -> None:
     with Server("commands", "--workers", "1") as server:
         address = server.address()
