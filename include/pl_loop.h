@@ -154,7 +154,8 @@ struct pl_loop {
     int64_t now;              /* the last reading of the clock by this loop */
     struct pl_stream *corked; /* list of streams with writes to flush, newest first */
     int64_t held_since;       /* when the run chose to go on before it flushes them; else 0 */
-    uint32_t hold_pause;      /* how often it is not to choose so, see pl_loop_run */
+    uint32_t hold_more;       /* for so many callbacks at most */
+    uint32_t hold_pause;      /* how often it is not to choose so */
     struct pl_io *late;       /* queued without memory for the queue */
     struct pl_post *taken;    /* posts taken over, oldest first */
     int wake_fd;
