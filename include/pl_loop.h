@@ -89,16 +89,24 @@ enum pl_io_mode {
     PL_IO_LISTEN,
 };
 
+/* How much of what the poller told is read before the callbacks that follow from it have run:
+ * large messages that all wait in memory for their turn would push each other, and everything
+ * else, out of the processor's caches. The rest of the poller's answer is for the next iterations;
+ * the poller is not asked again before. */
+#define PL_IO_WEIGHT ((size_t)16 << 10)
+#define PL_LOOP_BULK ((size_t)64 << 10)
+
 /* A registered descriptor. Borrows fd. op.run gets it with `ready` set; the
  * callback takes what it handles out of `ready`. */
 struct pl_io {
     struct pl_op op;
     int fd;
-    uint8_t mode;
+    uint8_t mode : 6;   /* three in one byte: each connection pays for what is here */
+    bool idle : 1;      /* kept for its registration only, see pl_io_open */
+    bool queued : 1;    /* in the ready queue */
     uint8_t want;       /* what the poller is asked for */
     uint8_t ready;      /* what the poller said and no one has handled */
-    bool queued;        /* in the ready queue */
-    bool idle;          /* kept for its registration only, see pl_io_open */
+    uint8_t weight;     /* what reading it may bring, in PL_IO_WEIGHT; see PL_LOOP_BULK */
     struct pl_io *late; /* see pl__io_enqueue */
 };
 
@@ -151,6 +159,7 @@ struct pl_loop {
     uint32_t nfds;
     uint32_t open;            /* descriptors that have their place in fds */
     pid_t pid;                /* of the process that made it */
+    bool forked;              /* this is a child's copy, and knows it */
     int64_t now;              /* the last reading of the clock by this loop */
     struct pl_stream *corked; /* list of streams with writes to flush, newest first */
     int64_t held_since;       /* when the run chose to go on before it flushes them; else 0 */
@@ -158,6 +167,8 @@ struct pl_loop {
     uint32_t hold_pause;      /* how often it is not to choose so */
     struct pl_io *late;       /* queued without memory for the queue */
     struct pl_post *taken;    /* posts taken over, oldest first */
+    uint32_t bulk;            /* the weights of what was reported by the last collect */
+    bool held;                /* the poller has told more than collect has passed on */
     int wake_fd;
     struct pl_io wake_io;
     struct pl_loop_stats stats;
@@ -379,9 +390,9 @@ struct pl_stream {
     size_t queued; /* bytes in the chunks */
     struct pl_stream *cork_next;
     struct pl_sending *sending; /* owns: what the backend sends, or has sent, of the first chunks */
-    bool is_socket;             /* send and recv, else write and read */
-    bool borrows; /* the user's: read may be given bytes in memory that room did not give,
-                   * without a call of room; they are there until it returns */
+    bool is_socket : 1;         /* send and recv, else write and read */
+    bool borrows : 1; /* the user's: read may be given bytes in memory that room did not give,
+                       * without a call of room; they are there until it returns */
     bool reading;
     bool corked;       /* in loop->corked */
     bool sent;         /* a write has sent what was corked: `drained` is due */
@@ -392,8 +403,8 @@ struct pl_stream {
     bool flushing;
     bool closing;
     bool dead; /* out of the poller, `closed` is due or was called */
-    int error; /* a write failed with this code */
     bool told; /* ops->failed has been called */
+    int error; /* a write failed with this code */
     struct pl_chunk inlined[PL_STREAM_INLINE];
 };
 

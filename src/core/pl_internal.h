@@ -20,6 +20,14 @@ void pl__timers_fini(struct pl_loop *loop);
 
 /* pl_io.c: one reported event; the poller's data is what pl__io_key made. */
 int pl__io_report(struct pl_loop *loop, uint64_t key, unsigned events) PL_MUST_CHECK;
+
+/* Whether what is left is to be reported by the next collect, see PL_LOOP_BULK. */
+static inline bool pl__io_hold(struct pl_loop *loop)
+{
+    loop->held = loop->bulk >= PL_LOOP_BULK / PL_IO_WEIGHT;
+    return loop->held;
+}
+
 /* pl_io_watch for nothing, which cannot fail. */
 void pl__io_unwatch(struct pl_loop *loop, struct pl_io *io);
 void pl__io_fini(struct pl_loop *loop);
@@ -102,7 +110,8 @@ struct pl_backend_ops {
     /* Forgets fd; it may be closed already. The kernel holds its file no more afterwards. */
     void (*forget)(struct pl_loop *loop, int fd);
     int (*wait)(struct pl_loop *loop, int64_t timeout_ns);
-    /* Passes what wait got to pl__io_report. On -ENOMEM the rest stays for next time. */
+    /* Passes what wait got to pl__io_report. On -ENOMEM the rest stays for next time, and
+     * when pl__io_hold says so. */
     int (*report)(struct pl_loop *loop);
 
     /* The rest is there, all of it or nothing, when the backend receives for the descriptors of

@@ -204,6 +204,7 @@ void pl_loop_after_fork(struct pl_loop *loop)
      * descriptors out of the set would not. */
     loop->backend->destroy(loop);
     loop->backend = &backend_none;
+    loop->forked = true;
     pl__stream_hold_corked(loop);
     (void)loop->sys->close(loop->wake_fd);
     loop->wake_fd = -1; /* pl_loop_wake then writes to nowhere */
@@ -283,7 +284,7 @@ void pl_loop_call(struct pl_loop *loop)
 int64_t pl_loop_timeout(struct pl_loop *loop)
 {
     if (pl_queue_len(&loop->ready) > 0 || loop->corked != NULL || loop->late != NULL ||
-        loop->taken != NULL)
+        loop->taken != NULL || loop->held)
         return 0;
     /* relaxed: a hint; pl_loop_wait looks again before it blocks. */
     if (atomic_load_explicit(&loop->posts, memory_order_relaxed) != NULL)
@@ -297,6 +298,8 @@ int64_t pl_loop_timeout(struct pl_loop *loop)
 
 int pl_loop_wait(struct pl_loop *loop, int64_t timeout_ns)
 {
+    if (PL_UNLIKELY(loop->held))
+        return 1;
     loop->stats.polls++;
     if (timeout_ns == 0)
         return loop->backend->wait(loop, 0);
@@ -356,6 +359,8 @@ int pl_loop_collect(struct pl_loop *loop)
     r = collect_posts(loop);
     if (r < 0)
         return r;
+    loop->bulk = 0;
+    loop->held = false;
     r = loop->backend->report(loop);
     if (r < 0)
         return r;

@@ -482,6 +482,7 @@ static void remember_size(struct pl_stream *s, size_t n, size_t len)
     size_t seen = n < len ? n : n * 2;
     uint32_t hint = seen > MAX_HINT ? MAX_HINT : (uint32_t)seen;
     s->hint = hint >= s->hint ? hint : s->hint - (s->hint - hint) / 8;
+    s->io.weight = (uint8_t)(s->hint / PL_IO_WEIGHT);
 }
 
 /* Nothing comes any more: n is 0 or -errno. */
@@ -630,7 +631,6 @@ static void write_on(struct pl_stream *s)
 
 static void stream_run(struct pl_loop *loop, struct pl_op *op)
 {
-    (void)loop;
     struct pl_stream *s = PL_CONTAINER_OF(op, struct pl_stream, io.op);
     s->io.queued = false;
 
@@ -639,7 +639,8 @@ static void stream_run(struct pl_loop *loop, struct pl_op *op)
     s->io.ready = 0;
     /* By its own word, since what is watched meanwhile may clear `ready`. */
     bool room = s->sending != NULL ? s->sending->in.ended : (ready & PL_WRITABLE) != 0;
-    if (room && s->blocked && !s->dead)
+    /* In a forked child what is queued is the parent's to send, room or not. */
+    if (room && s->blocked && !s->dead && !loop->forked)
         write_on(s);
     if ((ready & PL_READABLE) && !s->dead) {
         if (s->reading)
