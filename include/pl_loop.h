@@ -421,8 +421,8 @@ void pl_stream_read_stop(struct pl_stream *stream);
 
 /* Queues chunks for writing, in order. They are flushed in one call when the running
  * callback ends, or soon after it (see pl_loop_run), or at once when more than PL_STREAM_FLUSH
- * bytes wait, or, outside of callbacks, by the next pl_loop_run. Owners move to the stream on success. On
- * failure (-ENOMEM, -EPIPE after shutdown or failure, PL_ECLOSED) they stay the
+ * bytes wait, or, outside of callbacks, by the next pl_loop_run. Owners move to the stream on
+ * success. On failure (-ENOMEM, -EPIPE after shutdown or failure, PL_ECLOSED) they stay the
  * caller's. A failed send is told by ops->failed, never from within this call. */
 int pl_stream_write(struct pl_stream *stream, const struct pl_chunk *chunks,
                     uint32_t n) PL_MUST_CHECK;

@@ -412,7 +412,7 @@ int pl_loop_run(struct pl_loop *loop, const volatile int *stop)
 {
     if (PL_UNLIKELY(loop->corked != NULL))
         flush_corked(loop); /* written outside of any callback */
-    loop->held_since = 0; /* of a stream that has ended since, perhaps */
+    loop->held_since = 0;   /* of a stream that has ended since, perhaps */
     loop->stats.iterations++;
     uint32_t todo = pl_queue_len(&loop->ready);
     uint32_t done = 0;
