@@ -163,7 +163,8 @@ struct pl_loop {
     int64_t now;              /* the last reading of the clock by this loop */
     struct pl_stream *corked; /* list of streams with writes to flush, newest first */
     int64_t held_since;       /* when the run chose to go on before it flushes them; else 0 */
-    uint32_t hold_pause;      /* how often it is not to choose so, see pl_loop_run */
+    uint32_t hold_more;       /* for so many callbacks at most */
+    uint32_t hold_pause;      /* how often it is not to choose so */
     struct pl_io *late;       /* queued without memory for the queue */
     struct pl_post *taken;    /* posts taken over, oldest first */
     uint32_t bulk;            /* the weights of what was reported by the last collect */
@@ -420,8 +421,8 @@ void pl_stream_read_stop(struct pl_stream *stream);
 
 /* Queues chunks for writing, in order. They are flushed in one call when the running
  * callback ends, or soon after it (see pl_loop_run), or at once when more than PL_STREAM_FLUSH
- * bytes wait, or, outside of callbacks, by the next pl_loop_run. Owners move to the stream on success. On
- * failure (-ENOMEM, -EPIPE after shutdown or failure, PL_ECLOSED) they stay the
+ * bytes wait, or, outside of callbacks, by the next pl_loop_run. Owners move to the stream on
+ * success. On failure (-ENOMEM, -EPIPE after shutdown or failure, PL_ECLOSED) they stay the
  * caller's. A failed send is told by ops->failed, never from within this call. */
 int pl_stream_write(struct pl_stream *stream, const struct pl_chunk *chunks,
                     uint32_t n) PL_MUST_CHECK;

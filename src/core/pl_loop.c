@@ -371,31 +371,33 @@ int pl_loop_collect(struct pl_loop *loop)
 
 /* ---- the run ------------------------------------------------------------ */
 
-/* Writes are held for a while when several callbacks write: their sends then follow each other at
- * once, and a peer that handles one finds the next instead of falling asleep, which would have
- * each send wake it anew. */
-#define HOLD_LEFT 4        /* callbacks that are to run in this turn; fewer would hold for nothing */
-#define HOLD_NS 150000     /* for so long at most, as far as callbacks let us know the time */
-#define HOLD_PAUSE 64      /* after one that took twice as long: so many chances are not taken */
+/* Writes of several callbacks are held and sent in a row: a peer that has handled one finds the
+ * next, instead of falling asleep and being woken by each of them. No more than half of what is
+ * to run is waited for, so that peers have something to do while this loop has. */
+#define HOLD_MOST 7    /* callbacks that run after the one whose write is held */
+#define HOLD_LEAST 2   /* for fewer it is not worth it */
+#define HOLD_NS 150000 /* the time that they may take, looked at after each */
+#define HOLD_PAUSE 64  /* when they took twice as long: how many chances are passed over */
 
-/* Whether what the last callback left corked stays so while `left` callbacks are to run. */
+/* Whether what the last callback left corked stays so while others run, of which the turn has
+ * `left`. by_event: it was a stream's. */
 static bool holds(struct pl_loop *loop, bool by_event, uint32_t left)
 {
-    if (left == 0)
-        return false;
     if (loop->held_since != 0) {
         int64_t took = loop->sys->now() - loop->held_since;
         if (took > 2 * HOLD_NS)
-            loop->hold_pause = HOLD_PAUSE; /* callbacks are slow: to be held costs more than a send */
-        return took < HOLD_NS;
+            loop->hold_pause = HOLD_PAUSE; /* they are slow: what a send costs matters less */
+        return took < HOLD_NS && --loop->hold_more > 0;
     }
     /* What answers in its own event has the bytes at hand, and their memory is used again. */
-    if (by_event || left < HOLD_LEFT)
+    uint32_t most = left / 2 < HOLD_MOST ? left / 2 : HOLD_MOST;
+    if (by_event || most < HOLD_LEAST)
         return false;
     if (loop->hold_pause > 0) {
         loop->hold_pause--;
         return false;
     }
+    loop->hold_more = most;
     loop->held_since = loop->sys->now();
     return true;
 }
@@ -410,6 +412,7 @@ int pl_loop_run(struct pl_loop *loop, const volatile int *stop)
 {
     if (PL_UNLIKELY(loop->corked != NULL))
         flush_corked(loop); /* written outside of any callback */
+    loop->held_since = 0;   /* of a stream that has ended since, perhaps */
     loop->stats.iterations++;
     uint32_t todo = pl_queue_len(&loop->ready);
     uint32_t done = 0;
