@@ -100,20 +100,20 @@ test: test-core test-py ## Run all tests: the core's in C, then pytest
 
 .PHONY: test-py
 test-py: build ## Run the Python tests
-	@$(if $(PYTEST_ARGS),,PLAIT_BACKEND=uring $(PY) -m pytest --timeout=120 $(both_backends))
-	@$(PY) -m pytest --timeout=120 $(PYTEST_ARGS)
+	@$(if $(PYTEST_ARGS),,PLAIT_BACKEND=uring $(PY) -m pytest --timeout=300 $(both_backends))
+	@$(PY) -m pytest --timeout=300 $(PYTEST_ARGS)
 
 # What is worth the time on both backends; `make test-uring` runs all of it.
 both_backends = $(addprefix tests/py/test_loop_,transports.py sock_calls.py fds.py)
 
 .PHONY: test-uring
 test-uring: build ## Run the Python tests of the loop and of files with io_uring
-	@PLAIT_BACKEND=uring $(PY) -m pytest --timeout=120 tests/py/test_files.py \
+	@PLAIT_BACKEND=uring $(PY) -m pytest --timeout=300 tests/py/test_files.py \
 	    $(wildcard tests/py/test_loop_*.py tests/py/test_generators*.py)
 
 .PHONY: conformance
 conformance: build ## Run the interpreter's own asyncio tests on the loop
-	@$(PY) -m pytest --timeout=120 tests/conformance $(PYTEST_ARGS)
+	@$(PY) -m pytest --timeout=300 tests/conformance $(PYTEST_ARGS)
 
 # $(call core,DIR,OPTIONS): builds and runs the C tests in a directory of their own.
 # -O2 with assertions, as meson's debugoptimized and b_ndebug=false give it.
@@ -133,7 +133,7 @@ test-ecosystem: build ## Run uvicorn, aiohttp, psycopg, redis-py and others on p
 	    echo "going on without the servers: their tests are skipped" >&2
 	@$(PIP) install -r tests/ecosystem/requirements.txt || \
 	    echo "going on without some packages: their tests are skipped" >&2
-	@$(PY) -m pytest --timeout=120 tests/ecosystem $(PYTEST_ARGS)
+	@$(PY) -m pytest --timeout=300 tests/ecosystem $(PYTEST_ARGS)
 
 .PHONY: test-core
 test-core: $(STAMPS)/deps ## Run the C tests of the core
@@ -214,7 +214,7 @@ fuzz: $(STAMPS)/system ## Fuzz the pool's memory and messages under ASan (FUZZ_S
 
 .PHONY: torture soak
 torture: build ## Crash workers in every way at every stage, under load (TORTURE=short: once)
-	@$(PY) -m pytest --timeout=120 tests/torture $(PYTEST_ARGS)
+	@$(PY) -m pytest --timeout=300 tests/torture $(PYTEST_ARGS)
 
 soak: build ## Two million tasks while workers are killed (SOAK_ARGS="--tasks N")
 	@$(PY) tests/torture/soak.py $(SOAK_ARGS)

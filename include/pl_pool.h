@@ -90,6 +90,7 @@ struct pl_seat {
     /* Both write. */
     _Alignas(PL_CACHE_LINE) _Atomic uint32_t bell; /* the worker parks on it */
     _Atomic int64_t rung;                          /* when it was last rung: the parent's */
+    _Atomic int64_t coming; /* until when it should look out for a task: the parent's */
     /* The parent writes. */
     _Alignas(PL_CACHE_LINE) _Atomic uint32_t handed_back; /* the worker's blocks: id + 1 */
     _Atomic uint32_t retire; /* nonzero: this worker ends once it is idle */
@@ -284,6 +285,10 @@ struct pl_pool {
     uint64_t finished;
 };
 
+/* memcpy. What is too large for any cache is written past them: so the destination need not be
+ * read first, and what is in the caches stays. */
+void pl_copy(void *to, const void *from, size_t len);
+
 /* Makes the shared memory and the descriptors. -EINVAL, -ENOMEM, -EMFILE. */
 int pl_pool_init(struct pl_pool *pool, const struct pl_pool_config *config) PL_MUST_CHECK;
 
@@ -316,6 +321,11 @@ void pl_pool_unstage(struct pl_pool *pool, uint32_t cell);
  * takes) and `payer` is set, owed_wake is, and the caller sees to it that pl_pool_flush is
  * called within milliseconds: the awake one may be at a long task after all. */
 void pl_pool_post(struct pl_pool *pool, uint32_t cell);
+
+/* A task will be posted in about `within` nanoseconds, its bytes are still being copied: rings
+ * for a parked worker already now, so that it is up by then and looks out for the task, if the
+ * machine leaves a core for that. Promises nothing to anybody, and no task need follow. */
+void pl_pool_expect(struct pl_pool *pool, int64_t within);
 
 /* Rings for a parked worker if tasks wait. Cheap when there is nothing to do. */
 void pl_pool_flush(struct pl_pool *pool);

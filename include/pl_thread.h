@@ -31,6 +31,7 @@ struct pl_berth {
 
 enum pl_berth_word {
     PL_BERTH_READY,
+    PL_BERTH_DOZING, /* it sleeps for a moment, and then looks at the word */
     PL_BERTH_ASLEEP,
     PL_BERTH_CALLED,
 };
@@ -92,6 +93,7 @@ struct pl_crew {
     _Atomic uint32_t rests_on;
     _Atomic int32_t credit; /* what spinning has been worth lately */
     _Atomic uint32_t busy;  /* threads at work: threads - nidle - looking */
+    _Atomic bool doze;      /* pl_crew_post_late is used: idle threads doze at first */
     uint32_t threads;       /* that exist or are about to */
     uint32_t max;
     uint32_t looking;
@@ -123,6 +125,14 @@ enum pl_posted {
  * there is no room and `push` is not set, -ENOMEM for a priority that is new, PL_ECLOSED. */
 int pl_crew_post(struct pl_crew *crew, struct pl_job *job, int32_t priority,
                  bool push) PL_MUST_CHECK;
+
+/* As pl_crew_post, by one who holds what the job needs and is about to let go of it: a thread
+ * that were woken now would run into that lock, and on this very core take turns with the caller
+ * for nothing. When the thread that comes is dozing, *word is what to wake it with by
+ * sys->futex_wake as soon as the lock is free; else NULL. Without that it gets up by itself, a
+ * millisecond later at most. */
+int pl_crew_post_late(struct pl_crew *crew, struct pl_job *job, int32_t priority, bool push,
+                      uint32_t **word) PL_MUST_CHECK;
 
 /* Whether one more thread should be started for what waits; if so, it counts already. */
 bool pl_crew_want(struct pl_crew *crew);

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from .loops import LOOPS, factory
 
@@ -164,15 +164,24 @@ async def threadsafe(n: int) -> int:
     return total
 
 
-@row("executor", "run_in_executor round trip", 4_000)
-async def executor(n: int) -> int:
+async def calls_in_executor(n: int, pool: Executor | None) -> int:
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1) as pool:
+    await loop.run_in_executor(pool, nothing)
+    start = clock()
+    for _ in range(n):
         await loop.run_in_executor(pool, nothing)
-        start = clock()
-        for _ in range(n):
-            await loop.run_in_executor(pool, nothing)
-        return clock() - start
+    return clock() - start
+
+
+@row("executor", "run_in_executor, the loop's own", 4_000)
+async def executor(n: int) -> int:
+    return await calls_in_executor(n, None)
+
+
+@row("executor_given", "run_in_executor, ThreadPoolExecutor", 4_000)
+async def executor_given(n: int) -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return await calls_in_executor(n, pool)
 
 
 @row("sock", "sock ping-pong over a socketpair", 5_000)

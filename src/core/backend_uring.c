@@ -294,7 +294,7 @@ static int uring_create(struct pl_loop *loop)
     p->files = 0;
     p->inflight = NULL;
     p->unanswered = 0;
-    p->owes_ends = false;
+    atomic_init(&p->owes_ends, false);
     p->parked = false;
     int r = pl__epoll_open(&p->set, loop->sys);
     if (r < 0)
@@ -450,8 +450,9 @@ static void polling_forget(struct pl_loop *loop, int fd)
 static int enter(struct pl_poller *p, int64_t timeout_ns)
 {
     settle_all(p);
-    if (PL_UNLIKELY(p->owes_ends))
-        (void)pl__ring_end_all(p, true); /* the rest by the next wait */
+    /* Relaxed: a look; what is missed is seen by the next wait. */
+    if (PL_UNLIKELY(atomic_load_explicit(&p->owes_ends, memory_order_relaxed)))
+        pl__ring_pay_ends(p); /* the rest by the next wait */
     if (!p->set_asked)
         ask_set(p);
     if (pl__uring_ready(&p->ring) > 0)

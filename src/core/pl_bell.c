@@ -29,6 +29,11 @@
  * wrong one, or nobody. So whoever waits for long without news while tasks wait rings all that
  * have none, whatever the word says (pl_pool_check).
  *
+ * Ringing ahead. While the parent copies the bytes of a large task it rings for a worker already
+ * (pl_pool_expect), whose way out of sleep takes as long as the rest of the copy. That one counts
+ * as one that spins: from before it loses its bit in `parked` until it clears both, after which
+ * it looks for work once more before it sleeps, as one who has spun does.
+ *
  * Spinning: pl_spin.c.
  */
 #include "pl_pool_internal.h"
@@ -36,6 +41,9 @@
 #include <errno.h>
 
 #define DEAF_NS (5 * PL_NSEC_PER_SEC) /* a worker without a task may leave calls unheard */
+#define COMING_MAX 1000000
+#define EARLY_NS                                                                                   \
+    50000 /* who was rung for a task that is to come waits for so long beyond its time */
 #define WORD(bit) ((bit) / 64)
 #define MASK(bit) (UINT64_C(1) << ((bit) % 64))
 
@@ -124,6 +132,36 @@ void pl__bell_posted(struct pl_pool *pool)
         }
     }
     (void)ring_one(pool);
+}
+
+void pl_pool_expect(struct pl_pool *pool, int64_t within)
+{
+    struct pl_share *share = pool->share;
+    uint32_t parked = pl__bits_count(share->parked);
+    if (parked == 0 || pl_pool_waiting(pool) != 0 || pl__bits_count(share->spinning) != 0 ||
+        pool->alive > pool->layout.cpus || pool->alive + 2 > pool->layout.cpus + parked)
+        return;
+    for (uint32_t seat = 0; seat < pool->seats_high; seat++) {
+        /* Relaxed: taking the bit out decides. */
+        if (!pool->seats[seat].taken ||
+            (atomic_load_explicit(&share->parked[WORD(seat)], memory_order_relaxed) & MASK(seat)) ==
+                0)
+            continue;
+        /* It counts as one that spins from here on: before its bit is taken out of `parked`, so
+         * that whichever way it wakes, its clearing comes after this. */
+        bits_set(share->spinning, seat);
+        if ((atomic_fetch_and_explicit(&share->parked[WORD(seat)], ~MASK(seat),
+                                       memory_order_seq_cst) &
+             MASK(seat)) == 0) {
+            pl__bits_clear(share->spinning, seat); /* it woke by itself */
+            return;
+        }
+        /* Relaxed: the worker reads it after the bell. */
+        atomic_store_explicit(&pl__seat(pool->base, &pool->layout, seat)->coming,
+                              pool->sys->now() + within + EARLY_NS, memory_order_relaxed);
+        ring_seat(pool, seat);
+        return;
+    }
 }
 
 void pl_pool_flush(struct pl_pool *pool)
@@ -310,6 +348,14 @@ static bool spin(struct pl_member *member)
     return found;
 }
 
+/* Awake: neither parked, nor spinning by the parent's word (pl_pool_expect). In this order, so that
+ * a worker whose bit the parent has taken out of `parked` clears the other one after it was set. */
+static void unpark(const struct pl_member *member)
+{
+    pl__bits_clear(member->share->parked, member->seat);
+    pl__bits_clear(member->share->spinning, member->seat);
+}
+
 /* Leaves what was learnt where the parent looks. Relaxed: hints. */
 static void tell(const struct pl_member *member)
 {
@@ -331,7 +377,7 @@ int pl_member_wait(struct pl_member *member)
     uint32_t bell = atomic_load_explicit(&member->mine->bell, memory_order_acquire);
     bits_set(share->parked, member->seat);
     if (has_work(member)) {
-        pl__bits_clear(share->parked, member->seat);
+        unpark(member);
         return 0;
     }
     /* The parent has more than the board takes, and sleeps: it must feed us. The load comes
@@ -340,7 +386,7 @@ int pl_member_wait(struct pl_member *member)
         atomic_exchange_explicit(&share->armed, PL_ARM_NONE, memory_order_seq_cst) != PL_ARM_NONE) {
         int error = pl_member_knock(member);
         if (error < 0) {
-            pl__bits_clear(share->parked, member->seat);
+            unpark(member);
             return error;
         }
     }
@@ -348,11 +394,18 @@ int pl_member_wait(struct pl_member *member)
     tell(member);
     int64_t slept = member->sys->now();
     int error = member->sys->futex_wait((uint32_t *)&member->mine->bell, bell, -1);
-    pl__bits_clear(share->parked, member->seat);
-    if (error >= 0)
-        /* Relaxed: a hint. */
+    pl__bits_clear(share->parked, member->seat); /* and then `spinning`, as unpark does */
+    if (error >= 0) {
+        /* Relaxed: hints, both. */
+        int64_t now = member->sys->now();
         pl__spin_woke(&member->spin, slept,
-                      atomic_load_explicit(&member->mine->rung, memory_order_relaxed),
-                      member->sys->now());
+                      atomic_load_explicit(&member->mine->rung, memory_order_relaxed), now);
+        int64_t coming = atomic_load_explicit(&member->mine->coming, memory_order_relaxed);
+        if (coming > now)
+            (void)pl__spin_until(&member->spin, member->sys, now,
+                                 coming - now < COMING_MAX ? coming : now + COMING_MAX, found_work,
+                                 member);
+    }
+    pl__bits_clear(share->spinning, member->seat);
     return error == -EINTR ? -EINTR : 0;
 }

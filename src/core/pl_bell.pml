@@ -5,7 +5,8 @@
  * What is modelled, step by step as in the code: the claim of a task and the moving of the
  * head (pl_member_take), the finish and the look at `armed` (pl_member_done), spinning,
  * parking and the hungry knock (pl_member_wait), posting with its three ways of not ringing
- * (pl__bell_posted), the flush, the leader's arm-look-sleep, the submitter that finds the
+ * (pl__bell_posted), ringing ahead of a post (pl_pool_expect, with EXPECT, where a worker may also
+ * wake by a signal), the flush, the leader's arm-look-sleep, the submitter that finds the
  * board full, the helper that pays a wake-up which is owed, a worker that is killed between any
  * two of its steps, and its burial: by the leader, with a successor at once, or, where nobody
  * waits (UNWATCHED), by the helper, with a successor that is so late that the others must do.
@@ -124,6 +125,42 @@ inline flush()
     n = 0
 }
 
+/* A task is about to be posted: one that is parked is rung already now, and counts as one that
+ * spins. It may wake by itself at the same time (a signal). */
+inline expect()
+{
+#ifdef EXPECT
+    if
+    :: else /* nobody to be called, or no need */
+    :: WAITING == 0 && SPINNING == 0 && PARKED > 0 ->
+        i = 0;
+        do
+        :: i < SEATS && parked[i] ->
+#ifndef BREAK_EARLY
+            spinning[i] = 1;
+#endif
+            if
+            :: atomic { parked[i] -> parked[i] = 0 };
+#ifdef BREAK_EARLY
+                spinning[i] = 1;
+#endif
+                ring(i)
+            :: atomic { !parked[i] -> skip }; spinning[i] = 0
+            fi;
+            break
+        :: i < SEATS && !parked[i] -> i++
+        :: i == SEATS -> break
+        od;
+        i = 0
+    fi;
+    /* The lock is let go while the bytes are copied. */
+    UNLOCK;
+    LOCK
+#else
+    skip
+#endif
+}
+
 inline bell_posted()
 {
     if
@@ -205,6 +242,12 @@ inline bury(w)
 }
 
 /* ---- a worker ---- */
+
+#ifdef BREAK_UNPARK
+#define UNSPIN skip
+#else
+#define UNSPIN spinning[me] = 0
+#endif
 
 #define HAS_WORK (tail != head || closing)
 
@@ -292,7 +335,7 @@ dry:
         parked[me] = 1;
 #ifndef BREAK_SECOND_LOOK
         if
-        :: HAS_WORK -> parked[me] = 0; seen = 0; goto take
+        :: HAS_WORK -> parked[me] = 0; UNSPIN; seen = 0; goto take
         :: else
         fi;
 #endif
@@ -313,6 +356,7 @@ dry:
         };
         sleeping[me] == 0;
         parked[me] = 0;
+        UNSPIN;
         seen = 0;
         goto take
     } unless {
@@ -331,6 +375,7 @@ inline submit_all(left)
     :: left > 0 ->
         left--;
         LOCK;
+        expect();
         if
         :: (queued > 0 || used == BOARD) && TOLD -> collect()
         :: else
@@ -471,6 +516,16 @@ end:
 #endif
 }
 
+/* Wakes a worker that nobody has rung. */
+proctype Signal()
+{
+    if
+    :: sleeping[0] -> sleeping[0] = 0
+    :: sleeping[1] -> sleeping[1] = 0
+    :: closing
+    fi
+}
+
 proctype Killer()
 {
     if
@@ -494,6 +549,9 @@ init
 #endif
         run Submitter();
         run Helper();
+#ifdef EXPECT
+        run Signal();
+#endif
 #if KILLS
         run Killer()
 #endif

@@ -204,6 +204,7 @@ void pl_loop_after_fork(struct pl_loop *loop)
      * descriptors out of the set would not. */
     loop->backend->destroy(loop);
     loop->backend = &backend_none;
+    loop->forked = true;
     pl__stream_hold_corked(loop);
     (void)loop->sys->close(loop->wake_fd);
     loop->wake_fd = -1; /* pl_loop_wake then writes to nowhere */
@@ -368,22 +369,62 @@ int pl_loop_collect(struct pl_loop *loop)
     return pl__timers_expire(loop, pl_loop_now(loop));
 }
 
+/* ---- the run ------------------------------------------------------------ */
+
+/* Writes are held for a while when several callbacks write: their sends then follow each other at
+ * once, and a peer that handles one finds the next instead of falling asleep, which would have
+ * each send wake it anew. */
+#define HOLD_LEFT 4        /* callbacks that are to run in this turn; fewer would hold for nothing */
+#define HOLD_NS 150000     /* for so long at most, as far as callbacks let us know the time */
+#define HOLD_PAUSE 64      /* after one that took twice as long: so many chances are not taken */
+
+/* Whether what the last callback left corked stays so while `left` callbacks are to run. */
+static bool holds(struct pl_loop *loop, bool by_event, uint32_t left)
+{
+    if (left == 0)
+        return false;
+    if (loop->held_since != 0) {
+        int64_t took = loop->sys->now() - loop->held_since;
+        if (took > 2 * HOLD_NS)
+            loop->hold_pause = HOLD_PAUSE; /* callbacks are slow: to be held costs more than a send */
+        return took < HOLD_NS;
+    }
+    /* What answers in its own event has the bytes at hand, and their memory is used again. */
+    if (by_event || left < HOLD_LEFT)
+        return false;
+    if (loop->hold_pause > 0) {
+        loop->hold_pause--;
+        return false;
+    }
+    loop->held_since = loop->sys->now();
+    return true;
+}
+
+static void flush_corked(struct pl_loop *loop)
+{
+    loop->held_since = 0;
+    pl__stream_flush_corked(loop);
+}
+
 int pl_loop_run(struct pl_loop *loop, const volatile int *stop)
 {
     if (PL_UNLIKELY(loop->corked != NULL))
-        pl__stream_flush_corked(loop); /* written outside of any callback */
+        flush_corked(loop); /* written outside of any callback */
     loop->stats.iterations++;
     uint32_t todo = pl_queue_len(&loop->ready);
     uint32_t done = 0;
     while (done < todo) {
         struct pl_op *op = pl__queue_pop(&loop->ready);
         done++;
-        op->run(loop, op);
-        if (loop->corked != NULL)
-            pl__stream_flush_corked(loop);
+        void (*run)(struct pl_loop *, struct pl_op *) = op->run; /* which may free op */
+        run(loop, op);
+        if (loop->corked != NULL && !holds(loop, pl__stream_runs(run), todo - done))
+            flush_corked(loop);
         if (PL_UNLIKELY(stop != NULL && *stop))
             break;
     }
+    if (PL_UNLIKELY(loop->corked != NULL))
+        flush_corked(loop); /* the run ends early */
     loop->stats.ops += done;
     return (int)done;
 }

@@ -68,21 +68,15 @@ bool pl__spin_pays(const struct pl_spin *spin)
     return spin->most > 0 && spin->wait_ns <= spin->wake_ns;
 }
 
-bool pl__spin(struct pl_spin *spin, const struct pl_sys *sys, bool (*found)(const void *arg),
-              const void *arg)
+int pl__spin_until(struct pl_spin *spin, const struct pl_sys *sys, int64_t now, int64_t end,
+                   bool (*found)(const void *arg), const void *arg)
 {
-    int64_t now = spin->since;
-    int64_t end = now + spin->wake_ns;
     int64_t offer = now + OFFER_NS;
-    spin->spins++;
     while (now < end) {
         for (int i = 0; i < LOOKS; i++) {
             pl__relax();
-            if (found(arg)) {
-                spin->hits++;
-                learn_wait(spin, sys->now() - spin->since);
-                return true;
-            }
+            if (found(arg))
+                return 1;
         }
         now = sys->now();
         if (now < offer)
@@ -92,10 +86,22 @@ bool pl__spin(struct pl_spin *spin, const struct pl_sys *sys, bool (*found)(cons
         if (back - now > TAKEN_NS) {
             spin->wait_ns = 2 * spin->wake_ns;
             spin->crowded++;
-            return found(arg);
+            return -1;
         }
         now = back;
         offer = now + OFFER_NS;
     }
-    return false;
+    return 0;
+}
+
+bool pl__spin(struct pl_spin *spin, const struct pl_sys *sys, bool (*found)(const void *arg),
+              const void *arg)
+{
+    spin->spins++;
+    int seen = pl__spin_until(spin, sys, spin->since, spin->since + spin->wake_ns, found, arg);
+    if (seen > 0) {
+        spin->hits++;
+        learn_wait(spin, sys->now() - spin->since);
+    }
+    return seen > 0 || (seen < 0 && found(arg));
 }

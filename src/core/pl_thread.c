@@ -29,6 +29,8 @@
 /* For so long a spinning thread leaves a new job to be kicked for. */
 #define KICK_NS 5000
 #define CREDIT_MAX 16
+/* For so long a thread that lies down dozes: it would get up by itself. */
+#define DOZE_NS 1000000
 
 /* Spinning keeps the other side from running when it was woken on this very core, which the
  * kernel likes to do. So each side leaves the number of its core, and spins only for one that
@@ -97,9 +99,40 @@ void pl_berth_call(const struct pl_sys *sys, struct pl_berth *berth)
 {
     /* Release: what the caller did comes before; partner is pl_berth_called's load. The memory
      * may be gone right after this; waking an address that nobody sleeps at is harmless. */
-    if (atomic_exchange_explicit(&berth->word, PL_BERTH_CALLED, memory_order_release) ==
-        PL_BERTH_ASLEEP)
+    if (atomic_exchange_explicit(&berth->word, PL_BERTH_CALLED, memory_order_release) !=
+        PL_BERTH_READY)
         (void)sys->futex_wake((uint32_t *)&berth->word, 1);
+}
+
+/* Calls a berth, but leaves it to the caller to wake one that dozes: its word, else NULL. */
+static uint32_t *call_late(const struct pl_sys *sys, struct pl_berth *berth)
+{
+    uint32_t *word = (uint32_t *)&berth->word;
+    /* Release: as in pl_berth_call. */
+    uint32_t was = atomic_exchange_explicit(&berth->word, PL_BERTH_CALLED, memory_order_release);
+    if (was == PL_BERTH_ASLEEP)
+        (void)sys->futex_wake(word, 1);
+    return was == PL_BERTH_DOZING ? word : NULL;
+}
+
+/* Sleeps for a moment, from which it gets up without being woken: true when it was called. */
+static bool doze(const struct pl_sys *sys, struct pl_berth *berth)
+{
+    uint32_t seen = PL_BERTH_READY;
+    /* Acquire on failure, here and below: called. */
+    if (!atomic_compare_exchange_strong_explicit(&berth->word, &seen, PL_BERTH_DOZING,
+                                                 memory_order_acquire, memory_order_acquire))
+        return true;
+    int64_t end = sys->now() + DOZE_NS;
+    for (int64_t left = DOZE_NS; left > 0; left = end - sys->now()) {
+        /* Whatever ends the sleep, the look tells. */
+        (void)sys->futex_wait((uint32_t *)&berth->word, PL_BERTH_DOZING, left);
+        if (pl_berth_called(berth))
+            return true;
+    }
+    seen = PL_BERTH_DOZING;
+    return !atomic_compare_exchange_strong_explicit(&berth->word, &seen, PL_BERTH_READY,
+                                                    memory_order_acquire, memory_order_acquire);
 }
 
 /* ---- the line ---- */
@@ -253,8 +286,11 @@ static int summon(struct pl_crew *crew, struct pl_berth **berth)
     return PL_START;
 }
 
-int pl_crew_post(struct pl_crew *crew, struct pl_job *job, int32_t priority, bool push)
+/* pl_crew_post, but for the call of *berth, when that is not NULL. */
+static int enter_line(struct pl_crew *crew, struct pl_job *job, int32_t priority, bool push,
+                      struct pl_berth **berth)
 {
+    *berth = NULL;
     atomic_store_explicit(&crew->posts_on, this_cpu(), memory_order_relaxed); /* a hint */
     lock(crew);
     int result = 0;
@@ -278,11 +314,28 @@ int pl_crew_post(struct pl_crew *crew, struct pl_job *job, int32_t priority, boo
         band->first = job;
     band->last = job;
     set_queued(crew, load_queued(crew) + 1);
-    struct pl_berth *berth;
-    result = summon(crew, &berth);
+    result = summon(crew, berth);
     unlock(crew);
+    return result;
+}
+
+int pl_crew_post(struct pl_crew *crew, struct pl_job *job, int32_t priority, bool push)
+{
+    struct pl_berth *berth;
+    int result = enter_line(crew, job, priority, push, &berth);
     if (berth != NULL)
         pl_berth_call(crew->sys, berth);
+    return result;
+}
+
+int pl_crew_post_late(struct pl_crew *crew, struct pl_job *job, int32_t priority, bool push,
+                      uint32_t **word)
+{
+    struct pl_berth *berth;
+    int result = enter_line(crew, job, priority, push, &berth);
+    *word = berth == NULL ? NULL : call_late(crew->sys, berth);
+    /* Relaxed: a hint. */
+    atomic_store_explicit(&crew->doze, true, memory_order_relaxed);
     return result;
 }
 
@@ -569,6 +622,9 @@ int pl_crew_rest(struct pl_crew *crew, int64_t timeout_ns)
     crew->looking--;
     count_busy(crew);
     unlock(crew);
+    if (atomic_load_explicit(&crew->doze, memory_order_relaxed) &&
+        (timeout_ns < 0 || timeout_ns > DOZE_NS) && doze(crew->sys, &me))
+        return 0;
     int error;
     while ((error = pl_berth_sleep(crew->sys, &me, timeout_ns)) == -EINTR)
         continue; /* signals are other threads' business */

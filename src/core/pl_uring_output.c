@@ -200,7 +200,8 @@ void pl__ring_end_one(struct pl_poller *p, struct pl_inflight *in)
     if (ours && ask_end(p, in))
         (void)!pl__uring_enter(&p->ring, 0, 0); /* what fails is submitted by the next wait */
     else
-        p->owes_ends = true;
+        /* Release: partner is the exchange in pl__ring_pay_ends; the user was taken out before. */
+        atomic_store_explicit(&p->owes_ends, true, memory_order_release);
     if (ours)
         pl__uring_disarm(&p->ring, name_of(in));
 }
@@ -213,8 +214,17 @@ bool pl__ring_end_all(struct pl_poller *p, bool abandoned)
         if (!(abandoned && wanted) && !ask_end(p, in))
             return false;
     }
-    p->owes_ends = false;
     return true;
+}
+
+void pl__ring_pay_ends(struct pl_poller *p)
+{
+    /* Taken before they are looked at: one that another thread owes meanwhile is paid by the next
+     * wait, and not forgotten. Acquire: partner is pl__ring_end_one. */
+    if (atomic_exchange_explicit(&p->owes_ends, false, memory_order_acquire) &&
+        !pl__ring_end_all(p, true))
+        /* Relaxed: for this thread. */
+        atomic_store_explicit(&p->owes_ends, true, memory_order_relaxed);
 }
 
 int pl__ring_answered(struct pl_loop *loop, const struct io_uring_cqe *cqe)

@@ -69,7 +69,9 @@ struct pl_poller {
     uint32_t files;               /* file operations that have not been told of */
     struct pl_inflight *inflight; /* owns: sends and connects that have not been told of */
     uint32_t unanswered;          /* those that the kernel has */
-    bool owes_ends;               /* some of them whose user has gone were not cancelled */
+    /* Some of them whose user has gone were not cancelled. Set by any thread that has the binding's
+     * lock, taken by the ring's own, which waits without it. */
+    _Atomic bool owes_ends;
     bool receives;                /* the ring has the buffers */
     bool set_asked;               /* a request for the set is in the ring */
     bool enabled;                 /* the ring has a thread */
@@ -146,6 +148,8 @@ void pl__ring_unconnect(struct pl_loop *loop, struct pl_connect *user);
 void pl__ring_end_one(struct pl_poller *p, struct pl_inflight *in);
 /* Of all, or of those whose users have gone. false: the ring takes no more now. */
 bool pl__ring_end_all(struct pl_poller *p, bool abandoned);
+/* Asks for the ends that other threads have left to the ring's. */
+void pl__ring_pay_ends(struct pl_poller *p);
 /* The completion of one; -ENOMEM: to be called again. */
 int pl__ring_answered(struct pl_loop *loop, const struct io_uring_cqe *cqe) PL_MUST_CHECK;
 /* The end of the poller: frees what is left, in a child after a fork all of it. */

@@ -34,11 +34,13 @@ static inline PyObject *plait_args_one(PyCFunction fn, PyObject *self, const cha
 }
 
 /* Whether a str is this ASCII text, without a call: nearly every call with a keyword has the
- * right one. */
+ * right one. The name is a literal, so that its length is known and comparing takes an
+ * instruction or two. */
 static inline bool plait_args_is(PyObject *key, const char *name)
 {
-    return PyUnicode_IS_COMPACT_ASCII(key) &&
-           strcmp((const char *)PyUnicode_1BYTE_DATA(key), name) == 0;
+    size_t len = strlen(name);
+    return PyUnicode_IS_COMPACT_ASCII(key) && (size_t)PyUnicode_GET_LENGTH(key) == len &&
+           memcmp(PyUnicode_1BYTE_DATA(key), name, len) == 0;
 }
 
 /* Finds the one keyword that a method takes, `name`, and refuses all others and fewer than

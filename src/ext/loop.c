@@ -16,6 +16,7 @@
 
 #include "args.h"
 #include "connect.h"
+#include "following.h"
 #include "generators.h"
 #include "rota.h"
 #include "watch.h"
@@ -25,8 +26,10 @@
 
 /* Polls left out in a row while callbacks are ready, and for how long at most: asking the
  * kernel costs more than a short callback does. */
-#define MAX_SKIPPED_POLLS 16
+#define MAX_SKIPPED_POLLS 64
 #define MAX_SKIPPED_NS 50000
+/* With more callbacks than this in one iteration, asking is cheap beside them. */
+#define MANY_CALLBACKS 16
 /* While iterations between two looks at the clock take less than this, three go without one. */
 #define QUICK_NS 8000
 
@@ -152,13 +155,18 @@ static int poller_failed(LoopObject *loop, int code)
 static int wait_detached(LoopObject *loop, int64_t timeout)
 {
     int r;
-    Py_BEGIN_ALLOW_THREADS r = pl_loop_wait(&loop->core, timeout);
-    Py_END_ALLOW_THREADS if (r >= 0 || r == -EINTR) return PyErr_CheckSignals();
+    Py_BEGIN_ALLOW_THREADS;
+    plait_loop_wake_late(loop, NULL);
+    r = pl_loop_wait(&loop->core, timeout);
+    Py_END_ALLOW_THREADS;
+    if (r >= 0 || r == -EINTR)
+        return PyErr_CheckSignals();
     return poller_failed(loop, r);
 }
 
 static int wait_at_once(LoopObject *loop)
 {
+    plait_loop_wake_late(loop, NULL);
     int r = pl_loop_wait(&loop->core, 0);
     if (r < 0 && r != -EINTR)
         return poller_failed(loop, r);
@@ -184,7 +192,7 @@ static PyObject *run_until_stopped(LoopObject *loop)
             skipped = 0;
         } else {
             bool due = skipped >= MAX_SKIPPED_POLLS || loop->stopping ||
-                       pl_queue_len(&core->ready) > MAX_SKIPPED_POLLS;
+                       pl_queue_len(&core->ready) > MANY_CALLBACKS;
             /* Reading the clock costs as much as a short iteration: a few may go unseen. */
             if (due || !quick || (skipped & 3) == 0) {
                 int64_t now = core->sys->now();
@@ -227,7 +235,11 @@ PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\n"
 static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     LoopObject *loop = (LoopObject *)self;
+    /* Relaxed: only this thread acts on what it finds there. */
+    atomic_store_explicit(&loop->runs_in, PyThread_get_thread_ident(), memory_order_relaxed);
     PyObject *result = run_until_stopped(loop);
+    plait_loop_wake_late(loop, NULL);
+    atomic_store_explicit(&loop->runs_in, 0, memory_order_relaxed);
     /* The next run may be another thread's. */
     if (loop->core_ready) {
         Py_BEGIN_ALLOW_THREADS;
@@ -758,7 +770,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
 
     if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
         plait_listener_type(module, state) < 0 || plait_rota_type(module, state) < 0 ||
-        plait_sock_type(module, state) < 0 || plait_connect_type(module) < 0)
+        plait_sock_type(module, state) < 0 || plait_connect_type(module) < 0 ||
+        plait_following_type(module, state) < 0)
         return -1;
     state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
     if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)

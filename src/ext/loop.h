@@ -21,7 +21,11 @@ typedef struct {
     char closed;
     char stopping;
     bool core_ready;
-    bool own_time;         /* time() is a method of the program's */
+    bool own_time; /* time() is a method of the program's */
+    /* The thread that runs it, 0 when none does. Others read it without a lock where there is
+     * none, and only ever find that they are not the one. */
+    _Atomic unsigned long runs_in;
+    uint32_t *late;        /* the futex of a thread that is to be woken; see plait_loop_wake_late */
     PyObject *raised;      /* the exception behind halt */
     PyObject *window;      /* lends memory to the TLS engine; NULL before the first use */
     PyObject *window_args; /* arguments of the engine's read */
@@ -98,6 +102,14 @@ void plait_loop_handle_error(LoopObject *loop, PyObject *message, const char *ke
                              PyObject *value1, const char *key2, PyObject *value2);
 /* In debug mode: tells when the callback that began at t0 took too long. `what` borrows. */
 void plait_loop_report_slow(LoopObject *loop, PyObject *what, int64_t t0);
+
+/* Whether call_soon_threadsafe of this loop is the one that loops of plait's are born with. */
+bool plait_loop_is_own(struct plait_state *state, PyObject *loop);
+/* The loop, borrowed, if it is one of plait's and runs in this thread; else NULL. */
+LoopObject *plait_loop_running_here(struct plait_state *state, PyObject *loop);
+/* Wakes who sleeps at this word when the loop next lets go of the interpreter's lock, or looks at
+ * its descriptors; and the one before at once. NULL: only that. In its thread. */
+void plait_loop_wake_late(LoopObject *loop, uint32_t *word);
 
 /* loop_schedule.c: methods, with their docstrings. */
 // clang-format off

@@ -44,6 +44,21 @@ const char plait_loop_call_soon_doc[] =
               "    RuntimeError: the loop is closed.\n\n"
               "Only from the loop's thread; see call_soon_threadsafe.");
 
+/* Puts a new handle, or NULL with an exception set, into the queue; only in the loop's thread.
+ * Moves the reference to the queue and returns another one. */
+static PyObject *enqueue(LoopObject *loop, HandleObject *h)
+{
+    if (PL_UNLIKELY(h == NULL))
+        return NULL;
+    /* asyncio has one queue: what call_soon_threadsafe was given before runs before. */
+    if (PL_UNLIKELY((pl_loop_has_posts(&loop->core) && pl_loop_take_posts(&loop->core) < 0) ||
+                    pl_loop_enqueue(&loop->core, &h->post.op) < 0)) {
+        Py_DECREF(h);
+        return PyErr_NoMemory();
+    }
+    return Py_NewRef(h);
+}
+
 PyObject *plait_loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                PyObject *kwnames)
 {
@@ -57,18 +72,7 @@ PyObject *plait_loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t
         return NULL;
     if (PL_UNLIKELY(loop->debug) && debug_checks(loop, "call_soon", args[0], true) < 0)
         return NULL;
-    /* asyncio has one queue: what call_soon_threadsafe was given before runs before. */
-    if (PL_UNLIKELY(pl_loop_has_posts(&loop->core)) && pl_loop_take_posts(&loop->core) < 0)
-        return PyErr_NoMemory();
-    HandleObject *h = plait_handle_new(loop, args[0], args + 1, nargs - 1, context);
-    if (h == NULL)
-        return NULL;
-    int r = pl_loop_enqueue(&loop->core, &h->post.op);
-    if (PL_UNLIKELY(r < 0)) {
-        Py_DECREF(h);
-        return PyErr_NoMemory();
-    }
-    return Py_NewRef(h); /* one reference for the queue, one for the caller */
+    return enqueue(loop, plait_handle_new(loop, args[0], args + 1, nargs - 1, context));
 }
 
 int plait_loop_soon(LoopObject *loop, PyObject *callback, PyObject *arg, PyObject *context)
@@ -107,11 +111,46 @@ PyObject *plait_loop_call_soon_threadsafe(PyObject *self, PyObject *const *args,
     HandleObject *h = plait_handle_new_threadsafe(loop, args[0], args + 1, nargs - 1, context);
     if (h == NULL)
         return NULL;
+    /* The loop's own thread needs no list in between. A signal's handler in Python may be what
+     * calls this; but between its last look at the queue and its sleep the loop runs none. */
+    if (atomic_load_explicit(&loop->runs_in, memory_order_relaxed) == PyThread_get_thread_ident())
+        return enqueue(loop, h);
     Py_INCREF(h); /* the list's */
-    /* Always a post, even from the loop's own thread: a signal handler runs there too, at a
-     * moment when the loop may be about to sleep. */
     pl_loop_post(&loop->core, &h->post);
     return (PyObject *)h;
+}
+
+bool plait_loop_is_own(struct plait_state *state, PyObject *loop)
+{
+    if (!PyObject_TypeCheck(loop, state->loop_type))
+        return false;
+    PyObject *method = PyObject_GetAttr(loop, state->name_call_soon_threadsafe);
+    bool own = method != NULL && PyCFunction_Check(method) &&
+               PyCFunction_GET_SELF(method) == loop &&
+               PyCFunction_GET_FUNCTION(method) ==
+                   (PyCFunction)(void (*)(void))plait_loop_call_soon_threadsafe;
+    if (method == NULL)
+        PyErr_Clear(); /* the ordinary way meets it again */
+    Py_XDECREF(method);
+    return own;
+}
+
+void plait_loop_wake_late(LoopObject *loop, uint32_t *word)
+{
+    uint32_t *before = loop->late;
+    loop->late = word;
+    if (before != NULL)
+        (void)loop->core.sys->futex_wake(before, 1);
+}
+
+LoopObject *plait_loop_running_here(struct plait_state *state, PyObject *object)
+{
+    LoopObject *loop = (LoopObject *)object;
+    bool here =
+        PyObject_TypeCheck(object, state->loop_type) &&
+        /* Relaxed: see the field. */
+        atomic_load_explicit(&loop->runs_in, memory_order_relaxed) == PyThread_get_thread_ident();
+    return here ? loop : NULL;
 }
 
 HandleObject *plait_loop_prepare_post(LoopObject *loop, PyObject *callback, PyObject *arg)

@@ -214,6 +214,7 @@ static PyObject *pool_open(PyObject *self, PyObject *args)
     if (error < 0)
         return plait_raise(pool->state, error, "making the shared memory of a pool");
     pool->open = true;
+    pool->copy_ns = 0.1;
     pool->workers = workers;
     pool->max_pending = max_pending;
     pool->by_value = by_value != 0;

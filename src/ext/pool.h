@@ -104,6 +104,7 @@ struct plait_pool {
     bool helper_idle;     /* and until it is called */
     uint64_t helper_saw;  /* how much had been posted when it looked last */
     int64_t mended;       /* when it last looked for words that were overwritten */
+    double copy_ns;       /* moving average of what copying a byte into a block takes */
     bool unread;          /* it found results that nobody had waited for */
     int nudge;            /* borrows: an eventfd that ends the helper's rest */
     unsigned long leader; /* the thread that leads, while `led` */

@@ -6,6 +6,8 @@
 
 #define UNRUNG_MAX 64 /* posts that would have liked a payer, before there is one */
 #define COPY_WITHOUT_LOCK (1 << 20)
+#define AHEAD_MIN (64 << 10)
+#define AHEAD_MAX_NS 250000 /* a worker is not called for a copy that takes longer */
 
 /* ---- encoding ---- */
 
@@ -87,14 +89,26 @@ static int new_block(struct plait_pool *pool, struct parcel *parcel, uint64_t si
     return keep_block(pool, parcel, block);
 }
 
-static void copy(void *to, const void *from, size_t len)
+/* Copies into a block. If it is the last of its task, a worker is called ahead: it wakes up while
+ * the bytes are copied. */
+static void copy(struct plait_pool *pool, void *to, const void *from, size_t len, bool last)
 {
-    if (len < COPY_WITHOUT_LOCK) {
+    if (len < AHEAD_MIN) {
         memcpy(to, from, len);
         return;
     }
-    Py_BEGIN_ALLOW_THREADS memcpy(to, from, len);
-    Py_END_ALLOW_THREADS
+    int64_t start = pool->core.sys->now();
+    int64_t expected = (int64_t)((double)len * pool->copy_ns);
+    if (last && expected < AHEAD_MAX_NS)
+        pl_pool_expect(&pool->core, expected);
+    if (len < COPY_WITHOUT_LOCK) {
+        memcpy(to, from, len);
+    } else {
+        Py_BEGIN_ALLOW_THREADS pl_copy(to, from, len);
+        Py_END_ALLOW_THREADS
+    }
+    double each = (double)(pool->core.sys->now() - start) / (double)len;
+    pool->copy_ns += (each - pool->copy_ns) / 8;
 }
 
 /* Puts the buffers of a pickle into blocks; small ones follow the body. */
@@ -122,7 +136,7 @@ static int encode_buffers(struct plait_pool *pool, struct parcel *parcel, PyObje
             void *data;
             error = new_block(pool, parcel, (uint64_t)view.len, &entry.block, &data);
             if (error == 0)
-                copy(data, view.buf, (size_t)view.len);
+                copy(pool, data, view.buf, (size_t)view.len, i + 1 == PyList_GET_SIZE(buffers));
         }
         PyBuffer_Release(&view);
         if (error < 0)
@@ -407,7 +421,7 @@ static int pack(struct plait_pool *pool, struct parcel *parcel, const struct pla
     void *data;
     if (new_block(pool, parcel, parcel->head.len, &block, &data) < 0)
         return -1;
-    copy(data, parcel->head.data, parcel->head.len);
+    copy(pool, data, parcel->head.data, parcel->head.len, true);
     parcel->in_block = true;
     return 0;
 }

@@ -89,7 +89,7 @@ static PyObject *place(struct plait_pool *pool, PyObject *buffer, bool writable)
     block->data = data;
     block->size = view.len;
     block->readonly = !writable;
-    Py_BEGIN_ALLOW_THREADS memcpy(data, view.buf, (size_t)view.len);
+    Py_BEGIN_ALLOW_THREADS pl_copy(data, view.buf, (size_t)view.len);
     Py_END_ALLOW_THREADS block->shared = true;
     block->next_shared = pool->shared;
     pool->shared = block;

@@ -315,7 +315,7 @@ static int put_in_block(struct worker *w, const void *from, size_t len, struct p
                      (unsigned long long)w->member.heap.used);
         return -1;
     }
-    memcpy(data, from, len);
+    pl_copy(data, from, len);
     return 0;
 }
 

@@ -1,4 +1,4 @@
-/* thread.h - what the two files of the thread pool's binding share. */
+/* thread.h - what the files of the thread pool's binding share. */
 #ifndef PLAIT_THREAD_H
 #define PLAIT_THREAD_H
 
@@ -92,6 +92,20 @@ struct plait_crew {
 #define PLAIT_CREW(o) ((struct plait_crew *)(o))
 
 /* threadtask.c */
+static inline int64_t plait_crew_now(void)
+{
+    return pl_sys_default()->now();
+}
+/* What came of a task; steals result and error, of which one is NULL. */
+void plait_task_end(struct plait_crew *crew, struct plait_crew_worker *me, struct plait_task *task,
+                    PyObject *result, PyObject *error);
+/* Calls those who wait for the end of this thread's last task. Needs no lock. */
+void plait_crew_pay(struct plait_crew_worker *me);
+/* Asks a task to stop, by an exception in its thread, too, if it runs and the crew is not gentle.
+ * Runs no Python. */
+void plait_task_ask_stop(struct plait_crew *crew, struct plait_task *task, enum plait_asked why);
+/* What this thread is in a crew, or NULL. */
+struct plait_crew_worker *plait_crew_worker_here(struct plait_state *state);
 extern const struct plait_keeper plait_crew_keeper;
 /* Options of one task. */
 struct plait_task_options {
@@ -103,7 +117,8 @@ struct plait_task_options {
 /* A new future, or NULL with an exception set. `push`: never blocks for a full line. */
 struct plait_future *plait_crew_submit(struct plait_crew *crew, PyObject *const *args,
                                        Py_ssize_t nargs, PyObject *kwnames,
-                                       const struct plait_task_options *options, bool push);
+                                       const struct plait_task_options *options, bool push,
+                                       uint32_t **late);
 /* Starts threads for what waits, as many as are wanted. */
 int plait_crew_start_wanted(struct plait_crew *crew);
 void plait_crew_close(struct plait_crew *crew);
@@ -111,12 +126,13 @@ void plait_crew_close(struct plait_crew *crew);
 void plait_crew_clear_line(struct plait_crew *crew, PyObject *exception);
 /* Asks all running tasks to stop: list of their names, or NULL with an exception set. */
 PyObject *plait_crew_stop_running(struct plait_crew *crew);
-/* The threads' own. */
-PyObject *plait_crew_run(PyObject *self, PyObject *ignored);
 PyObject *plait_crew_wait_room(PyObject *self, PyObject *ignored);
-PyObject *plait_crew_watch(PyObject *self, PyObject *ignored);
 /* False with an exception set when the crew cannot be used by this process. */
 bool plait_crew_usable(struct plait_crew *crew);
 PyObject *plait_task_name(struct plait_future *f);
+
+/* threadrun.c: the threads' own. */
+PyObject *plait_crew_run(PyObject *self, PyObject *ignored);
+PyObject *plait_crew_watch(PyObject *self, PyObject *ignored);
 
 #endif /* PLAIT_THREAD_H */

@@ -4,6 +4,7 @@
  * The crew is what threads and unfinished futures refer to. The pool refers to the crew and
  * closes it when it is dropped: then the threads do what is in the line, and end.
  */
+#include "loop.h"
 #include "thread.h"
 
 struct thread_pool {
@@ -357,7 +358,7 @@ static PyObject *pool_submit(PyObject *self, PyObject *const *args, Py_ssize_t n
         PyErr_SetString(PyExc_TypeError, "submit() needs a callable as its first argument");
         return NULL;
     }
-    return (PyObject *)plait_crew_submit(crew, args, nargs, kwnames, &none, false);
+    return (PyObject *)plait_crew_submit(crew, args, nargs, kwnames, &none, false, NULL);
 }
 
 static PyObject *pool_submit_with(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
@@ -378,7 +379,7 @@ static PyObject *pool_submit_with(PyObject *self, PyObject *const *args, Py_ssiz
     options.timeout_ns = timeout;
     if (options.name == Py_None)
         options.name = NULL;
-    return (PyObject *)plait_crew_submit(crew, args + 1, nargs - 1, kwnames, &options, false);
+    return (PyObject *)plait_crew_submit(crew, args + 1, nargs - 1, kwnames, &options, false, NULL);
 }
 
 static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -392,8 +393,12 @@ static PyObject *pool_submit_to_loop(PyObject *self, PyObject *const *args, Py_s
         return NULL;
     }
     /* A loop must not block: the coroutine that awaits the result is held back enough. */
-    struct plait_future *f =
-        plait_crew_submit(crew, args + 1, nargs - 1, NULL, &none, !crew->refuses);
+    LoopObject *loop = plait_loop_running_here(crew->state, args[0]);
+    uint32_t *late = NULL;
+    struct plait_future *f = plait_crew_submit(crew, args + 1, nargs - 1, NULL, &none,
+                                               !crew->refuses, loop == NULL ? NULL : &late);
+    if (late != NULL)
+        plait_loop_wake_late(loop, late);
     if (f == NULL)
         return NULL;
     PyObject *target = plait_future_for_loop(crew->state, f, args[0]);

@@ -1,7 +1,8 @@
-/* threadtask.c - the tasks of a thread pool: posting, running, stopping, waiting.
+/* threadtask.c - the tasks of a thread pool: posting, stopping, ending, waiting.
  *
- * The line and the sleeping are the core's (pl_thread.h). Here a thread takes a task, calls
- * the function, ends the future. Two rules keep the interpreter's lock from being fought for:
+ * The line and the sleeping are the core's (pl_thread.h). A thread takes a task, calls the
+ * function (threadrun.c), ends the future. Two rules keep the interpreter's lock from being fought
+ * for:
  *
  * - A thread that has ended a task calls those who wait for it only when it has let go of the
  *   lock, if the line is empty, and it does not let go as long as there are tasks. So one who
@@ -19,24 +20,13 @@
  *
  * A task that was asked to stop ends as stopped, whatever it returns: cancel() has said so.
  *
- * Sections: names and errors, the end of a task, stopping, posting, running, deadlines,
- * what futures ask.
+ * Sections: names and errors, the end of a task, stopping, posting, what futures ask.
  */
 #include "budget.h"
 #include "channel.h"
 #include "thread.h"
 
 #include <errno.h>
-
-/* A thread that runs C functions only gives others the interpreter's lock so often. */
-#define SWITCH_NS 5000000
-/* The thread that watches deadlines ends when there were none for so long. */
-#define WATCH_IDLE_NS (INT64_C(10) * PL_NSEC_PER_SEC)
-
-static int64_t clock_now(void)
-{
-    return pl_sys_default()->now();
-}
 
 /* ---- names and errors ---- */
 
@@ -123,8 +113,7 @@ static struct pl_berth *claim_sleepers(struct plait_future *f)
     return list;
 }
 
-/* Calls those who wait for the end of this thread's last task. */
-static void pay(struct plait_crew_worker *me)
+void plait_crew_pay(struct plait_crew_worker *me)
 {
     struct pl_berth *sleepers = me->owed;
     struct pl_loop *loop = me->owed_to;
@@ -175,9 +164,8 @@ static PyObject *timeout_error(struct plait_crew *crew, struct plait_future *f,
     return error;
 }
 
-/* What came of a task; steals result and error, of which one is NULL. */
-static void end_task(struct plait_crew *crew, struct plait_crew_worker *me, struct plait_task *task,
-                     PyObject *result, PyObject *error)
+void plait_task_end(struct plait_crew *crew, struct plait_crew_worker *me, struct plait_task *task,
+                    PyObject *result, PyObject *error)
 {
     struct plait_future *f = task->future;
     PyObject *extra = NULL;
@@ -207,14 +195,14 @@ static void end_task(struct plait_crew *crew, struct plait_crew_worker *me, stru
     end_future(crew, f, cancelled, me);
     PyMem_Free(task);
     if (error != NULL || result != NULL)
-        pay(me); /* what goes now may run Python */
+        plait_crew_pay(me); /* what goes now may run Python */
     Py_XDECREF(error);
     Py_XDECREF(result);
 }
 
 /* ---- stopping ---- */
 
-static void request_stop(struct plait_crew *crew, struct plait_task *task, enum plait_asked why)
+void plait_task_ask_stop(struct plait_crew *crew, struct plait_task *task, enum plait_asked why)
 {
     if (task->asked == PLAIT_ASKED_NOTHING)
         task->asked = (uint8_t)why;
@@ -258,7 +246,7 @@ PyObject *plait_crew_stop_running(struct plait_crew *crew)
     /* Asking runs no Python; naming does. So all are asked first. */
     for (struct plait_crew_worker *w = crew->workers; w != NULL; w = w->next)
         if (w->task != NULL)
-            request_stop(crew, w->task, PLAIT_ASKED_CANCEL);
+            plait_task_ask_stop(crew, w->task, PLAIT_ASKED_CANCEL);
     for (Py_ssize_t at = 0;; at++) {
         struct plait_crew_worker *w = crew->workers;
         for (Py_ssize_t i = 0; w != NULL && i < at; i++)
@@ -327,7 +315,7 @@ int plait_crew_start_wanted(struct plait_crew *crew)
     return 0;
 }
 
-static struct plait_crew_worker *current_worker(struct plait_state *state)
+struct plait_crew_worker *plait_crew_worker_here(struct plait_state *state)
 {
     return PyThread_tss_get(&state->thread.worker_key);
 }
@@ -388,10 +376,12 @@ PyObject *plait_crew_wait_room(PyObject *self, PyObject *Py_UNUSED(ignored))
 }
 
 /* Puts the task into the line; waits for room when it has to. */
-static int post(struct plait_crew *crew, struct plait_task *task, bool push)
+static int post(struct plait_crew *crew, struct plait_task *task, bool push, uint32_t **late)
 {
     for (;;) {
-        int posted = pl_crew_post(&crew->core, &task->job, task->priority, push);
+        int posted = late == NULL
+                         ? pl_crew_post(&crew->core, &task->job, task->priority, push)
+                         : pl_crew_post_late(&crew->core, &task->job, task->priority, push, late);
         if (posted >= 0)
             return posted;
         if (posted == -ENOMEM) {
@@ -420,7 +410,8 @@ static int post(struct plait_crew *crew, struct plait_task *task, bool push)
 
 struct plait_future *plait_crew_submit(struct plait_crew *crew, PyObject *const *args,
                                        Py_ssize_t nargs, PyObject *kwnames,
-                                       const struct plait_task_options *options, bool push)
+                                       const struct plait_task_options *options, bool push,
+                                       uint32_t **late)
 {
     if (!accepts(crew))
         return NULL;
@@ -442,11 +433,11 @@ struct plait_future *plait_crew_submit(struct plait_crew *crew, PyObject *const 
     f->task = task;
     task->future = f;
     /* A thread of the crew's own must not wait for room that perhaps only it can make. */
-    struct plait_crew_worker *own = current_worker(crew->state);
+    struct plait_crew_worker *own = plait_crew_worker_here(crew->state);
     push = push || (own != NULL && own->crew == crew);
-    task->posted_at = clock_now();
+    task->posted_at = plait_crew_now();
     Py_INCREF(f); /* the line's */
-    int posted = post(crew, task, push);
+    int posted = post(crew, task, push, late);
     if (posted < 0) {
         Py_DECREF(f);
         goto fail;
@@ -474,222 +465,6 @@ fail:
     return NULL;
 }
 
-/* ---- running ---- */
-
-static void call_watcher(struct plait_crew *crew)
-{
-    struct pl_berth *berth = crew->watcher;
-    crew->watcher = NULL;
-    if (berth != NULL)
-        pl_berth_call(pl_sys_default(), berth);
-}
-
-/* Sees to it that a thread watches deadlines. Runs Python: the task that needs it has not got
- * its deadline yet, for a stop would end this instead. */
-static void need_watcher(struct plait_crew *crew)
-{
-    if (crew->watched)
-        return;
-    crew->watched = true;
-    PyObject *told = PyObject_CallOneArg(crew->watch, (PyObject *)crew);
-    if (told == NULL) {
-        crew->watched = false;
-        PyErr_WriteUnraisable((PyObject *)crew); /* the task runs without its timeout */
-    }
-    Py_XDECREF(told);
-}
-
-static void run_task(struct plait_crew *crew, struct plait_crew_worker *me, struct plait_task *task)
-{
-    struct plait_future *f = task->future;
-    PyObject *fn = Py_NewRef(f->fn);
-    PyObject *result;
-    PyObject *error;
-    int64_t now = clock_now();
-    plait_histogram_add(&crew->waits, now - task->posted_at);
-    task->started_at = now;
-    task->worker = me;
-    f->state = PLAIT_POSTED;
-    for (;;) {
-        if (task->timeout_ns > 0) {
-            need_watcher(crew);
-            now = clock_now();
-            task->deadline = now + task->timeout_ns;
-            if (task->deadline < crew->watch_until)
-                call_watcher(crew);
-        }
-        result = NULL;
-        if (task->asked != PLAIT_ASKED_NOTHING) {
-            /* Asked for by what ran here, the last exception's destructors or the start of the
-             * watcher, when nothing could be sent. */
-            error = PyObject_CallNoArgs(crew->state->task_stopped);
-            if (error == NULL)
-                error = plait_take_exception();
-            break;
-        }
-        me->task = task; /* from here on it may be stopped; no Python but the task's runs */
-        if (task->context == NULL || PyContext_Enter(task->context) == 0) {
-            result = PyObject_Vectorcall(fn, task->args + 1,
-                                         (size_t)task->npos | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                         task->kwnames);
-            if (result == NULL && task->kwnames != NULL)
-                plait_hint_options(fn, task->kwnames);
-            error = result == NULL ? plait_take_exception() : NULL;
-            if (task->context != NULL && PyContext_Exit(task->context) < 0)
-                PyErr_WriteUnraisable(fn);
-        } else {
-            error = plait_take_exception();
-        }
-        /* Nobody sends from here on; and what was sent is not to be raised in what follows. */
-        me->task = NULL;
-        task->deadline = 0;
-        if (task->sent) {
-            task->sent = false;
-            (void)PyThreadState_SetAsyncExc(me->ident, NULL);
-            plait_budget_step_aside(crew->state, me->ident, false);
-        }
-        now = clock_now();
-        if (error == NULL || task->retries == 0 || task->asked != PLAIT_ASKED_NOTHING ||
-            crew->forked || !PyErr_GivenExceptionMatches(error, PyExc_Exception))
-            break;
-        task->retries--;
-        crew->retried++;
-        Py_CLEAR(error);
-    }
-    plait_histogram_add(&crew->runs, now - task->started_at);
-    Py_DECREF(fn);
-    end_task(crew, me, task, result, error);
-    me->ended_at = now;
-}
-
-/* False: the initializer failed, and the crew is broken. */
-static bool initialize(struct plait_crew *crew)
-{
-    if (crew->initializer == NULL)
-        return true;
-    PyObject *told = PyObject_Call(crew->initializer, crew->initargs, NULL);
-    if (told != NULL) {
-        Py_DECREF(told);
-        return true;
-    }
-    PyObject *error = plait_take_exception();
-    PyObject *broken = PyObject_CallFunctionObjArgs(crew->fail, crew, error, NULL);
-    Py_XDECREF(error);
-    if (broken == NULL)
-        broken = plait_take_exception();
-    if (crew->broken == NULL)
-        crew->broken = Py_NewRef(broken);
-    plait_crew_close(crew);
-    plait_crew_clear_line(crew, broken);
-    Py_DECREF(broken);
-    return false;
-}
-
-PyObject *plait_crew_run(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct plait_crew *crew = PLAIT_CREW(self);
-    struct plait_state *state = crew->state;
-    if (!plait_crew_usable(crew))
-        return NULL;
-    if (current_worker(state) != NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "a thread of a pool cannot be one of another");
-        return NULL;
-    }
-    struct plait_crew_worker me = {
-        .crew = crew,
-        .ident = PyThread_get_thread_ident(),
-        .attached_at = clock_now(),
-        /* Not what it has seen: it may be in excess from the start. */
-        .generation = crew->generation - 1,
-    };
-    if (PyThread_tss_set(&state->thread.worker_key, &me) != 0) {
-        (void)pl_crew_unstart(&crew->core);
-        return PyErr_NoMemory();
-    }
-    me.next = crew->workers;
-    me.at = &crew->workers;
-    if (me.next != NULL)
-        me.next->at = &me.next;
-    crew->workers = &me;
-    (void)initialize(crew);
-    for (;;) {
-        if (crew->forked)
-            break;
-        if (me.generation != crew->generation) {
-            me.generation = crew->generation;
-            if (pl_crew_excess(&crew->core))
-                break;
-        }
-        struct pl_job *job = pl_crew_take(&crew->core);
-        if (job != NULL) {
-            pay(&me);
-            run_task(crew, &me, PL_CONTAINER_OF(job, struct plait_task, job));
-            if (crew->forked)
-                break;
-            /* Before anyone learns of the end: who posts next finds that a thread comes. */
-            pl_crew_look(&crew->core);
-            if (me.ended_at - me.attached_at > SWITCH_NS) {
-                Py_BEGIN_ALLOW_THREADS pay(&me);
-                Py_END_ALLOW_THREADS me.attached_at = me.ended_at;
-            }
-            continue;
-        }
-        if (crew->closed && pl_crew_leave(&crew->core))
-            break;
-        int error;
-        Py_BEGIN_ALLOW_THREADS pay(&me);
-        error = pl_crew_rest(&crew->core, crew->idle_ns);
-        Py_END_ALLOW_THREADS me.attached_at = clock_now();
-        if (error == -ETIMEDOUT && !crew->forked && pl_crew_leave(&crew->core))
-            break;
-    }
-    pay(&me);
-    if (!crew->forked) {
-        *me.at = me.next;
-        if (me.next != NULL)
-            me.next->at = me.at;
-        if (crew->closed && crew->workers == NULL)
-            call_watcher(crew);
-    }
-    (void)PyThread_tss_set(&state->thread.worker_key, NULL); /* setting nothing needs no memory */
-    Py_RETURN_NONE;
-}
-
-/* ---- deadlines ---- */
-
-PyObject *plait_crew_watch(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    struct plait_crew *crew = PLAIT_CREW(self);
-    int64_t last = clock_now(); /* when there was a deadline */
-    while (!crew->forked) {
-        int64_t now = clock_now();
-        int64_t first = INT64_MAX;
-        for (struct plait_crew_worker *w = crew->workers; w != NULL; w = w->next) {
-            if (w->task == NULL || w->task->deadline == 0 || w->task->asked != PLAIT_ASKED_NOTHING)
-                continue;
-            last = now;
-            if (w->task->deadline <= now)
-                request_stop(crew, w->task, PLAIT_ASKED_TIMEOUT);
-            else if (w->task->deadline < first)
-                first = w->task->deadline;
-        }
-        if ((crew->closed && crew->workers == NULL) || now - last > WATCH_IDLE_NS)
-            break;
-        struct pl_berth me;
-        pl_berth_prepare(&me);
-        crew->watcher = &me;
-        crew->watch_until = first;
-        int64_t left = first - now < WATCH_IDLE_NS ? first - now : WATCH_IDLE_NS;
-        Py_BEGIN_ALLOW_THREADS(void) !pl_berth_sleep(pl_sys_default(), &me, left);
-        Py_END_ALLOW_THREADS
-            /* Calls are made with the interpreter's lock held: there is none under way. */
-            if (crew->watcher == &me) crew->watcher = NULL;
-    }
-    crew->watched = false;
-    crew->watch_until = 0;
-    Py_RETURN_NONE;
-}
-
 /* ---- what futures ask ---- */
 
 static int keeper_wait(PyObject *pool, struct plait_future *f, int64_t deadline)
@@ -704,7 +479,7 @@ static int keeper_wait(PyObject *pool, struct plait_future *f, int64_t deadline)
     int result = 0;
     while (!plait_future_done(f)) {
         int64_t left = -1;
-        if (deadline >= 0 && (left = deadline - clock_now()) <= 0) {
+        if (deadline >= 0 && (left = deadline - plait_crew_now()) <= 0) {
             PyErr_SetNone(PyExc_TimeoutError);
             result = -1;
             break;
@@ -743,10 +518,10 @@ static int keeper_cancel(PyObject *pool, struct plait_future *f)
         return 1;
     }
     if (task->asked == PLAIT_ASKED_TIMEOUT) {
-        request_stop(crew, task, PLAIT_ASKED_TIMEOUT); /* in case that the task caught it */
-        return 0;                                      /* it ends as timed out */
+        plait_task_ask_stop(crew, task, PLAIT_ASKED_TIMEOUT); /* in case that the task caught it */
+        return 0;                                             /* it ends as timed out */
     }
-    request_stop(crew, task, PLAIT_ASKED_CANCEL);
+    plait_task_ask_stop(crew, task, PLAIT_ASKED_CANCEL);
     return 1;
 }
 

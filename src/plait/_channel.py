@@ -32,6 +32,11 @@ SHARED_SIZE = 4 << 20
 """Bytes of a shared channel's memory, unless said otherwise."""
 
 
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and math.isnan(timeout):
+        raise ValueError("timeout must be a number of seconds or None, not nan")
+
+
 @dataclass(frozen=True)
 class ChannelStatistics:
     """What a channel holds and has done.
@@ -118,8 +123,10 @@ class Channel(_core.ChannelBase, Generic[_T]):
         Raises:
             ChannelClosed: the channel is closed, or was while this waited.
             TimeoutError: there was no room in time.
+            ValueError: timeout is nan.
             RuntimeError: it would have to wait, and a loop runs in this thread.
         """
+        _check_timeout(timeout)
         if self._push(item, None):
             return
         check_may_block("send_blocking()", "await send()")
@@ -142,8 +149,10 @@ class Channel(_core.ChannelBase, Generic[_T]):
         Raises:
             ChannelClosed: there is none, and never will be.
             TimeoutError: there was none in time.
+            ValueError: timeout is nan.
             RuntimeError: it would have to wait, and a loop runs in this thread.
         """
+        _check_timeout(timeout)
         item = self._pop(None, _NOTHING)
         if item is _NOTHING:
             check_may_block("receive_blocking()", "await receive()")
@@ -320,6 +329,7 @@ class SharedChannel(Generic[_T]):
 
     def send_blocking(self, item: _T, timeout: float | None = None) -> None:
         """As Channel.send_blocking; also raises ValueError for an item beyond half the memory."""
+        _check_timeout(timeout)
         message = self._ring.encode(item)
         if self._ring.send(message):
             return
@@ -332,6 +342,7 @@ class SharedChannel(Generic[_T]):
 
     def receive_blocking(self, timeout: float | None = None) -> _T:
         """As Channel.receive_blocking."""
+        _check_timeout(timeout)
         item = self._ring.receive(_NOTHING)
         if item is _NOTHING:
             check_may_block("receive_blocking()", "await receive()")

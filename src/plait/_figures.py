@@ -199,22 +199,26 @@ def _shape(task: AnyTask, state: State, index: int, r: Record) -> ShapeFigures:
     return replace(shape, why=_why(task, shape, away))
 
 
+def _calls(count: int, what: str = "call") -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def _why(task: AnyTask, s: ShapeFigures, away: Away | None) -> str:
     told: list[str] = []
     if s.where == "inline":
         if s.inline:
-            told.append(
-                f"since it is short: {s.inline:,} calls took {_ms(s.mean)} each, "
-                f"the longest {_ms(s.longest)}"
-            )
+            each = f" each, the longest {_ms(s.longest)}" if s.inline > 1 else ""
+            told.append(f"since it is short: {_calls(s.inline)} took {_ms(s.mean)}{each}")
         else:
             told.append("to find out what it costs" if task.pure else "as a file told")
         if s.over_budget:
-            told.append(f"{s.over_budget:,} were longer than the budget")
+            were = "was" if s.over_budget == 1 else "were"
+            told.append(f"{s.over_budget:,} {were} longer than the budget")
     else:
         if s.over_budget:
-            what = "were stopped at the budget" if task.pure else "took longer than the budget"
-            told.append(f"since {s.over_budget:,} call(s) inline {what}")
+            stopped = "was stopped" if s.over_budget == 1 else "were stopped"
+            what = f"{stopped} at the budget" if task.pure else "took longer than the budget"
+            told.append(f"since {_calls(s.over_budget)} inline {what}")
         elif task.pure:
             told.append("like the other new shapes of this function")
         else:
@@ -230,7 +234,8 @@ def _why(task: AnyTask, s: ShapeFigures, away: Away | None) -> str:
             told.append(f"about {_ms(s.gil_wait)} of a thread's waiting was for the GIL")
         if away and away.refused:
             told.append(f"not in a process, as {away.refused}")
-        told.append(f"{s.to_return:,} short call(s) in a row bring it back inline")
+        bring = "brings" if s.to_return == 1 else "in a row bring"
+        told.append(f"{_calls(s.to_return, 'short call')} {bring} it back inline")
     return "; ".join(told)
 
 

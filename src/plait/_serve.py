@@ -117,18 +117,23 @@ def serve(
     return _serve(setup, listen)
 
 
-def serve_on(listen: Callable[[Listeners], None], words: Words, **settings: Any) -> ServeReport:
+def serve_on(
+    listen: Callable[[Listeners], None], words: Words, pid: str | None = None, **settings: Any
+) -> ServeReport:
     """Serve as `serve` does, where a function listens that is called for it.
 
     Args:
         listen: adds to the listeners that it is given.
         words: what messages call settings.
+        pid: a file that names the supervisor while it serves.
         **settings: those of `serve`, all of them, but for where to listen.
     """
-    return _serve(_check(words=words, **settings), listen)
+    return _serve(_check(words=words, **settings), listen, pid)
 
 
-def _serve(setup: dict[str, Any], listen: Callable[[Listeners], None]) -> ServeReport:
+def _serve(
+    setup: dict[str, Any], listen: Callable[[Listeners], None], pid: str | None = None
+) -> ServeReport:
     if not main_thread_only():
         raise RuntimeError("serve() must be called from the main thread, which gets the signals")
     if asyncio._get_running_loop() is not None:
@@ -138,7 +143,7 @@ def _serve(setup: dict[str, Any], listen: Callable[[Listeners], None]) -> ServeR
         listeners.settle()
         rota = _core.Rota(setup["seats"])
         sockets = tuple(listeners.sockets)
-        return Supervisor(Setup(sockets=sockets, rota=rota, **setup), listeners).run()
+        return Supervisor(Setup(sockets=sockets, rota=rota, **setup), listeners, pid).run()
 
 
 def _check(

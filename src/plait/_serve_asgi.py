@@ -128,6 +128,7 @@ async def serve_asgi(worker: _Worker, setup: Setup, app: Any, context: Any) -> N
     if patient:
         loop = asyncio.get_running_loop()
         begun = loop.time()
+        await asyncio.sleep(0)  # what was accepted last is among the connections in the next turn
         config.loaded_app = _Last(config.loaded_app)
         for connection in list(server.server_state.connections):
             _last_answer(connection, config.loaded_app)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._exceptions import ServeFailed
+from ._serve_pid import PidFile
 from ._serve_setup import ServeReport, Setup, WorkerFigures, counted
 from ._serve_sockets import Listeners, describe
 from ._serve_upgrade import Successor, at_a_terminal, starting_place
@@ -69,10 +70,12 @@ class Supervisor:
     Args:
         setup: what they serve.
         listeners: where.
+        pid: the file that names this process while it serves, or None.
     """
 
-    def __init__(self, setup: Setup, listeners: Listeners) -> None:
+    def __init__(self, setup: Setup, listeners: Listeners, pid: str | None = None) -> None:
         self._setup = setup
+        self._pid = None if pid is None else PidFile(pid)
         self._listeners = listeners
         self._place = starting_place()
         self._successor: Successor | None = None
@@ -99,7 +102,11 @@ class Supervisor:
 
         Raises:
             ServeFailed: workers could not be started, or ended again and again.
+            OSError: the file for the process id cannot be written.
         """
+        # A successor waits until it serves: until then the other one is whom scripts mean.
+        if self._pid is not None and not self._listeners.predecessor_lives():
+            self._pid.write()
         wake, waker = socket.socketpair()
         with wake, waker:
             for end in (wake, waker):
@@ -114,9 +121,13 @@ class Supervisor:
                 self._turn(wake)
             finally:
                 self._kill_all()
+                if self._successor is not None and self._successor.ended():
+                    self._bury_successor()
                 if self._successor is not None:
                     self._listeners.handed_over = True
                     self._successor.let_go()
+                if self._pid is not None:
+                    self._pid.remove()
                 signal.set_wakeup_fd(old)
                 for number, handler in before.items():
                     signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -223,11 +234,12 @@ class Supervisor:
         if fd == worker.pidfd:
             self._bury(worker)
 
-    def _listen_to(self, worker: _Worker) -> None:
+    def _listen_to(self, worker: _Worker) -> bool:
+        """Take one message of a worker's. Whether there was one."""
         try:
             words = worker.control.recv(65536)
         except OSError:
-            return
+            return False
         if words == b"ready":
             worker.ready = self._ever_ready = True
             log.debug("worker %d is ready", worker.pid)
@@ -236,6 +248,7 @@ class Supervisor:
                 self._announced = True
                 where = ", ".join(describe(sock) for sock in self._setup.sockets)
                 log.info("serving on %s with %s", where, counted(self._wanted, "worker"))
+                self._take_pid_file()
                 _notify("READY=1")
         elif words:
             word, _, problem = words.partition(b" ")
@@ -244,10 +257,13 @@ class Supervisor:
         elif worker.control.fileno() in worker.fds:
             self._poll.unregister(worker.control)  # the end of the process follows
             worker.fds.remove(worker.control.fileno())
+        return words != b""
 
     def _bury(self, worker: _Worker) -> None:
         _, status = os.waitpid(worker.pid, 0)
         code = os.waitstatus_to_exitcode(status)
+        while self._listen_to(worker):
+            pass  # what it said last is why it has ended
         for fd in worker.fds:
             self._poll.unregister(fd)
         worker.control.close()
@@ -428,6 +444,7 @@ class Supervisor:
         self._poll.unregister(self._successor.pidfd)
         code = self._successor.bury()
         self._successor = None
+        self._take_pid_file()  # it may have named that one
         how = f"exit code {code}" if code >= 0 else _signal_name(-code)
         goes_on = "" if self._stopping is not None else "; this process goes on"
         log.log(
@@ -437,6 +454,13 @@ class Supervisor:
         if self._resting and self._stopping is None:
             self._resting = self._announced = False
             self._not_before = 0.0
+
+    def _take_pid_file(self) -> None:
+        if self._pid is not None:
+            try:
+                self._pid.write()
+            except OSError as error:
+                log.error("cannot write the file for the process id: %s", error)
 
     def _rest(self) -> None:
         """Let all workers leave, and go on without any."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import socket
 import stat
 from collections.abc import Sequence
 from typing import Any
+
+from ._serve_upgrade import birth_of, process_ended
 
 __all__ = ["Listeners", "describe"]
 
@@ -75,11 +76,7 @@ class Listeners:
 
     def predecessor_lives(self) -> bool:
         """Whether the supervisor that has handed the sockets over is still there."""
-        if self._before is None:
-            return False
-        poll = select.poll()
-        poll.register(self._before, select.POLLIN)
-        return not poll.poll(0)
+        return self._before is not None and not process_ended(self._before)
 
     def hand_over(self) -> tuple[dict[str, str], list[int]]:
         """Say what a successor is started with: its variables, and descriptors to keep open."""
@@ -88,7 +85,8 @@ class Listeners:
             for key, sock in zip(self.keys, self.sockets, strict=True)
             if key is not None
         ]
-        text = json.dumps({"pid": os.getpid(), "sockets": found})
+        me = os.getpid()
+        text = json.dumps({"pid": me, "born": birth_of(me), "sockets": found})
         return {ENVIRONMENT: text}, [fd for _, fd in found]
 
     # ---- where to listen ----
@@ -202,6 +200,9 @@ class Listeners:
             parent = os.getppid()
             with contextlib.suppress(ProcessLookupError):  # it has ended already
                 self._before = os.pidfd_open(pid)
+            born = found.get("born")
+            if born is not None and birth_of(pid) != born:
+                self._forget_predecessor()  # it has ended: the number is another process's
             if parent != pid and self.predecessor_lives():
                 # Meant for the successor, which has started this process before it served.
                 self._forget_predecessor()

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Successor", "at_a_terminal", "starting_place"]
+__all__ = ["Successor", "at_a_terminal", "birth_of", "process_ended", "starting_place"]
+
+
+def process_ended(pidfd: int) -> bool:
+    """Whether the process is gone that a descriptor is for."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def birth_of(pid: int) -> int | None:
+    """When a process was started, in the system's ticks since its own start; None: there is none.
+
+    With it a number means one process, although numbers are used again.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            # The name may hold anything, brackets and blanks, too.
+            return int(stat.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def starting_place() -> str | None:
@@ -62,6 +83,10 @@ class Successor:
             self._process.kill()
             self._process.wait()
             raise
+
+    def ended(self) -> bool:
+        """Whether it is gone, and can be buried."""
+        return process_ended(self.pidfd)
 
     def bury(self) -> int:
         """Take note of its end: the exit code, or the negative number of a signal."""

@@ -44,7 +44,7 @@ _CONTROL = 0  # tag of the control socket in the wait set
 class Worker:
     """A worker process as its parent knows it."""
 
-    __slots__ = ("born", "leaving", "pid", "pidfd", "ready", "stackfd")
+    __slots__ = ("born", "leaving", "pid", "pidfd", "ready", "stackfd", "suspect")
 
     def __init__(self) -> None:
         self.pid = 0
@@ -52,6 +52,7 @@ class Worker:
         self.stackfd = -1
         self.ready = False
         self.leaving = False
+        self.suspect = False
         self.born = 0.0
 
     def last_stack(self, asked: bool) -> str | None:
@@ -76,6 +77,12 @@ class Worker:
             if line.endswith((" in serve", " in run_each")) and "_worker.py" in line:
                 return "\n".join(lines[:i])  # below are the pool's own frames
         return "\n".join(lines) if len(lines) > 1 else None
+
+    def forget_stack(self) -> None:
+        """Drop what the worker has left so far."""
+        if self.stackfd >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.stackfd, 0)
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -208,9 +215,9 @@ class Staff(_core.PoolBase):
             return
         delay = 0.0
         unborn = None if pid else OSError(exitcode, os.strerror(exitcode or 0))
-        patience = (
-            KILL_PATIENCE if number == signal.SIGKILL or (unborn and exitcode in LACKS) else 1
-        )
+        # One that was killed for what it wrote into the shared memory has its own end.
+        killed = number == signal.SIGKILL and not worker.suspect
+        patience = KILL_PATIENCE if killed or (unborn and exitcode in LACKS) else 1
         if worker.leaving:
             pass
         elif not worker.ready:
@@ -315,6 +322,7 @@ class Staff(_core.PoolBase):
         with self._lock:
             for seat, worker in self._seats.items():
                 if seats >> (seat % 64) & 1:
+                    worker.suspect = True
                     self._kill(worker)
 
     def _fail_all(self, error: Exception) -> None:

@@ -50,6 +50,8 @@ class Stopper(Staff):
                 worker = self._seats.get(seat)
                 if worker is not None and worker.pidfd < 0:
                     self._on_control()  # its birth is told in a message that nobody has read yet
+                if worker is not None:
+                    worker.forget_stack()  # of an earlier task, which ended before it was killed
                 self._nudge(worker)
         if seat < 0:
             return error is None and future._order is not None and self._no_more_tries(future)
@@ -88,8 +90,7 @@ class Stopper(Staff):
             now = time.monotonic()
             if look is None:
                 look = Look(now + _LOOKS)
-                with contextlib.suppress(OSError):
-                    os.ftruncate(worker.stackfd, 0)
+                worker.forget_stack()
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(worker.pidfd, _worker.STACK_SIGNAL)
             else:

@@ -9,6 +9,7 @@ installed; the others need not be.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     AsgiWorker: Any
     UvicornWorker: Any
 
-__all__ = ["AiohttpWorker", "AsgiWorker", "UvicornWorker"]
+    # At run time it names those that can be had; see __getattr__.
+    __all__ = ["AiohttpWorker", "AsgiWorker", "UvicornWorker"]
 
 
 def _take_loop(worker: Any) -> None:
@@ -86,12 +88,27 @@ _MAKERS: dict[str, Callable[[], type]] = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return [known for known in _MAKERS if _can_be_had(known)]
     if name not in _MAKERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = _MAKERS[name]()
+    try:
+        found = _MAKERS[name]()
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{__name__}.{name} needs a package that is not installed: {error}", name=error.name
+        ) from error
     found.__qualname__ = name
     globals()[name] = found
     return found
+
+
+def _can_be_had(name: str) -> bool:
+    try:
+        getattr(sys.modules[__name__], name)
+    except ImportError:
+        return False
+    return True
 
 
 def __dir__() -> list[str]:

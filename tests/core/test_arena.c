@@ -596,6 +596,28 @@ static void blocks_cross_threads(void)
     pl_pool_fini(&pool);
 }
 
+/* Around the size from which on a copy goes past the caches, and at places of all alignments. */
+static void a_copy_is_exact(void)
+{
+    enum { LARGE = 8 << 20 };
+    static const size_t sizes[] = {0, 1, 4097, LARGE - 1, LARGE, LARGE + 1, LARGE + 200};
+    unsigned char *from = malloc(LARGE + 512);
+    unsigned char *to = malloc(LARGE + 512);
+    CHECK(from != NULL && to != NULL);
+    for (size_t i = 0; i < LARGE + 512; i++)
+        from[i] = (unsigned char)(i * 31 + (i >> 8) * 7);
+    for (size_t i = 0; i < PL_ARRAY_LEN(sizes); i++) {
+        size_t at = 1 + 13 * i;
+        memset(to, 0xa5, LARGE + 512);
+        pl_copy(to + at, from + 5 * i, sizes[i]);
+        CHECK_EQ(memcmp(to + at, from + 5 * i, sizes[i]), 0);
+        CHECK_EQ(to[at - 1], 0xa5);
+        CHECK_EQ(to[at + sizes[i]], 0xa5);
+    }
+    free(from);
+    free(to);
+}
+
 static const struct pl_test tests[] = {
     PL_TEST(blocks_cross_threads),
     PL_TEST(sizes_are_served),
@@ -612,6 +634,7 @@ static const struct pl_test tests[] = {
     PL_TEST(set_up_fails_cleanly),
     PL_TEST(little_address_space_is_enough),
     PL_TEST(bad_arguments),
+    PL_TEST(a_copy_is_exact),
 };
 
 PL_TEST_MAIN(tests)

@@ -1,6 +1,8 @@
 /* test_bell.c - parking and waking: no wake-up is lost, and none is paid for in vain. */
 #include "pl_test.h"
 
+#include "pl_pool_internal.h"
+
 #include <pthread.h>
 
 static uint64_t writes; /* to the eventfd; the table of calls has no context */
@@ -32,7 +34,7 @@ static void *serve(void *arg)
 }
 
 /* One task at a time, parking on both sides each time: a lost wake-up ends in a timeout. */
-static void ping_pong(int64_t spin_ns, int rounds)
+static void ping_pong(int64_t spin_ns, int rounds, bool expects)
 {
     struct pl_sys sys = *pl_sys_default();
     sys.write = counting_write;
@@ -54,6 +56,10 @@ static void ping_pong(int64_t spin_ns, int rounds)
         uint32_t seat;
         uint32_t tags;
         int n = 1 + round % 3;
+        if (expects && round % 4 != 0)
+            pl_pool_expect(&pool, round % 5 * 1000);
+        if (expects && round % 7 == 0)
+            n = 0; /* the task that was expected does not come */
         for (int i = 0; i < n; i++) {
             CHECK_OK(pl_pool_stage(&pool, NULL, &cell));
             pl_pool_post(&pool, cell);
@@ -83,12 +89,77 @@ static void ping_pong(int64_t spin_ns, int rounds)
 
 static void no_wake_up_is_lost_when_all_park(void)
 {
-    ping_pong(0, 30000);
+    ping_pong(0, 30000, false);
+}
+
+static void no_wake_up_is_lost_by_ringing_ahead(void)
+{
+    ping_pong(0, 20000, true);
+    ping_pong(2000, 20000, true);
 }
 
 static void no_wake_up_is_lost_at_the_end_of_a_spin(void)
 {
-    ping_pong(2000, 30000);
+    ping_pong(2000, 30000, false);
+}
+
+static int rung;
+static struct pl_pool *ringer;
+
+static int counting_wake(uint32_t *word, int n)
+{
+    (void)word;
+    (void)n;
+    rung++;
+    return 0;
+}
+
+/* A sleep that the parent ends at once: with a ring ahead, and after it the task. */
+static int rung_ahead(uint32_t *word, uint32_t expected, int64_t timeout_ns)
+{
+    (void)timeout_ns;
+    uint32_t cell;
+    CHECK_EQ(pl__bits_count(ringer->share->parked), 1);
+    pl_pool_expect(ringer, 1000000);
+    CHECK_EQ(rung, 1);
+    CHECK_EQ(pl__bits_count(ringer->share->parked), 0);
+    CHECK_EQ(pl__bits_count(ringer->share->spinning), 1);
+    CHECK_CMP(*word, !=, expected); /* a real futex would not sleep any more */
+    pl_pool_expect(ringer, 1000000);
+    CHECK_EQ(rung, 1); /* one that looks out is enough */
+    CHECK_OK(pl_pool_stage(ringer, NULL, &cell));
+    pl_pool_post(ringer, cell);
+    CHECK_EQ(rung, 1); /* and it need not be rung again */
+    return 0;
+}
+
+static void who_is_rung_ahead_looks_out_for_the_task(void)
+{
+    struct pl_sys sys = *pl_sys_default();
+    sys.futex_wake = counting_wake;
+    sys.futex_wait = rung_ahead;
+    struct pl_pool pool;
+    struct pl_member member;
+    struct pl_pool_config config = {.sys = &sys, .workers = 1, .slots = 8, .limit = 1 << 20};
+    CHECK_OK(pl_pool_init(&pool, &config));
+    pool.layout.cpus = pool.share->layout.cpus = 2;
+    pool.layout.spin_ns = pool.share->layout.spin_ns = 0;
+    uint32_t seat;
+    uint32_t cell;
+    uint64_t low_mark;
+    CHECK_OK(pl_pool_seat(&pool, &seat, &low_mark));
+    CHECK_OK(
+        pl_member_init(&member, &sys, pool.base, pool.layout.total, pool.eventfd, seat, low_mark));
+    rung = 0;
+    pl_pool_expect(&pool, 1000000);
+    CHECK_EQ(rung, 0); /* nobody is parked */
+    CHECK_EQ(pl__bits_count(pool.share->spinning), 0);
+    ringer = &pool;
+    CHECK_OK(pl_member_wait(&member));
+    CHECK_EQ(pl__bits_count(pool.share->spinning), 0);
+    CHECK_EQ(pl_member_take(&member, &cell), 1);
+    pl_member_fini(&member);
+    pl_pool_fini(&pool);
 }
 
 static void one_slot_is_waited_for(void)
@@ -131,16 +202,6 @@ static void one_slot_is_waited_for(void)
     CHECK_EQ(pl_pool_wait(&pool, 0, &tags), 0);
     pl_member_fini(&member);
     pl_pool_fini(&pool);
-}
-
-static int rung;
-
-static int counting_wake(uint32_t *word, int n)
-{
-    (void)word;
-    (void)n;
-    rung++;
-    return 0;
 }
 
 /* One worker at work, one parked, tasks known to be short. */
@@ -252,8 +313,12 @@ static void a_spoilt_board_strands_nobody(void)
 }
 
 static const struct pl_test tests[] = {
-    PL_TEST(no_wake_up_is_lost_when_all_park), PL_TEST(no_wake_up_is_lost_at_the_end_of_a_spin),
-    PL_TEST(one_slot_is_waited_for),           PL_TEST(a_debt_is_made_only_with_a_payer),
+    PL_TEST(no_wake_up_is_lost_when_all_park),
+    PL_TEST(no_wake_up_is_lost_at_the_end_of_a_spin),
+    PL_TEST(no_wake_up_is_lost_by_ringing_ahead),
+    PL_TEST(who_is_rung_ahead_looks_out_for_the_task),
+    PL_TEST(one_slot_is_waited_for),
+    PL_TEST(a_debt_is_made_only_with_a_payer),
     PL_TEST(a_spoilt_board_strands_nobody),
 };
 

@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- what the kernel is made to do --------------------------------------- */
@@ -589,6 +590,38 @@ static void a_full_kernel_buffer_is_waited_for(void)
     end(&f);
 }
 
+/* The event that there is room again is in the ready queue when the process forks: the rest is the
+ * parent's to send, whatever the child runs. */
+static void a_forked_child_sends_no_rest(void)
+{
+    struct fixture f;
+    start(&f);
+    memset(owners, 0, sizeof(owners));
+    fault.refuse = 1;
+    CHECK_OK(write_text(&f, "a", &owners[0]));
+    CHECK_OK(pl_loop_run(&f.loop, NULL));
+    CHECK(f.u.stream.blocked);
+    CHECK_OK(write_text(&f, "b", &owners[1]));
+    while (!f.u.stream.io.queued) {
+        CHECK_CMP(pl_loop_wait(&f.loop, PL_NSEC_PER_SEC), >=, 0);
+        CHECK_OK(pl_loop_collect(&f.loop));
+    }
+    int sends = fault.sends;
+    pid_t pid = fork();
+    if (pid == 0) {
+        pl_loop_after_fork(&f.loop);
+        (void)pl_loop_run(&f.loop, NULL);
+        (void)pl_loop_run(&f.loop, NULL);
+        _exit(fault.sends == sends && f.u.stream.queued == 2 ? 0 : 1);
+    }
+    int status;
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    CHECK_EQ(status, 0);
+    turns(&f, 2);
+    expect_peer(&f, "ab");
+    end(&f);
+}
+
 static void a_failed_write_is_told_from_the_loop(void)
 {
     int errors[] = {-EPIPE, -ECONNRESET, -ENOBUFS};
@@ -878,6 +911,7 @@ static const struct pl_test tests[] = {
     PL_TEST(empty_chunks_are_released_at_once),
     PL_TEST(every_byte_arrives_in_order),
     PL_TEST(a_full_kernel_buffer_is_waited_for),
+    PL_TEST(a_forked_child_sends_no_rest),
     PL_TEST(a_failed_write_is_told_from_the_loop),
     PL_TEST(a_real_broken_pipe),
     PL_TEST(without_the_poller_a_blocked_stream_fails),

@@ -282,9 +282,11 @@ static void test_counts(void)
 
 /* Threads that rest, and the moment at which they do. */
 static _Atomic int resting;
+static _Atomic uint32_t rests_at; /* what the word was */
 
 static int futex_wait_seen(uint32_t *word, uint32_t expected, int64_t timeout_ns)
 {
+    atomic_store(&rests_at, expected);
     atomic_fetch_add(&resting, 1);
     return pl_sys_default()->futex_wait(word, expected, timeout_ns);
 }
@@ -342,6 +344,73 @@ static void test_unstarted_thread_leaves_its_job(void)
     CHECK(pl_crew_take(&crew) == &jobs[2]);
     pl_crew_quit(&crew);
     pl_crew_fini(&crew);
+}
+
+/* A clock that stands still, or leaps. */
+static _Atomic int64_t time_now;
+static _Atomic int64_t time_leap;
+
+static int64_t leaping_clock(void)
+{
+    return atomic_fetch_add(&time_now, atomic_load(&time_leap));
+}
+
+/* One that dozes gets up without being woken; one that has dozed for its time is woken. */
+static void test_late_posts(void)
+{
+    struct pl_sys sys = *pl_sys_default();
+    sys.futex_wait = futex_wait_seen;
+    sys.now = leaping_clock;
+    struct pl_crew crew;
+    /* One core: with this clock nobody would end to spin. */
+    struct pl_crew_config config = {.sys = &sys, .threads = 1, .cpus = 1};
+    CHECK_OK(pl_crew_init(&crew, &config));
+    struct pl_job jobs[3] = {{0}};
+    uint32_t *word;
+    CHECK_EQ(pl_crew_post_late(&crew, &jobs[0], 0, false, &word), PL_START);
+    CHECK(word == NULL);
+    struct rester rester;
+    for (int i = 1; i < 3; i++) {
+        CHECK(pl_crew_take(&crew) == &jobs[i - 1]);
+        pl_crew_look(&crew);
+        bool dozes = i == 1;
+        atomic_store(&time_leap, dozes ? 0 : 500 * NS_PER_MS);
+        lie_down(&rester, &crew);
+        while (!dozes && atomic_load(&rests_at) != PL_BERTH_ASLEEP)
+            sched_yield();
+        CHECK_EQ(pl_crew_post_late(&crew, &jobs[i], 0, false, &word), PL_POSTED);
+        CHECK_EQ(word != NULL, dozes);
+        check_up(&rester);
+    }
+    CHECK(pl_crew_take(&crew) == &jobs[2]);
+    pl_crew_quit(&crew);
+    pl_crew_fini(&crew);
+}
+
+/* Late posts that come as the dozing ends, some with and some without a wake-up. */
+static void test_late_posts_race_with_the_end_of_dozing(void)
+{
+    struct gang gang;
+    gang_init(&gang, 2, 0, -1);
+    uint64_t seed = 11;
+    for (int i = 0; i < 300; i++) {
+        struct work work = {.waited_for = true};
+        pl_berth_prepare(&work.berth);
+        uint32_t *word;
+        int posted = pl_crew_post_late(&gang.crew, &work.job, 0, false, &word);
+        CHECK_OK(posted);
+        if (posted == PL_START)
+            start(&gang);
+        if (word != NULL && i % 2 == 0)
+            (void)gang.crew.sys->futex_wake(word, 1);
+        while (pl_crew_await(&gang.crew, &work.berth, -1) < 0)
+            continue;
+        CHECK_EQ(work.done, 1);
+        int64_t until = pl_sys_default()->now() + (int64_t)(pl_test_random(&seed) % 2000000);
+        while (pl_sys_default()->now() < until)
+            sched_yield();
+    }
+    gang_end(&gang);
 }
 
 /* The same with one that leaves because there are to be fewer. */
@@ -416,6 +485,8 @@ static const struct pl_test tests[] = {
     PL_TEST(test_order),
     PL_TEST(test_counts),
     PL_TEST(test_unstarted_thread_leaves_its_job),
+    PL_TEST(test_late_posts),
+    PL_TEST(test_late_posts_race_with_the_end_of_dozing),
     PL_TEST(test_thread_in_excess_leaves_its_job),
     PL_TEST(test_out_of_memory),
     PL_TEST(test_ping_pong),

@@ -26,13 +26,13 @@ if __name__ == "__main__":
     case = sys.argv[1]
     if case == "main":
         with plait.ProcessPool(2) as pool:
-            assert pool.submit(double, 21).result(20) == 42
-            assert pool.submit(move, Point(1)).result(20).x == 2
+            assert pool.submit(double, 21).result(100) == 42
+            assert pool.submit(move, Point(1)).result(100).x == 2
             assert list(pool.map(double, range(10), chunksize=3)) == list(range(0, 20, 2))
     elif case == "exit":
         # Interpreter exit ends a pool that nobody shut down, after its work.
         pool = plait.ProcessPool(1)
-        pool.submit(double, 1).result(20)
+        pool.submit(double, 1).result(100)
         pool.submit(os.getpid)
     elif case == "unjoined":
         pool = plait.ProcessPool(1)

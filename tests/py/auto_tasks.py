@@ -29,8 +29,8 @@ def own_fib(n: int) -> int:
 @plait.task(pure=True, budget=0.008)
 def where(seconds: float) -> int:
     """Compute for so long, and tell the process."""
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
         pass
     return os.getpid()
 

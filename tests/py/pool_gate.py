@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import Any
 
 import pool_tasks as tasks
+from until import until
 
 import plait
 
@@ -28,12 +28,9 @@ class Gate:
             futures.append(
                 pool.submit(tasks.announce_and_wait, str(names[-1]), str(self.where / "open"))
             )
-        for future in futures:
-            while not future.running() and not future.done():
-                os.sched_yield()
-        for name in names:
-            while not name.exists():
-                os.sched_yield()
+        for future, name in zip(futures, names, strict=True):
+            until(lambda future=future: future.running() or future.done())
+            until(name.exists)
         return futures
 
     def open(self) -> None:

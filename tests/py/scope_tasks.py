@@ -48,6 +48,13 @@ def spin(seconds: float) -> None:
         pass
 
 
+def announce_and_spin(path: str) -> None:
+    """Say in a file that this is reached, and compute for ever."""
+    with open(path, "w"):
+        while True:
+            pass
+
+
 def flaky(path: str, failures: int) -> int:
     """Fail the first `failures` times that it is called with a path."""
     with open(path, "a") as file:

@@ -51,7 +51,7 @@ class Log:
             return list(re.finditer(pattern, self.text))
 
         with self._told:
-            over = self._told.wait_for(lambda: len(found()) >= count or self._over, 60)
+            over = self._told.wait_for(lambda: len(found()) >= count or self._over, 100)
             matches = found()
         assert over, f"{pattern!r} was not written in time:\n{self.text}"
         assert len(matches) >= count, f"{pattern!r} was not written:\n{self.text}"
@@ -59,7 +59,7 @@ class Log:
 
     def close(self) -> None:
         """Wait for the end; the process, and all that have its stderr, have ended or will."""
-        self._reader.join(60)
+        self._reader.join(100)
         if not self._reader.is_alive():
             self._stream.close()
 
@@ -153,7 +153,7 @@ class Server:
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Let a signal end it; its exit code."""
         self.send(number)
-        code = self.process.wait(60)
+        code = self.process.wait(100)
         self._log.close()
         return code
 
@@ -176,19 +176,19 @@ def gone(pid: int) -> bool:
         return True
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 100.0) -> None:
     """Wait for what nothing tells of."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it has not come about"
-        select.select([], [], [], 0.005)
+        time.sleep(0.005)
 
 
 class Client:
     """A connection to ``commands``."""
 
     def __init__(self, address: tuple[str, int]) -> None:
-        self.sock = socket.create_connection(address, timeout=30)
+        self.sock = socket.create_connection(address, timeout=100)
         self._file = self.sock.makefile("rb")
 
     def __enter__(self) -> Client:
@@ -260,7 +260,7 @@ def load(address: tuple[str, int], line: str, clients: int) -> Iterator[list[str
     finally:
         stop.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(100)
 
 
 def environment() -> dict[str, str]:

@@ -83,7 +83,15 @@ def die_at_start() -> Any:
 
 
 def die_soon() -> Any:
-    asyncio.get_running_loop().call_later(0.01, os._exit, 7)
+    from plait import _serve_worker
+
+    ready = _serve_worker._Worker.ready
+
+    def ready_and_over(self: Any) -> None:
+        ready(self)
+        os._exit(7)
+
+    _serve_worker._Worker.ready = ready_and_over  # type: ignore[method-assign]
     return commands
 
 

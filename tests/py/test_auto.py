@@ -525,12 +525,14 @@ def test_cancelling_the_wait_cancels_the_call(fresh: Any, pool: plait.ProcessPoo
 def test_explain_is_readable(fresh: Any) -> None:
     compute = fresh(auto_tasks.compute)
     assert "not called yet" in str(plait.explain(compute))
-    for n in (1, 1, 28, 28):
+    compute.sync(1)
+    assert "(int 1): inline, since it is short: 1 call took" in str(plait.explain(compute))
+    for n in (1, 28, 28):
         compute.sync(n)
     text = str(plait.explain(compute))
     assert "compute: pure, budget 8 ms" in text
     assert "(int 1): inline, since it is short: 2 calls took" in text
-    assert "(int 28): process, since 1 call(s) inline were stopped at the budget" in text
+    assert "(int 28): process, since 1 call inline was stopped at the budget" in text
     assert "bytes sent" in text
 
 

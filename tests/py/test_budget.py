@@ -28,6 +28,9 @@ TINY = 0.0003
 LONG = 0.02
 """Seconds: longer than a budget and a switch interval together."""
 
+AMPLE = 60.0
+"""Seconds: beyond what a call takes that is to end by itself, on however busy a machine."""
+
 
 class Counting:
     """Stands for the pools: runs the call at once, and counts that it did."""
@@ -98,7 +101,7 @@ def nothing_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_short_call_returns_its_value(anywhere: Any) -> None:
     def body() -> None:
-        task, elsewhere = make(lambda a, *, b: (a, b), 1.0)
+        task, elsewhere = make(lambda a, *, b: (a, b), AMPLE)
         for i in range(1000):
             assert task.sync(i, b=-i) == (i, -i)
         assert elsewhere.again == 0
@@ -207,7 +210,7 @@ def test_the_functions_own_exception_comes_through(anywhere: Any) -> None:
         def work() -> None:
             raise KeyError("mine")
 
-        task, elsewhere = make(work, 1.0)
+        task, elsewhere = make(work, AMPLE)
         for _ in range(100):
             with pytest.raises(KeyError, match="mine"):
                 task.sync()
@@ -247,9 +250,12 @@ def test_c_code_is_not_interrupted(anywhere: Any) -> None:
             finally:
                 slept.append(time.perf_counter() - start)
 
-        task, elsewhere = make(work, 0.01)
-        assert task.sync() == 1
-        assert slept[0] >= 0.05
+        for _ in range(20):  # the thread may have had no turn until its time was over
+            task, elsewhere = make(work, 0.01)
+            assert task.sync() == 1
+            if slept and slept[-1] >= 0.05:
+                return
+        pytest.fail(f"interrupted in its sleep: {slept}")
 
     anywhere(body)
 
@@ -272,8 +278,9 @@ def test_enter_and_exit_are_left_alone(anywhere: Any) -> None:
                 return 1
             with Slow():
                 pass
-            spin(1.0)
-            return 0
+            while not elsewhere.again:
+                pass
+            return 1
 
         task, elsewhere = make(work)
         assert task.sync() == 1
@@ -285,26 +292,28 @@ def test_enter_and_exit_are_left_alone(anywhere: Any) -> None:
 
 def test_an_import_is_left_alone(anywhere: Any, tmp_path: Any, monkeypatch: Any) -> None:
     (tmp_path / "slow_to_import.py").write_text(
-        "import time\nend = time.perf_counter() + 0.02\n"
+        "import sys, time\nsys.imports.append(1)\nend = time.perf_counter() + 0.02\n"
         "while time.perf_counter() < end: pass\ndone = True\n"
     )
+    imports: list[int] = []
+    monkeypatch.setattr(sys, "imports", imports, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("slow_to_import", None)
 
     def body() -> None:
 
         def work() -> int:
-            if elsewhere.again:
-                return 1
             import slow_to_import  # type: ignore[import-not-found]
 
             assert slow_to_import.done
-            spin(5.0)
-            return 0
+            while not elsewhere.again:
+                pass
+            return 1
 
         task, elsewhere = make(work)
         assert task.sync() == 1
         assert sys.modules["slow_to_import"].done
+        assert len(imports) == 1
 
     anywhere(body)
 
@@ -320,11 +329,11 @@ def test_a_signal_handler_on_top_is_left_alone() -> None:
     try:
 
         def work() -> int:
-            if elsewhere.again:
-                return 1
-            os.kill(os.getpid(), signal.SIGUSR1)
-            spin(5.0)
-            return 0
+            if not handled:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            while not elsewhere.again:
+                pass
+            return 1
 
         task, elsewhere = make(work)
         assert task.sync() == 1
@@ -423,12 +432,13 @@ def test_python_within_what_has_no_code_is_interrupted(anywhere: Any, kind: str)
         args: Any = {"C": [[3, 1, 2]], "instance": [3]}.get(kind, [])
         assert task.sync(*args) == ([1, 2, 3] if kind == "C" else 3)
         assert elsewhere.again == 1
-        assert steps == (4 if kind == "C" else 2)
+        # It may have been interrupted before its first step.
+        assert steps in ((3, 4) if kind == "C" else (1, 2))
 
     anywhere(body)
 
 
-@pytest.mark.parametrize(("inner", "outer"), [(1.0, TINY), (TINY, 1.0), (TINY, 2 * TINY)])
+@pytest.mark.parametrize(("inner", "outer"), [(AMPLE, TINY), (TINY, AMPLE), (TINY, 2 * TINY)])
 def test_nested_budgets(anywhere: Any, inner: float, outer: float) -> None:
     """The tighter one ends its own call: an outer one takes the inner call with it."""
 
@@ -441,13 +451,13 @@ def test_nested_budgets(anywhere: Any, inner: float, outer: float) -> None:
             return seconds
 
         outer_task, outer_again = make(outer_body, outer)
-        for _ in range(60):
+        tighter = outer_again if inner > outer else inner_again
+        rounds = 0
+        while rounds < 60 or (AMPLE in (inner, outer) and not tighter.again):
+            rounds += 1
             seconds = random_.choice([0.0, random_.uniform(0, 3 * TINY), LONG])
             assert outer_task.sync(seconds) == seconds
-        if inner > outer:
-            assert outer_again.again > 0
-        elif outer == 1.0:
-            assert inner_again.again > 0
+        if outer == AMPLE:
             assert outer_again.again == 0
 
     anywhere(body)
@@ -468,11 +478,13 @@ def test_generators_within_a_call(anywhere: Any) -> None:
             return sum(numbers(n))
 
         task, elsewhere = make(work)
-        for n in [10, 100, 1000, 200_000] * 5:
-            assert task.sync(n) == n * (n - 1) // 2
-        assert elsewhere.again > 0
+        calls = 0
+        while calls < 20 or not elsewhere.again:
+            for n in (10, 100, 1000, 200_000):
+                assert task.sync(n) == n * (n - 1) // 2
+                calls += 1
         # One that was never started has nothing to close.
-        assert 20 <= len(closed) <= 20 + elsewhere.again
+        assert calls <= len(closed) <= calls + elsewhere.again
 
     anywhere(body)
 
@@ -481,14 +493,15 @@ def test_deep_recursion(anywhere: Any) -> None:
     def body() -> None:
         def down(n: int) -> int:
             if n == 0:
-                spin(LONG)
+                while elsewhere.again < interrupts:
+                    pass
                 return 0
             return 1 + down(n - 1)
 
         task, elsewhere = make(down)
-        for n in (1, 10, 100, 500):
+        for interrupts, n in enumerate((1, 10, 100, 500), 1):
             assert task.sync(n) == n
-        assert elsewhere.again > 0
+            assert elsewhere.again == interrupts
 
     anywhere(body)
 
@@ -654,7 +667,7 @@ def test_a_budget_that_begins_during_a_fork() -> None:
     assert make().sync() == "again"
     pid = os.fork()
     if pid == 0:
-        __import__("signal").alarm(10)
+        __import__("signal").alarm(60)
         os._exit(0 if make().sync() == "again" else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert make().sync() == "again"
@@ -701,7 +714,7 @@ def test_the_monitor_ends_with_the_interpreter() -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sub-interpreters have a lock each")
-def test_sub_interpreters() -> None:
+def test_sub_interpreters(sub_interpreters: None) -> None:
     """Each has a monitor of its own; one that ends takes it along."""
     out = run_script(
         """

@@ -18,7 +18,7 @@ from until import until
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 
 
 @pytest.fixture(params=["one process", "shared"])
@@ -78,12 +78,20 @@ def test_closing_wakes_everyone(make: Any) -> None:
                 s.start(_outcome_sync, full.send_blocking, 1, where="thread"),
                 s.start(_outcome_sync, empty.receive_blocking, where="thread"),
             ]
-            await asyncio.sleep(0.02)
+            while waiting(full) < 2 or waiting(empty) < 2:
+                await asyncio.sleep(0)
             full.close()
             empty.close()
         assert [h.result() for h in handles] == [plait.ChannelClosed] * 4
 
     plait.run(main())
+
+
+def waiting(channel: Any) -> int:
+    """How many tasks and threads wait in one of its calls."""
+    if isinstance(channel, plait.Channel):
+        return channel._waiting_senders + channel._waiting_receivers
+    return channel._ring.users + sum(len(bell.waiters) for bell in channel._bells.values())
 
 
 async def _outcome(fn: Any, *args: Any) -> Any:
@@ -440,3 +448,15 @@ def test_an_end_is_not_released_under_an_item() -> None:
         channel.release()
     finally:
         Releases.channel = None
+
+
+def test_times_that_are_no_numbers(make: Any) -> None:
+    channel = make()
+    channel.send_nowait(1)
+    for call in (channel.receive_blocking, lambda timeout: channel.send_blocking(2, timeout)):
+        with pytest.raises(
+            ValueError, match="timeout must be a number of seconds or None, not nan"
+        ):
+            call(timeout=float("nan"))
+    assert len(channel) == 1  # neither taken nor put
+    assert channel.receive_nowait() == 1

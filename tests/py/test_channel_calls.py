@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 

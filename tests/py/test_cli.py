@@ -14,7 +14,7 @@ from plait.cli import _doctor, main
 from plait.lab.models import MODELS
 
 
-def plait(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def plait(*words: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "plait", *words], capture_output=True, text=True, timeout=timeout
     )
@@ -121,7 +121,7 @@ from plait.cli import main
 sys.exit(main(["lab", "--quick"]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 1
     assert done.stderr == (
@@ -138,7 +138,7 @@ from plait.cli import main
 sys.exit(main(["doctor"]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 0, done.stderr
 
@@ -150,7 +150,7 @@ import plait
 print([name for name in ("argparse", "rich", "plait.cli", "plait.lab") if name in sys.modules])
 """
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=100
     )
     assert done.stdout == "[]\n", done.stderr
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -24,31 +26,40 @@ def port() -> Iterator[int]:
         yield server.port
 
 
+def both_loads(port: int) -> tuple[Any, float]:
+    """A report, and the unit of its times: longer where a busy machine answers too few."""
+    for unit in (0.2, 0.8, 3.2):
+        raw = load.run(
+            port=port,
+            perf1=2,
+            perf2=3,
+            long=18,
+            duration=4 * unit,
+            long_start=unit,
+            long_stop=3 * unit,
+            bucket_ms=30,
+        ).raw
+        if raw["short"]["answered"] and {owner for *_, owner in raw["long"]["spans_s"]} == {0, 1}:
+            break
+    return raw, unit
+
+
 def test_report_of_both_loads_at_once(port: int) -> None:
-    raw = load.run(
-        port=port,
-        perf1=2,
-        perf2=3,
-        long=18,
-        duration=0.8,
-        long_start=0.2,
-        long_stop=0.6,
-        bucket_ms=30,
-    ).raw
+    raw, unit = both_loads(port)
     assert raw["ok"]
     assert raw["errors"] == []
     assert raw["error_count"] == 0
     short, long = raw["short"], raw["long"]
 
     assert short["answered"] > 0
-    assert len(short["bucket_counts"]) == 27  # 0.8 s in slices of 30 ms
+    assert len(short["bucket_counts"]) == math.ceil(4 * unit / 0.03)  # slices of 30 ms
     assert sum(short["bucket_counts"]) == short["answered"]
-    assert short["per_second"] == [short["answered"]]
+    assert sum(short["per_second"]) == short["answered"]
     assert short["latency"]["count"] == short["answered"] + short["late"]
     assert short["answered_during_long"] + short["answered_apart"] == short["answered"]
-    assert short["rate_per_s"] == pytest.approx(short["answered"] / 0.8, rel=1e-3)
+    assert short["rate_per_s"] == pytest.approx(short["answered"] / (4 * unit), rel=1e-3)
     assert short["rate_during_long_per_s"] == pytest.approx(
-        short["answered_during_long"] / 0.4, rel=1e-3
+        short["answered_during_long"] / (2 * unit), rel=1e-3
     )
     assert (
         short["latency_during_long"]["count"] + short["latency_apart"]["count"]
@@ -59,8 +70,8 @@ def test_report_of_both_loads_at_once(port: int) -> None:
     assert {connection for _, _, connection in long["spans_s"]} == {0, 1}
     for connection in (0, 1):
         mine = [(start, end) for start, end, owner in long["spans_s"] if owner == connection]
-        assert mine[0][0] >= 0.2
-        assert all(start < 0.6 for start, _ in mine)
+        assert mine[0][0] >= unit
+        assert all(start < 3 * unit for start, _ in mine)
         # A closed loop: each begins after the one before has ended.
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(mine))
 
@@ -103,7 +114,7 @@ def fake_server(behave: Callable[[socket.socket], None]) -> Iterator[int]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(30)
+        thread.join(100)
         assert not thread.is_alive()
 
 
@@ -137,8 +148,9 @@ def hanging_up(conn: socket.socket) -> None:
     ],
 )
 def test_what_goes_wrong_is_reported(behave: Callable[[socket.socket], None], problem: str) -> None:
+    patience = 0.1 if behave is until_closed else 100
     with fake_server(behave) as port:
-        result = load.run(port=port, perf2=1, duration=0.05, timeout=0.1)
+        result = load.run(port=port, perf2=1, duration=0.05, timeout=patience)
     assert not result.ok
     assert result.raw["error_count"] == 1
     assert result.errors[0].startswith(problem)
@@ -175,7 +187,7 @@ def test_nobody_listens() -> None:
 )
 def test_bad_arguments(words: list[str], problem: str) -> None:
     done = subprocess.run(
-        [executable("fib_load"), *words], capture_output=True, text=True, timeout=30
+        [executable("fib_load"), *words], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 2
     assert done.stdout == ""
@@ -199,7 +211,7 @@ def test_the_report_is_plain_json(port: int) -> None:
     done = subprocess.run(
         [executable("fib_load"), "--port", str(port), "--perf2", "1", "--duration", "0.05"],
         capture_output=True,
-        timeout=30,
+        timeout=100,
         check=True,
     )
     assert Result(json.loads(done.stdout)).ok

@@ -21,7 +21,7 @@ from plait.lab.protocol import MAX_LINE, TOO_LONG
 from plait.lab.server import Server
 
 LIMIT = 30
-PATIENCE = 30.0  # seconds until a test that hangs fails
+PATIENCE = 100.0  # seconds until a test that hangs fails
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -231,7 +231,7 @@ def assert_session_ends(session: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while members := session_members(session):
         assert time.monotonic() < deadline, f"left behind: {members}"
-        os.sched_yield()
+        time.sleep(0.005)
 
 
 class ModelProcess:
@@ -352,5 +352,5 @@ def busy_process(ancestor: int, before: dict[int, int]) -> int:
         for pid, ticks in used_ticks(ancestor).items():
             if ticks - before.get(pid, 0) >= 20:
                 return pid
-        os.sched_yield()
+        time.sleep(0.005)
     raise AssertionError("no worker computes")

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import plait
-from plait import _core, _files
+from plait import _core, _files_queue
 
 
 def _ring_works() -> bool:
@@ -55,7 +55,7 @@ def run(request: pytest.FixtureRequest, engine: str) -> Iterator[Run]:
 
         def call(fn: Callable[..., Any], *args: Any) -> Any:
             async def timed() -> Any:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(100):
                     return await fn(*args)
 
             return runner.run(timed())
@@ -560,7 +560,7 @@ def test_a_pipe_waits_without_blocking(run: Run, fifo: tuple[Path, int]) -> None
             with pytest.raises(io.UnsupportedOperation):
                 await file.pread(1, 0)
             task = asyncio.ensure_future(file.read1(100))
-            queue = _files.queue_of(asyncio.get_running_loop())
+            queue = _files_queue.queue_of(asyncio.get_running_loop())
             await _until(lambda: queue.statistics()["inflight"] == 1)
             assert not task.done()
             os.write(fd, b"hello")
@@ -580,7 +580,7 @@ def test_a_cancelled_read_takes_nothing(run: Run, engine: str, fifo: tuple[Path,
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        queue = _files.queue_of(loop)
+        queue = _files_queue.queue_of(loop)
         async with plait.open_file(path, "rb") as file:
             os.write(fd, b"begin")
             assert await file.read(1) == b"b"  # the rest is read ahead
@@ -609,7 +609,7 @@ def test_a_cancelled_open_closes_what_it_opened(run: Run, tmp_path: Path) -> Non
     path.write_bytes(b"x")
 
     async def main() -> None:
-        queue = _files.queue_of(asyncio.get_running_loop())
+        queue = _files_queue.queue_of(asyncio.get_running_loop())
         await asyncio.sleep(0)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(50):
@@ -619,7 +619,7 @@ def test_a_cancelled_open_closes_what_it_opened(run: Run, tmp_path: Path) -> Non
             else:
                 answer.cancel()
         await _until(lambda: queue.statistics()["inflight"] == 0)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
 
     run(main)
 
@@ -628,7 +628,7 @@ def test_after_a_cancelled_write_the_next_one_waits(run: Run, fifo: tuple[Path, 
     path, fd = fifo
 
     async def main() -> None:
-        queue = _files.queue_of(asyncio.get_running_loop())
+        queue = _files_queue.queue_of(asyncio.get_running_loop())
         file = await plait.open_file(path, "wb", buffering=0)
         os.set_blocking(fd, False)
         size = 1 << 20  # more than a pipe holds
@@ -677,7 +677,7 @@ def test_a_loop_that_ends_with_a_read_under_way(engine: str, fifo: tuple[Path, i
 
     async def main() -> Any:
         file = await plait.open_file(path, "rb")
-        queue = _files.queue_of(loop)
+        queue = _files_queue.queue_of(loop)
         answer = queue.read(file.fileno(), 1 << 20, None)
         assert isinstance(answer, asyncio.Future)
         return file, queue, answer
@@ -730,7 +730,7 @@ print("done")
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         env={**os.environ, "PLAIT_FILES": engine},
     )
     assert done.stdout == "done\n", done.stderr

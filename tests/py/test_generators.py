@@ -7,6 +7,7 @@ import concurrent.futures
 import gc
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -290,19 +291,27 @@ def test_a_blocking_socket_is_read_without_blocking() -> None:
 
 def test_sleep_orders_by_time() -> None:
     order: list[int] = []
+    begun: list[float] = []
 
-    def sleeper(n: int) -> Strand[None]:
-        yield sleep(n * 0.003)
+    def sleeper(n: int, unit: float) -> Strand[None]:
+        begun.append(time.monotonic())
+        yield sleep(n * unit)
         order.append(n)
+        begun.append(time.monotonic())
 
-    def main() -> Strand[None]:
+    def main(unit: float) -> Strand[None]:
         tasks = []
         for n in (3, 1, 2, 0):
-            tasks.append((yield spawn(sleeper(n))))
+            tasks.append((yield spawn(sleeper(n, unit))))
         for task in tasks:
             yield join(task)
 
-    run(main())
+    for unit in (0.003, 0.03, 0.3, 3.0):
+        order.clear()
+        begun.clear()
+        run(main(unit))
+        if begun[3] - begun[0] < unit / 2 and begun[4] >= begun[3]:
+            break  # they began together, as far as this unit can tell
     assert order == [0, 1, 2, 3]
 
 

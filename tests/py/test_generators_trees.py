@@ -178,7 +178,7 @@ def test_trees(tree: Node, wait_for_all: bool) -> None:
         loop.set_exception_handler(handle)
         task = start(strand(world, tree))
         try:
-            await asyncio.wait_for(task, 20)
+            await asyncio.wait_for(task, 100)
         except Boom as error:
             world.seen.add(error.args[0])
         except (asyncio.CancelledError, Cancelled):

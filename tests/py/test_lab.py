@@ -80,7 +80,7 @@ def test_quick_run_from_end_to_end(tmp_path: Path) -> None:
         [sys.executable, "-m", "plait", "lab", "--quick", "--models", "threads,c", "--out", out],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     assert str(out / "lab.html") in done.stdout
@@ -222,20 +222,20 @@ def test_an_interrupted_run_leaves_no_process_behind(
         # The server, its two workers or more, and the load.
         while len(seen := descendants(lab.pid)) < 3 and time.monotonic() < end:
             assert lab.poll() is None
-            os.sched_yield()
+            time.sleep(0.001)
         assert len(seen) >= 3
         lab.send_signal(number)
         seen |= descendants(lab.pid)
-        output, problems = lab.communicate(timeout=60)
+        output, problems = lab.communicate(timeout=100)
     finally:
         lab.kill()
         lab.wait()
     assert lab.returncode == 130, problems.decode()
     assert b"Traceback" not in problems
     assert b"interrupted" in output
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(map(running, seen)) and time.monotonic() < end:
-        os.sched_yield()  # Killed, and on their way out.
+        time.sleep(0.001)  # Killed, and on their way out.
     assert [pid for pid in seen if running(pid)] == []
     check_page((tmp_path / "lab.html").read_text())
     assert json.loads((tmp_path / "lab.json").read_text())["interrupted"]

@@ -16,7 +16,7 @@ from until import until
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 
 
 def test_a_lock_excludes_threads_and_coroutines_of_two_loops() -> None:

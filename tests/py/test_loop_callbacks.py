@@ -149,6 +149,23 @@ def test_a_post_made_before_a_call_soon_runs_before_it(loop: plait.Loop) -> None
     assert got == list(range(100))
 
 
+def test_the_loops_own_posts_are_in_line_with_all_others(loop: plait.Loop) -> None:
+    got: list[int] = []
+
+    def fill() -> None:
+        for i in range(0, 90, 3):
+            thread = threading.Thread(target=loop.call_soon_threadsafe, args=(got.append, i))
+            thread.start()
+            thread.join()
+            loop.call_soon_threadsafe(got.append, i + 1)
+            loop.call_soon(got.append, i + 2)
+        assert got == []
+
+    loop.call_soon(fill)
+    run_briefly(loop, 2)
+    assert got == list(range(90))
+
+
 @pytest.mark.parametrize("delay", [-1e300, -1, -0.0, 0, 0.0, -math.inf, False])
 def test_a_delay_of_nothing_runs_at_once(loop: plait.Loop, delay: float) -> None:
     loop.call_later(delay, loop.stop)

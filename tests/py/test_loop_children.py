@@ -43,7 +43,7 @@ def test_two_thousand_short_children(loop: plait.Loop, no_leaks: None) -> None:
 
         assert sum(await asyncio.gather(*map(one, range(2000)))) == sum(range(2000))
 
-    loop.run_until_complete(asyncio.wait_for(main(), 100))
+    loop.run_until_complete(asyncio.wait_for(main(), 280))
     loop.close()
     for pid in pids:  # none is left to be reaped
         with pytest.raises(ChildProcessError):
@@ -71,7 +71,7 @@ def test_kill_races_with_the_end(loop: plait.Loop, how: str) -> None:
                 child.kill()
         assert codes <= {0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGUSR1}
 
-    loop.run_until_complete(asyncio.wait_for(main(), 60))
+    loop.run_until_complete(asyncio.wait_for(main(), 100))
 
 
 def test_kill_before_wait_and_many_waiters(loop: plait.Loop) -> None:
@@ -86,7 +86,7 @@ def test_kill_before_wait_and_many_waiters(loop: plait.Loop) -> None:
         assert gone.cancelled()
         assert await child.wait() == -signal.SIGKILL
 
-    loop.run_until_complete(asyncio.wait_for(main(), 30))
+    loop.run_until_complete(asyncio.wait_for(main(), 100))
 
 
 def test_signal_handlers_of_children_are_the_programs(loop: plait.Loop) -> None:
@@ -101,11 +101,11 @@ def test_signal_handlers_of_children_are_the_programs(loop: plait.Loop) -> None:
             assert signal.getsignal(signal.SIGCHLD) is mine
             assert await child.wait() == 0
 
-        loop.run_until_complete(asyncio.wait_for(main(), 30))
+        loop.run_until_complete(asyncio.wait_for(main(), 100))
         assert signal.getsignal(signal.SIGCHLD) is mine
         # Even one that is blocked.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        loop.run_until_complete(asyncio.wait_for(main(), 30))
+        loop.run_until_complete(asyncio.wait_for(main(), 100))
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         signal.signal(signal.SIGCHLD, before)
@@ -122,7 +122,7 @@ def test_children_of_a_loop_in_another_thread() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(100)
     assert got == [(b"through the cat", 0)] * 3
 
 
@@ -241,7 +241,7 @@ def test_a_child_outlives_its_cancelled_task(loop: plait.Loop) -> None:
         child.kill()
         assert await child.wait() == -signal.SIGKILL
 
-    loop.run_until_complete(asyncio.wait_for(main(), 30))
+    loop.run_until_complete(asyncio.wait_for(main(), 100))
 
 
 def test_a_large_conversation(loop: plait.Loop) -> None:
@@ -251,7 +251,7 @@ def test_a_large_conversation(loop: plait.Loop) -> None:
         out, _ = await child.communicate(data)
         assert out == data
 
-    loop.run_until_complete(asyncio.wait_for(main(), 60))
+    loop.run_until_complete(asyncio.wait_for(main(), 100))
 
 
 def test_somebody_else_reaps_the_child(loop: plait.Loop) -> None:
@@ -263,7 +263,7 @@ def test_somebody_else_reaps_the_child(loop: plait.Loop) -> None:
         # 255 is what asyncio documents for a status that it cannot know.
         assert await child.wait() in (255, -signal.SIGKILL)
 
-    loop.run_until_complete(asyncio.wait_for(main(), 30))
+    loop.run_until_complete(asyncio.wait_for(main(), 100))
 
 
 def test_the_subprocess_interfaces_hold(loop: plait.Loop) -> None:
@@ -307,7 +307,7 @@ def test_the_subprocess_interfaces_hold(loop: plait.Loop) -> None:
                 transport.send_signal(signal.SIGTERM)
             transport.close()
 
-    loop.run_until_complete(asyncio.wait_for(main(), 30))
+    loop.run_until_complete(asyncio.wait_for(main(), 100))
 
 
 SUB_INTERPRETER = """
@@ -350,7 +350,7 @@ print("end")
 
 
 @pytest.mark.isolated
-def test_children_and_sub_interpreters() -> None:
+def test_children_and_sub_interpreters(sub_interpreters: None) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SUB_INTERPRETER],
         capture_output=True,

@@ -252,7 +252,7 @@ def test_sock_calls_on_reused_descriptors(loop: plait.Loop) -> None:
 @pytest.mark.isolated
 def test_a_server_out_of_descriptors_goes_on() -> None:
     code = """
-    import asyncio, os, resource, socket, plait
+    import asyncio, os, resource, socket, time, plait
 
     async def echo(reader, writer):
         writer.write(await reader.read(100))
@@ -272,6 +272,7 @@ def test_a_server_out_of_descriptors_goes_on() -> None:
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
         address = server.sockets[0].getsockname()
         clients = [socket.socket() for _ in range(10)]
+        began = time.monotonic()
         fill = []
         try:
             while True:
@@ -288,9 +289,9 @@ def test_a_server_out_of_descriptors_goes_on() -> None:
         for fd in fill:
             os.close(fd)
         for client in clients:
-            assert await asyncio.wait_for(loop.sock_recv(client, 10), 10) == b"x"
+            assert await asyncio.wait_for(loop.sock_recv(client, 10), 60) == b"x"
             client.close()
-        assert len(told) < 10, len(told)
+        assert len(told) < 10 + time.monotonic() - began, len(told)  # one in a second
         server.close()
         print("served")
 
@@ -300,7 +301,7 @@ def test_a_server_out_of_descriptors_goes_on() -> None:
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "served\n"), done.stderr
@@ -336,7 +337,7 @@ def test_a_loop_out_of_descriptors_is_refused() -> None:
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -83,7 +83,7 @@ def test_an_abort_drops_what_the_kernel_does_not_take(run: Any) -> None:
         with pytest.raises(ConnectionError):
             await writer.drain()
         with b:
-            b.settimeout(30)
+            b.settimeout(60)
             received = 0
             while data := b.recv(1 << 20):
                 received += len(data)
@@ -194,8 +194,9 @@ def test_the_clock_may_be_replaced(loop: plait.Loop) -> None:
             return super().time() / 2
 
     slow = Slower()
+    before = slow.time()
     handle = slow.call_later(10, print)
-    assert slow.time() + 9 < handle.when() <= slow.time() + 10
+    assert before + 10 <= handle.when() <= slow.time() + 10
     slow.close()
 
 
@@ -240,16 +241,16 @@ def test_another_thread_waits_for_the_run_of_its_handle(loop: plait.Loop) -> Non
 
     def callback() -> None:
         started.set()
-        go_on.wait(10)
+        go_on.wait(60)
         told.append("ran")
 
     def ask() -> None:
         handle = loop.call_soon_threadsafe(callback)
-        started.wait(10)
+        started.wait(60)
         asking = threading.Thread(target=lambda: told.append(handle.cancelled()))
         asking.start()
         go_on.set()
-        asking.join(10)
+        asking.join(60)
         handle.cancel()
         told.append(handle.cancelled())
         loop.call_soon_threadsafe(loop.stop)
@@ -257,7 +258,7 @@ def test_another_thread_waits_for_the_run_of_its_handle(loop: plait.Loop) -> Non
     thread = threading.Thread(target=ask)
     thread.start()
     loop.run_forever()
-    thread.join(10)
+    thread.join(60)
     assert True in told
     if sys.version_info >= (3, 14):
         assert told == ["ran", False, True]

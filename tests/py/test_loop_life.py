@@ -41,12 +41,12 @@ def fds() -> int:
 
 
 def run_child(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh interpreter, for at most 30 seconds."""
+    """Run a program in a fresh interpreter, for at most 100 seconds."""
     return subprocess.run(
         [sys.executable, *args, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         env={**os.environ, **environment},
         check=False,
     )
@@ -141,7 +141,7 @@ def test_connections_leave_nothing(loop: plait.Loop, kind: str, count: int) -> N
         return marks
 
     before, after = loop.run_until_complete(main())
-    assert after[0] == before[0]
+    assert after[0] <= before[0]
     assert after[1] - before[1] < 100
     assert after[2] - before[2] < 8 << 20
 
@@ -150,7 +150,7 @@ def test_connections_leave_nothing(loop: plait.Loop, kind: str, count: int) -> N
 def test_threads_storm_the_loop() -> None:
     script = Path(__file__).parent.parent / "isolated" / "loop_storm.py"
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1:] == ["executor 2", "pools 4"]
@@ -160,6 +160,7 @@ def test_threads_storm_the_loop() -> None:
 
 
 def test_a_loop_dropped_without_close_is_collected() -> None:
+    gc.collect()
     before = fds()
     loop = plait.new_event_loop()
     server = loop.run_until_complete(loop.create_server(Echo, "127.0.0.1", 0))
@@ -220,14 +221,12 @@ def test_an_abandoned_connection_is_kept_while_the_loop_lives(loop: plait.Loop) 
     loop.run_until_complete(loop.connect_accepted_socket(Echo, ours))
     del ours
     gc.collect()
+    theirs.setblocking(False)
     theirs.send(b"there?")
-    theirs.settimeout(10)
-    loop.call_later(0.01, loop.stop)
-    loop.run_forever()
-    assert theirs.recv(100) == b"there?"
+    answer = asyncio.wait_for(loop.sock_recv(theirs, 100), 60)
+    assert loop.run_until_complete(answer) == b"there?"
     theirs.close()
-    loop.call_later(0.01, loop.stop)
-    loop.run_forever()
+    loop.run_until_complete(asyncio.wait_for(Echo.reached(0), 60))
 
 
 # ---- forks ----
@@ -310,16 +309,13 @@ def test_a_child_that_goes_on_is_told_why_it_cannot() -> None:
 
 
 @pytest.mark.isolated
-def test_a_sub_interpreter_works_or_refuses() -> None:
+def test_a_sub_interpreter_works_or_refuses(sub_interpreters: None) -> None:
     code = """
     import sys
     try:
         import _interpreters as interpreters
     except ImportError:
-        try:
-            import _xxsubinterpreters as interpreters
-        except ImportError:
-            sys.exit(77)
+        import _xxsubinterpreters as interpreters
     import plait
     interp = interpreters.create()
     result = interpreters.run_string(interp, '''if True:
@@ -343,8 +339,6 @@ def test_a_sub_interpreter_works_or_refuses() -> None:
     print("parent")
     """
     done = run_child(code)
-    if done.returncode == 77:
-        pytest.skip("this Python has no module for sub-interpreters")
     assert done.returncode == 0, done.stderr
     first, last = done.stdout.split("\n")[:2]
     assert first == "ran" or first.startswith("refused"), done.stdout
@@ -505,7 +499,7 @@ def test_many_tasks_and_all_tasks(loop: plait.Loop) -> None:
         assert {t.get_name() for t in tasks} <= {t.get_name() for t in asyncio.all_tasks()}
         event.set()
         assert await asyncio.gather(*tasks) == [True] * 1000
-        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             inner = group.create_task(asyncio.sleep(0, "x"))
         assert inner.result() == "x"
 
@@ -573,6 +567,6 @@ def test_a_descriptor_left_behind_in_the_loop_does_not_stop_it(loop: plait.Loop)
         loop._remove_reader(number)
         server.close()
 
-    loop.run_until_complete(asyncio.wait_for(main(), 10))
+    loop.run_until_complete(asyncio.wait_for(main(), 60))
     for context in heard:
         assert isinstance(context["exception"], OSError), context

@@ -188,14 +188,15 @@ def test_a_cancelled_connection_gives_the_socket_back(uring: plait.Loop) -> None
             for _ in range(20):
                 with client_socket() as sock:
                     # A port of its own, which connections of others cannot share.
-                    sock.bind(("127.0.0.1", 0))
+                    # On an address of its own, where nobody else finds it free.
+                    sock.bind(("127.0.0.77", 0))
                     with pytest.raises(TimeoutError):
                         async with asyncio.timeout(0.005):
                             await uring.sock_connect(sock, address)
                     port = sock.getsockname()[1]
                 # Nobody holds its file any more: the port is free, after no wait at all.
                 with socket.socket() as again:
-                    again.bind(("127.0.0.1", port))
+                    again.bind(("127.0.0.77", port))
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.005):
                     await uring.create_connection(Sink, *address)

@@ -36,7 +36,7 @@ def interrupt(code: str, *signals: int) -> tuple[int, str, str]:
         for number in signals:
             assert child.stdout.readline() == "ready\n"
             child.send_signal(number)
-        out, err = child.communicate(timeout=20)
+        out, err = child.communicate(timeout=100)
     finally:
         child.kill()
         child.wait()
@@ -162,7 +162,7 @@ def kill_from_a_thread(number: int) -> threading.Event:
     go = threading.Event()
 
     def send() -> None:
-        if go.wait(30):
+        if go.wait(100):
             os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
@@ -218,3 +218,17 @@ def test_what_a_python_signal_handler_raises_leaves_the_loop(loop: plait.Loop) -
     finally:
         signal.signal(signal.SIGUSR1, before)
     loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_what_a_python_signal_handler_posts_is_run(loop: plait.Loop) -> None:
+    def handler(_number: int, _frame: object) -> None:
+        loop.call_soon_threadsafe(loop.stop)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        for _ in range(50):
+            go = kill_from_a_thread(signal.SIGUSR1)
+            loop.call_soon(go.set)
+            loop.run_forever()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -24,7 +24,7 @@ def run(loop: plait.Loop) -> Callable[[Any], Any]:
     """Run a coroutine on the fixture's loop, for at most 20 seconds."""
 
     def runner(coroutine: Any) -> Any:
-        return loop.run_until_complete(asyncio.wait_for(coroutine, 20))
+        return loop.run_until_complete(asyncio.wait_for(coroutine, 100))
 
     return runner
 
@@ -39,7 +39,7 @@ def tcp() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
             theirs = socket.create_connection(listener.getsockname())
             ours, _ = listener.accept()
         ours.setblocking(False)
-        theirs.settimeout(20)
+        theirs.settimeout(100)
         opened.extend((ours, theirs))
         return ours, theirs
 

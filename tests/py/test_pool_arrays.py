@@ -15,7 +15,7 @@ import plait
 
 np = pytest.importorskip("numpy")
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 SIZE = 1 << 18
 
 

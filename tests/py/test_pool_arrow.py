@@ -14,7 +14,7 @@ import plait
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed for this Python")
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 N = 100_000
 """Of a column: so large that each of its buffers has a block of its own."""
 

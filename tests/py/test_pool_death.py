@@ -21,7 +21,7 @@ from until import until
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 
 
 @pytest.fixture

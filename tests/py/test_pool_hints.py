@@ -17,7 +17,7 @@ from pool_gate import Gate
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 
 
 @pytest.fixture(scope="module")

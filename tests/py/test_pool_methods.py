@@ -5,12 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pathlib
-import select
 import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -20,10 +18,11 @@ import pool_tasks as tasks
 import pytest
 from pool_gate import Gate
 from sanitizer import needs_plain_memory
+from until import until, wait_for_end
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 METHODS = ["fork", "spawn"]
 
 # A pool that forks is made here beside threads of earlier tests; a test of its own has the
@@ -44,13 +43,6 @@ def shared(request: pytest.FixtureRequest) -> Iterator[plait.ProcessPool]:
         pool = plait.ProcessPool(2, start_method=request.param, grace=0.3)
     with pool:
         yield pool
-
-
-def wait_for_end(fd: int, what: str) -> None:
-    try:
-        assert select.select([fd], [], [], TIMEOUT)[0], f"{what} did not end"
-    finally:
-        os.close(fd)
 
 
 # ---- work, deaths, stops ------------------------------------------------------------
@@ -100,8 +92,7 @@ def test_cancel_and_timeout(
     shared: plait.ProcessPool, tmp_path: pathlib.Path, fn: Any, how: str
 ) -> None:
     future = shared.submit(fn, str(tmp_path / "here"))
-    while not (tmp_path / "here").exists():
-        os.sched_yield()
+    until((tmp_path / "here").exists)
     assert future.cancel()
     with pytest.raises(CancelledError):
         future.result(TIMEOUT)
@@ -181,8 +172,7 @@ def test_initializers(method: str, tmp_path: pathlib.Path) -> None:
 def test_shutdown_in_time(method: str, tmp_path: pathlib.Path) -> None:
     pool = plait.ProcessPool(2, start_method=method)
     future = pool.submit(tasks.hang_in_c, str(tmp_path / "here"))
-    while not (tmp_path / "here").exists():
-        os.sched_yield()
+    until((tmp_path / "here").exists)
     fd = os.pidfd_open(int((tmp_path / "here").read_text()))
     pool.shutdown(timeout=0.05)
     assert future.cancelled()
@@ -355,9 +345,7 @@ def test_pools_of_all_methods_beside_each_other() -> None:
     ]
     for pool in pools:
         assert pool.submit(tasks.plus_one, 1).result(TIMEOUT) == 2
-    begin = time.monotonic()
     for pool in pools:
         fd = os.pidfd_open(pool.submit(tasks.pid).result(TIMEOUT))
         pool.shutdown()
         wait_for_end(fd, "a worker")
-    assert time.monotonic() - begin < TIMEOUT

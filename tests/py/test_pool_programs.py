@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 TASKS = pathlib.Path(__file__).parent
 
 LONG = """
@@ -82,7 +83,7 @@ def test_ctrl_c_ends_long_tasks(way: str, tmp_path: pathlib.Path) -> None:
             here = tmp_path / str(i)
             while not here.exists():
                 assert process.poll() is None, process.communicate()
-                os.sched_yield()
+                time.sleep(0.001)
             fds.append(os.pidfd_open(int(here.read_text())))
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=TIMEOUT)
@@ -146,7 +147,7 @@ def test_scripts_that_are_no_file(how: str) -> None:
 sys.path.insert(0, str(TASKS.parent / "isolated"))
 import ctrl_c  # noqa: E402
 
-BOUND = 10.0  # seconds; on an idle machine all is over in a third of one
+BOUND = 60.0  # seconds; on an idle machine all is over in a third of one
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 SIZE = 1 << 18
 
 

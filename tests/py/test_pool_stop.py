@@ -7,7 +7,6 @@ import concurrent.futures
 import os
 import pathlib
 import pickle
-import select
 import signal
 import subprocess
 import sys
@@ -18,18 +17,25 @@ from typing import Any
 import pool_tasks as tasks
 import pytest
 from pool_gate import Gate
-from until import until
+from until import until, wait_for_end
 
 import plait
 
-TIMEOUT = 30.0
-GRACE = 2.0
-"""Long enough for a busy machine to deliver an exception."""
+TIMEOUT = 100.0
 
 
 @pytest.fixture
 def pool() -> Iterator[plait.ProcessPool]:
-    with plait.ProcessPool(2, grace=GRACE) as pool:
+    # Nothing that an exception stops is killed, however busy the machine.
+    with plait.ProcessPool(2, grace=TIMEOUT) as pool:
+        yield pool
+        pool.shutdown(timeout=TIMEOUT)
+
+
+@pytest.fixture
+def impatient() -> Iterator[plait.ProcessPool]:
+    """A pool for what must be killed."""
+    with plait.ProcessPool(2, grace=0.3) as pool:
         yield pool
         pool.shutdown(timeout=TIMEOUT)
 
@@ -37,13 +43,6 @@ def pool() -> Iterator[plait.ProcessPool]:
 def wait_for_file(path: pathlib.Path) -> str:
     until(path.exists, TIMEOUT)
     return path.read_text()
-
-
-def wait_for_end(pidfd: int) -> None:
-    try:
-        assert select.select([pidfd], [], [], TIMEOUT)[0], "a process did not end"
-    finally:
-        os.close(pidfd)
 
 
 STOPPABLE = [
@@ -58,10 +57,18 @@ STOPPABLE = [
 # ---- cancel ------------------------------------------------------------------------
 
 
+@pytest.fixture
+def fitting(request: pytest.FixtureRequest, how: str) -> plait.ProcessPool:
+    """The pool for tasks that end in the manner of the test's parameter."""
+    fitting: plait.ProcessPool = request.getfixturevalue("impatient" if how == "killed" else "pool")
+    return fitting
+
+
 @pytest.mark.parametrize(("fn", "how"), STOPPABLE)
 def test_cancel_of_a_running_task(
-    pool: plait.ProcessPool, tmp_path: pathlib.Path, fn: Callable[..., Any], how: str
+    fitting: plait.ProcessPool, tmp_path: pathlib.Path, fn: Callable[..., Any], how: str
 ) -> None:
+    pool = fitting
     here = tmp_path / "here"
     future = pool.submit(fn, str(here))
     pid = int(wait_for_file(here))
@@ -195,7 +202,8 @@ def test_cancelling_an_await_stops_the_task(
         runner.run(asyncio.wait_for(main(), TIMEOUT))
 
 
-def test_callbacks_hear_of_the_stop(pool: plait.ProcessPool, tmp_path: pathlib.Path) -> None:
+def test_callbacks_hear_of_the_stop(impatient: plait.ProcessPool, tmp_path: pathlib.Path) -> None:
+    pool = impatient
     here = tmp_path / "here"
     ended = threading.Event()
     future = pool.submit(tasks.hang_in_c, str(here))
@@ -221,12 +229,17 @@ def test_children_of_a_killed_worker_die(pool: plait.ProcessPool, tmp_path: path
 
 @pytest.mark.parametrize(("fn", "how"), STOPPABLE)
 def test_timeout(
-    pool: plait.ProcessPool, tmp_path: pathlib.Path, fn: Callable[..., Any], how: str
+    fitting: plait.ProcessPool, tmp_path: pathlib.Path, fn: Callable[..., Any], how: str
 ) -> None:
-    limit = 1.0  # a worker may import the tests' module first
-    future = pool.options(timeout=limit).submit(fn, str(tmp_path / "here"))
-    error = future.exception(TIMEOUT)
-    assert isinstance(error, plait.TaskTimeout)
+    pool = fitting
+    limit = 0.25
+    begun = False
+    while not begun:  # the worker imports this module first, which can take longer
+        limit *= 2
+        future = pool.options(timeout=limit).submit(fn, str(tmp_path / "here"))
+        error = future.exception(TIMEOUT)
+        assert isinstance(error, plait.TaskTimeout)
+        begun = (tmp_path / "here").exists()
     assert isinstance(error, TimeoutError)
     assert isinstance(error, plait.PlaitError)
     assert (error.task, error.timeout) == (fn.__name__, limit)
@@ -250,18 +263,35 @@ def test_time_in_the_queue_does_not_count(
 ) -> None:
     held = gate.hold(pool, 2)
     futures = [pool.options(timeout=TIMEOUT).submit(tasks.plus_one, i) for i in range(20)]
-    short = pool.options(timeout=0.5).submit(tasks.noop)
-    with plait.ProcessPool(1) as other:  # meanwhile its time passes, and more
+    short = [pool.options(timeout=0.5).submit(tasks.noop) for _ in range(20)]
+    with plait.ProcessPool(1) as other:  # meanwhile their time passes, and more
         late = other.options(timeout=0.7).submit(tasks.spin_long, str(tmp_path / "late"))
         assert isinstance(late.exception(TIMEOUT), plait.TaskTimeout)
     gate.open()
-    assert short.result(TIMEOUT) is None
+    # A task may lose its core for half a second; but not all of them.
+    assert None in [future.exception(TIMEOUT) for future in short]
     assert [f.result(TIMEOUT) for f in futures] == list(range(1, 21))
     assert all(f.result(TIMEOUT) > 0 for f in held)
 
 
-def test_timeouts_need_nobody_who_waits(pool: plait.ProcessPool, tmp_path: pathlib.Path) -> None:
+def test_stack_of_an_earlier_task_is_not_told() -> None:
+    """A task that was asked for its stack may end by itself after all, and its worker live on."""
+    with plait.ProcessPool(1, grace=0.3) as pool:
+        pool.submit(tasks.noop).result(TIMEOUT)
+        (worker,) = pool._seats.values()
+        os.write(worker.stackfd, b'Stack:\n  File "old.py", line 1 in earlier\n')
+        future = pool.options(timeout=0.2).submit(tasks.exit_when_stopped)
+        with pytest.raises(plait.TaskTimeout) as told:
+            future.result(TIMEOUT)
+        assert future.stopped == "killed"
+        assert told.value.stack is None
+
+
+def test_timeouts_need_nobody_who_waits(
+    impatient: plait.ProcessPool, tmp_path: pathlib.Path
+) -> None:
     """Nobody waits for the first tasks: others run all the same once they are stopped."""
+    pool = impatient
     for i in range(2):
         pool.options(timeout=0.05).submit(tasks.hang_in_c, str(tmp_path / f"hang{i}"))
     pool.submit(tasks.announce, str(tmp_path / "after"))
@@ -455,8 +485,8 @@ def test_shutdown_after_an_interrupt_waits_for_nobody(tmp_path: pathlib.Path) ->
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Timer(0.05, interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        threading.Timer(0.05, interrupt).start()
         future.result(TIMEOUT)
     pool.shutdown()
     assert future.cancelled()
@@ -466,9 +496,17 @@ def test_an_interrupted_shutdown_ends_everything(tmp_path: pathlib.Path) -> None
     pool = plait.ProcessPool(1)
     future = pool.submit(tasks.hang_in_c, str(tmp_path / "here"))
     child = os.pidfd_open(int(wait_for_file(tmp_path / "here")))
-    threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        until(lambda: pool._closed)  # so it is in there
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        thread.start()
         pool.shutdown()
+    thread.join()
     assert future.cancelled()
     wait_for_end(child)
 

@@ -10,7 +10,7 @@ from until import until
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 100.0
 
 
 @pytest.mark.parametrize("burst", [1, 200])

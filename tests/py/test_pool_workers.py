@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import select
 import subprocess
 import sys
 import threading
@@ -14,16 +13,11 @@ import pool_tasks as tasks
 import pytest
 from pool_gate import Gate
 from sanitizer import needs_plain_memory
+from until import wait_for_end
 
 import plait
 
-TIMEOUT = 30.0
-
-
-def wait_for_end(pid_fds: list[int]) -> None:
-    for fd in pid_fds:
-        assert select.select([fd], [], [], TIMEOUT)[0], "a worker did not end"
-        os.close(fd)
+TIMEOUT = 100.0
 
 
 def test_a_worker_begins_with_little() -> None:
@@ -72,7 +66,8 @@ def test_fewer_workers_and_nothing_is_lost(tmp_path: pathlib.Path) -> None:
         assert [f.result(TIMEOUT) for f in waiting] == list(range(1, 501))
         (stays,) = {pool.submit(tasks.pid).result(TIMEOUT) for _ in range(50)}
         os.close(fds.pop(stays))
-        wait_for_end(list(fds.values()))
+        for fd in fds.values():
+            wait_for_end(fd, "a worker")
         assert pool.submit(tasks.pid).result(TIMEOUT) == stays
         # What ends as it was told to is no death that counts against the pool.
         with pytest.raises(plait.WorkerDied):

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import asyncio
+import pathlib
 import threading
 import time
 from typing import Any
 
 import pytest
 import scope_tasks
-from scope_support import FOREVER, Run, cancelling, fail, forever, value
+from scope_support import AMPLE, FOREVER, Held, Run, cancelling, fail, forever, value
+from until import until
 
 import plait
 
@@ -141,16 +143,15 @@ def test_thread_is_stopped(run: Run) -> None:
     seen = []
 
     def work() -> None:
-        began.set()
         try:
             while True:
-                pass
+                began.set()
         except plait.TaskStopped:
             seen.append("stopped")
             raise
 
     async def main() -> None:
-        async with plait.scope() as s:
+        async with plait.scope(grace=AMPLE) as s:
             handle = s.start(work, where="thread")
             await plait.to_thread(began.wait)
             s.cancel()
@@ -160,31 +161,33 @@ def test_thread_is_stopped(run: Run) -> None:
     run(main())
 
 
-def test_process_is_stopped(run: Run) -> None:
+def test_process_is_stopped(run: Run, tmp_path: pathlib.Path) -> None:
+    here = tmp_path / "here"
+
     async def main() -> None:
-        async with plait.scope(grace=60) as s:
-            handle = s.start(scope_tasks.spin, FOREVER, where="process")
-            await s.start(scope_tasks.pid, where="process")  # workers are there
+        async with plait.scope(grace=AMPLE) as s:
+            handle = s.start(scope_tasks.announce_and_spin, str(here), where="process")
+            await plait.to_thread(until, here.exists)
             s.cancel()
         assert handle.cancelled()
         with pytest.raises(plait.TaskTimeout):
-            async with plait.scope(grace=60) as s:
+            async with plait.scope(grace=AMPLE) as s:
                 s.start(scope_tasks.spin, FOREVER, where="process", timeout=0.05)
 
     run(main())
 
 
 def test_what_does_not_stop_is_named_within_grace(run: Run) -> None:
-    go_on = threading.Event()
+    held = Held()
 
     async def main() -> None:
         began = time.monotonic()
         with pytest.raises(plait.Unstopped, match=r"sleeper.*thread") as caught:
             async with plait.scope(grace=0.05, name="patient") as s:
-                handle = s.start(go_on.wait, where="thread", name="sleeper")
-                await plait.to_thread(lambda: None)
+                handle = s.start(held, where="thread", name="sleeper")
+                await held.begun()
                 s.cancel()
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < AMPLE
         assert caught.value.scope == "patient"
         assert handle.state == "unstopped"
         assert handle.done()
@@ -194,7 +197,7 @@ def test_what_does_not_stop_is_named_within_grace(run: Run) -> None:
     try:
         run(main())
     finally:
-        go_on.set()
+        held.let_go()
 
 
 def test_cancellation_from_outside_goes_through(run: Run) -> None:

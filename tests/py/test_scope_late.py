@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from scope_support import FOREVER, Run
+from scope_support import AMPLE, FOREVER, Run
 from until import until
 
 import plait
@@ -27,9 +27,9 @@ class Stubborn:
         self.error: BaseException | None = None
 
     def __call__(self) -> None:
-        self.began.set()
         try:
-            plait.Event().wait_blocking(10)
+            self.began.set()
+            plait.Event().wait_blocking(AMPLE)
         except BaseException as error:
             self.error = error
             raise
@@ -65,7 +65,7 @@ def test_closing_a_coroutine_stops_what_its_scope_started(
             loop.close()
         coro: Any = task.get_coro()
         coro.close()
-        assert work.ended.wait(10)
+        assert work.ended.wait(AMPLE)
         assert isinstance(work.error, plait.TaskStopped)
         assert "closed" in repr(scopes[0])
         assert plait.current_scope() is None
@@ -109,7 +109,7 @@ def test_a_thread_that_waits_for_the_loop_can_be_stopped(run: Run) -> None:
             heard.set()
 
         loop.set_exception_handler(hear)
-        async with plait.scope(grace=60) as s:
+        async with plait.scope(grace=AMPLE) as s:
             handle = s.start(work, where="thread")
             await inside.wait()
             handle.cancel()
@@ -146,7 +146,7 @@ def test_a_loop_that_is_closed_ends_the_wait_of_a_thread() -> None:
     for each in asyncio.all_tasks(loop):
         each._log_destroy_pending = False  # type: ignore[attr-defined]
     loop.close()
-    assert ended.wait(10)
+    assert ended.wait(AMPLE)
     assert [type(error) for error in errors] == [RuntimeError]
     coro: Any = task.get_coro()
     coro.close()
@@ -166,10 +166,10 @@ def test_a_stop_that_was_put_off_does_not_meet_the_next_attempt(run: Run) -> Non
         if attempts == 1:
             with _handle.Masked():  # as in the midst of entering a scope of its own
                 masked.set()
-                go.wait(10)
+                go.wait(AMPLE)
             raise ValueError("once")
         again.set()
-        end.wait(10)
+        end.wait(AMPLE)
         return 7
 
     async def main() -> None:
@@ -183,12 +183,12 @@ def test_a_stop_that_was_put_off_does_not_meet_the_next_attempt(run: Run) -> Non
                     return None
                 return later(seconds, call)
 
-            await asyncio.to_thread(masked.wait, 10)
+            await asyncio.to_thread(masked.wait, AMPLE)
             s._later = collect  # type: ignore[method-assign]
             s._expire_one(handle)
             assert len(put_off) == 1
             go.set()
-            await asyncio.to_thread(again.wait, 10)
+            await asyncio.to_thread(again.wait, AMPLE)
             put_off[0]()
             end.set()
             assert await handle == 7
@@ -226,12 +226,12 @@ def test_a_timeout_that_waited_for_the_lock_does_not_meet_the_next_attempt(
         if attempts == 1:
             raise ValueError("once")
         again.set()
-        end.wait(10)
+        end.wait(AMPLE)
         return 7
 
     with plait.scope() as s:
         handle = s.start(work, where="thread", timeout=FOREVER, retries=1)
-        assert again.wait(10)
+        assert again.wait(AMPLE)
         until(lambda: len(timers) == 2)
         timers[0]()  # that of the first attempt, which has been cancelled
         end.set()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import scope_tasks
-from scope_support import FOREVER, Run, cancelling, forever, value
+from scope_support import AMPLE, FOREVER, Run, cancelling, forever, value
 
 import plait
 
@@ -60,7 +60,7 @@ def test_timeout_of_one(run: Run, where: str) -> None:
 
     async def main() -> None:
         with pytest.raises(plait.TaskTimeout, match=r"slow.*0\.02 s"):
-            async with plait.scope() as s:
+            async with plait.scope(grace=AMPLE) as s:
                 fn: Any = forever if where == "loop" else spin
                 s.start(fn, where=where, timeout=0.02, name="slow")
                 await forever()

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import scope_tasks
-from scope_support import FOREVER, Run, forever, value
+from scope_support import FOREVER, Held, Run, forever, value
 
 import plait
 
-LATE = 20.0
+LATE = 60.0
 """Seconds: far beyond every grace here, and far below for ever."""
 
 
@@ -29,28 +29,12 @@ async def stubborn(go_on: asyncio.Event) -> None:
             pass
 
 
-class Held:
-    """A call in C that nothing stops, and that is known to have begun."""
-
-    def __init__(self) -> None:
-        self.began = threading.Event()
-        self.hold = threading.Event()
-
-    def __call__(self) -> None:
-        self.began.set()
-        self.hold.wait()
-
-    async def wait(self) -> None:
-        await plait.to_thread(self.began.wait, LATE)
-
-
 def test_of_all_strands_what_does_not_stop_is_named_and_the_rest_is_waited_for(run: Run) -> None:
-    held = Held()
-
-    async def main() -> None:
+    async def stop_all(held: Held, grace: float) -> bool:
+        """Whether what does stop has done so within the grace."""
         go_on = asyncio.Event()
         with pytest.raises(plait.Unstopped) as caught:
-            async with plait.scope(grace=2.0, name="mixed") as s:
+            async with plait.scope(grace=grace, name="mixed") as s:
                 s.start(stubborn, go_on, name="coroutine")
                 s.start(held, where="thread", name="in C")
                 good = [
@@ -58,19 +42,27 @@ def test_of_all_strands_what_does_not_stop_is_named_and_the_rest_is_waited_for(r
                     s.start(scope_tasks.spin, FOREVER, where="thread"),
                     s.start(scope_tasks.spin, FOREVER, where="process"),
                 ]
-                await held.wait()
+                await held.begun()
                 began = time.monotonic()
                 s.cancel()
-        assert time.monotonic() - began < LATE
-        assert sorted(name.split(" (")[0] for name in caught.value.tasks) == ["coroutine", "in C"]
-        assert [h.cancelled() for h in good] == [True] * 3
+        assert time.monotonic() - began < grace + LATE
+        named = {name.split(" (")[0] for name in caught.value.tasks}
+        assert {"coroutine", "in C"} <= named
         go_on.set()
         await asyncio.sleep(0)
+        return len(named) == 2 and all(h.cancelled() for h in good)
 
-    try:
-        run(main())
-    finally:
-        held.hold.set()
+    async def main() -> None:
+        for grace in (1.0, 5.0, 20.0):  # a busy machine takes its time
+            held = Held()
+            try:
+                if await stop_all(held, grace):
+                    return
+            finally:
+                held.let_go()
+        pytest.fail("what can be stopped was not")
+
+    run(main())
 
 
 def test_a_late_body_is_named(run: Run) -> None:
@@ -95,7 +87,7 @@ def test_nothing_is_given_more_time_than_a_late_body_took(run: Run) -> None:
         with pytest.raises(plait.Unstopped, match="in C"):
             async with plait.scope(grace=0.02) as s:
                 handle = s.start(held, where="thread", name="in C")
-                await held.wait()
+                await held.begun()
                 s.cancel()
                 asyncio.get_running_loop().call_later(0.1, go_on.set)
                 await stubborn(go_on)
@@ -106,7 +98,7 @@ def test_nothing_is_given_more_time_than_a_late_body_took(run: Run) -> None:
     try:
         run(main())
     finally:
-        held.hold.set()
+        held.let_go()
 
 
 def test_a_shield_keeps_its_own_deadline(run: Run) -> None:

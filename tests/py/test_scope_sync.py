@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 import scope_tasks
+from scope_support import AMPLE, Held
 
 import plait
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 
 async def nothing() -> None:
@@ -67,36 +68,31 @@ def test_errors_and_groups() -> None:
 
 
 def test_cancel_and_deadline() -> None:
-    with plait.scope() as s:
+    with plait.scope(grace=AMPLE) as s:
         handle = s.start(scope_tasks.spin, 3600, where="thread")
         s.cancel()
         with pytest.raises(asyncio.CancelledError):
             handle.result(TIMEOUT)
     with pytest.raises(plait.DeadlineExceeded):
-        with plait.scope(deadline=0.02) as s:
+        with plait.scope(deadline=0.02, grace=AMPLE) as s:
             s.start(scope_tasks.spin, 3600, where="thread").result(TIMEOUT)
     with pytest.raises(plait.TaskTimeout):
-        with plait.scope() as s:
+        with plait.scope(grace=AMPLE) as s:
             s.start(scope_tasks.spin, 3600, where="thread", timeout=0.02)
 
 
 def test_grace_bounds_the_end() -> None:
-    go_on, ready = threading.Event(), threading.Event()
+    held = Held()
     began = time.monotonic()
-
-    def stuck() -> None:
-        ready.set()
-        go_on.wait()
-
     try:
         with pytest.raises(plait.Unstopped, match="stuck"):
             with plait.scope(grace=0.05) as s:
-                s.start(stuck, where="thread")
-                ready.wait(TIMEOUT)
+                s.start(held, where="thread", name="stuck")
+                held.wait()
                 s.cancel()
     finally:
-        go_on.set()
-    assert time.monotonic() - began < 20
+        held.let_go()
+    assert time.monotonic() - began < AMPLE
 
 
 def test_limit_completed_and_map() -> None:
@@ -186,7 +182,7 @@ def test_ctrl_c_ends_a_scope(tmp_path: pathlib.Path) -> None:
         "    print('began', flush=True)\n"  # the main thread has left the block
         "    while True: pass\n"
         "try:\n"
-        "    with plait.scope() as s:\n"
+        "    with plait.scope(grace=60) as s:\n"
         "        h = s.start(spin, where='thread')\n"
         "except KeyboardInterrupt:\n"
         "    print(h.state, flush=True)\n"
@@ -233,7 +229,7 @@ def test_to_thread_and_to_process() -> None:
         with pytest.raises(LookupError, match="far"):
             await plait.to_process(scope_tasks.fail, LookupError, "far")
         with pytest.raises(plait.TaskTimeout):
-            await plait.to_thread(scope_tasks.spin, 3600, timeout=0.02)
+            await plait.to_thread(scope_tasks.spin, 3600, timeout=0.02, grace=AMPLE)
 
     plait.run(main())
 
@@ -243,15 +239,14 @@ def test_cancelling_to_thread_stops_the_function() -> None:
     ended = threading.Event()
 
     def work() -> None:
-        began.set()
         try:
             while True:
-                pass
+                began.set()
         finally:
             ended.set()
 
     async def main() -> None:
-        task = asyncio.create_task(plait.to_thread(work))
+        task = asyncio.create_task(plait.to_thread(work, grace=AMPLE))
         await plait.to_thread(began.wait)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -354,6 +349,6 @@ def test_the_clock_goes_on_after_failures(
     done = threading.Event()
     clock.later(0, lambda: [][0])
     clock.later(0.01, done.set)
-    assert done.wait(20)
+    assert done.wait(TIMEOUT)
     assert called == []
     assert "a call of the clock failed" in caplog.text

@@ -23,6 +23,7 @@ import scope_tasks
 from conftest import new_asyncio_loop, open_fds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from until import until
 
 import plait
 from plait import _strands
@@ -384,13 +385,10 @@ def warm_and_watched() -> Iterator[None]:
     yield
     gc.collect()
     pool = _strands.threads()
-    for _ in range(500):
-        if pool.statistics().running == 0:
-            break
-        threading.Event().wait(0.01)  # stuck threads have been let go, and end by themselves
-    assert pool.statistics().running == 0
+    # Stuck threads have been let go, and end by themselves.
+    until(lambda: pool.statistics().running == 0)
     # A worker that was killed has a successor, with descriptors of the same kinds.
-    assert kinds_of_fds() <= kinds
+    until(lambda: kinds_of_fds() <= kinds)
 
 
 def kinds_of_fds() -> collections.Counter[str]:

@@ -129,11 +129,12 @@ def test_sockets_with_reuse_port_are_shared_out() -> None:
 def test_crash_loses_only_its_own_connections() -> None:
     with Server("commands", "--workers", "2") as server:
         address = server.address()
-        clients = [Client(address) for _ in range(12)]
-        of = {client: int(client.ask("pid")) for client in clients}
-        victim = of[clients[0]]
-        assert len(set(of.values())) == 2
-        clients[0].send("die")
+        of: dict[Client, int] = {}
+        while len(of) < 12 or len(set(of.values())) < 2:  # one may have had no turn so far
+            client = Client(address)
+            of[client] = int(client.ask("pid"))
+        first, victim = next(iter(of.items()))
+        first.send("die")
         for client, pid in of.items():
             if pid == victim:
                 with pytest.raises(ConnectionError):  # noqa: PT012
@@ -269,7 +270,7 @@ def test_terminated_server_finishes_what_it_began() -> None:
             server.send(signal.SIGTERM)
             server.wait_for("graceful end")
             assert client.line().isdigit()
-        assert server.process.wait(60) == 0
+        assert server.process.wait(100) == 0
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address)
 
@@ -282,7 +283,7 @@ def test_quick_end_waits_for_nobody(number: signal.Signals) -> None:
             assert server.end(number) == 0
             assert client.line() == ""
     assert "quick end" in server.log
-    if sys.version_info >= (3, 12):  # before, asyncio's own streams log a cancelled handler
+    if sys.version_info >= (3, 12, 2):  # before, asyncio's own streams log a cancelled handler
         assert "Traceback" not in server.log
 
 
@@ -368,7 +369,7 @@ def test_log_files_are_opened_anew(tmp_path: Path) -> None:
 )
 def test_what_cannot_start_ends_it(target: str, options: tuple[str, ...], message: str) -> None:
     with Server(target, "--workers", "2", *options) as server:
-        assert server.process.wait(60) == 1
+        assert server.process.wait(100) == 1
         server.wait_for(message)
         server.wait_for(rf"plait: (cannot serve '{target}'|a worker could not start)")
     # What is no fault of the program's code takes one line; what is, its own traceback.
@@ -387,7 +388,7 @@ def test_failure_in_the_module_is_told_by_its_own_lines(tmp_path: Path) -> None:
         ("lacking", "No module named 'something_else_that_is_not_there'"),
     ):
         with Server(f"{name}:x", "--workers", "1", path=tmp_path) as server:
-            assert server.process.wait(60) == 1
+            assert server.process.wait(100) == 1
             server.wait_for(f"plait: cannot serve '{name}:x'")
             server.wait_for(message)
             server.wait_for(f'{name}.py", line 1')
@@ -397,7 +398,7 @@ def test_failure_in_the_module_is_told_by_its_own_lines(tmp_path: Path) -> None:
 
 def test_workers_that_end_again_and_again_end_it() -> None:
     with Server("die_soon", "--factory", "--workers", "1", "--max-restarts", "2") as server:
-        assert server.process.wait(60) == 1
+        assert server.process.wait(100) == 1
         server.wait_for("3 workers in a row ended within 10 s, the last one .* with exit code 7")
     assert server.log.count("it is replaced") == 3
 
@@ -474,7 +475,7 @@ def test_program_with_a_unix_socket(tmp_path: Path) -> None:
     with start() as second:
         until(lambda: statistics().count("serving") == 2)
         second.send_signal(signal.SIGTERM)
-        report = json.loads(second.communicate(timeout=60)[0])
+        report = json.loads(second.communicate(timeout=100)[0])
     assert not path.exists()
     assert report["connections"] >= 1
     assert (report["restarts"], report["reloads"]) == (0, 0)
@@ -486,7 +487,7 @@ def test_address_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         with Server("commands", bind=where) as server:
-            assert server.process.wait(60) == 1
+            assert server.process.wait(100) == 1
             server.wait_for("plait: .*cannot listen on 127.0.0.1 port")
 
 
@@ -526,7 +527,7 @@ def test_signal_that_comes_with_its_handler_is_not_lost(tmp_path: Path) -> None:
     program.write_text(EARLY)
     with Server("", program=str(program)) as server:
         server.wait_for("SIGTERM: graceful end")
-        assert server.process.wait(60) == 0
+        assert server.process.wait(100) == 0
 
 
 OWN = """

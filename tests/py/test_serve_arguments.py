@@ -211,9 +211,9 @@ def test_socket_of_a_parent() -> None:
             stderr=subprocess.DEVNULL,
         )
         try:
-            with socket.create_connection(sock.getsockname(), timeout=60) as client:
+            with socket.create_connection(sock.getsockname(), timeout=100) as client:
                 client.sendall(b"?")
                 assert int(client.recv(100)) != child.pid
         finally:
             child.terminate()
-            assert child.wait(60) == 0
+            assert child.wait(100) == 0

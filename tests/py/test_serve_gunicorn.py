@@ -43,3 +43,30 @@ def test_uvicorn_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_worker() -> None:
     with pytest.raises(AttributeError, match="no attribute 'TornadoWorker'"):
         _ = plait.gunicorn.TornadoWorker  # type: ignore[attr-defined]
+
+
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that nothing is installed that the workers build on."""
+    for name in ("uvicorn", "uvicorn_worker", "uvicorn.workers", "aiohttp.worker",
+                 "gunicorn.workers.gasgi"):  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in plait.gunicorn._MAKERS:
+        monkeypatch.delitem(vars(plait.gunicorn), name, raising=False)
+
+
+def test_all_names_are_those_that_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch)
+    names: dict[str, object] = {}
+    exec("from plait.gunicorn import *", names)
+    assert set(names) == {"__builtins__"}
+    install(monkeypatch, get_loop_factory=None)
+    exec("from plait.gunicorn import *", names)
+    assert set(names) == {"__builtins__", "UvicornWorker"}
+
+
+def test_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch)
+    for name in ("UvicornWorker", "AiohttpWorker", "AsgiWorker"):
+        with pytest.raises(ImportError, match=rf"plait\.gunicorn\.{name} needs a package") as told:
+            getattr(plait.gunicorn, name)
+        assert isinstance(told.value.__cause__, ModuleNotFoundError)

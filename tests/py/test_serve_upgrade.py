@@ -60,7 +60,7 @@ def test_upgrade_under_load_refuses_nobody(tmp_path: Path) -> None:
                 until(lambda: not workers(server))
                 assert server.process.poll() is None
                 server.send(signal.SIGTERM)
-                assert server.process.wait(60) == 0
+                assert server.process.wait(100) == 0
                 seen = len(outcomes)
                 until(lambda: len(outcomes) > seen + 50)
                 assert int(ask(address, "pid")) in new
@@ -112,6 +112,45 @@ def test_successor_that_fails_leaves_all_as_it_was(tmp_path: Path) -> None:
             assert int(ask(address, "pid")) in server.workers()
         assert server.end() == 0
         assert not path.exists()
+
+
+def test_file_names_the_supervisor_that_serves(tmp_path: Path) -> None:
+    module, file = tmp_path / "sometimes.py", tmp_path / "server.pid"
+    module.write_text("from serve_targets import commands\n")
+    file.write_text("a server that was killed\n")
+    options = ("--workers", "1", "--pid", str(file))
+    with Server("sometimes:commands", *options, path=tmp_path) as server:
+        server.address()
+        mine = f"{server.process.pid}\n"
+        assert file.read_text() == mine
+        module.write_text("raise ValueError('this version is broken')\n")
+        with successor(server) as pid:
+            server.wait_for(rf"successor {pid} ended \(exit code 1\)")
+        assert file.read_text() == mine
+        module.write_text("from serve_targets import commands as commands  # mended\n")
+        with successor(server, 2) as pid:
+            server.wait_for(rf"\[{pid}\].* serving on")
+            until(lambda: file.read_text() == f"{pid}\n")
+            os.kill(pid, signal.SIGKILL)  # it cannot take its name out
+            server.wait_for(rf"successor {pid} ended \(SIGKILL\)")
+            until(lambda: file.read_text() == mine)
+        with successor(server, 3) as pid:
+            server.wait_for(rf"\[{pid}\].* serving on")
+            until(lambda: file.read_text() == f"{pid}\n")
+            server.send(signal.SIGTERM)
+            assert server.process.wait(60) == 0
+            assert file.read_text() == f"{pid}\n"
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: gone(pid))
+    assert not file.exists()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("server.pid")]
+
+
+def test_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "nowhere" / "server.pid"
+    with Server("commands", "--workers", "1", "--pid", str(file)) as server:
+        assert server.process.wait(60) == 1
+        server.wait_for("plait: .*nowhere.*No such file or directory")
 
 
 def test_want_of_descriptors_leaves_all_as_it_was() -> None:
@@ -187,7 +226,7 @@ def test_program_is_started_again_from_the_directory_of_that_name(tmp_path: Path
             server.wait_for(rf"\[{pid}\] serving on 127.0.0.1:{port}, 127.0.0.2:{port} with")
             assert os.readlink(f"/proc/{pid}/cwd") == str(tmp_path / "2")
             server.send(signal.SIGTERM)
-            assert server.process.wait(60) == 0
+            assert server.process.wait(100) == 0
             for host in (first, second):
                 assert int(ask((host, int(port)), "pid")) in children(pid)
     assert f"[{pid}] worker" not in server.log  # that would be of level debug
@@ -216,9 +255,9 @@ def test_what_the_successor_does_not_want_is_closed(tmp_path: Path) -> None:
             assert int(ask(("127.0.0.1", port), "pid")) in workers(server)
             assert path.exists()
             server.send(signal.SIGTERM)
-            assert server.process.wait(60) == 0
+            assert server.process.wait(100) == 0
             with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port), timeout=30)
+                socket.create_connection(("127.0.0.1", port), timeout=100)
             os.kill(pid, signal.SIGTERM)
             until(lambda: gone(pid))
             assert not path.exists()
@@ -245,7 +284,7 @@ def test_socket_of_systemd() -> None:
             with successor(server) as pid:
                 server.wait_for(rf"\[{pid}\].* serving on")
                 server.send(signal.SIGTERM)
-                assert server.process.wait(60) == 0
+                assert server.process.wait(100) == 0
                 assert int(ask(address, "pid")) in children(pid)
 
 
@@ -265,5 +304,5 @@ def test_variables_for_another_process_are_left_alone() -> None:
 )
 def test_inheritance_that_is_not_there(text: str) -> None:
     with Server("commands", PLAIT_SERVE_INHERIT=text) as server:
-        assert server.process.wait(60) == 1
+        assert server.process.wait(100) == 1
         server.wait_for("plait: PLAIT_SERVE_INHERIT is set by a supervisor for the one that")

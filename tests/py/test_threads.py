@@ -175,7 +175,7 @@ def test_callbacks_that_raise_are_logged(caplog: pytest.LogCaptureFixture) -> No
         future.add_done_callback(lambda future: 1 // 0)
         future.add_done_callback(lambda future: called.set())
         gate.go.set()
-        assert called.wait(20)
+        assert called.wait(60)
     assert "exception calling callback" in caplog.text
 
 
@@ -196,7 +196,7 @@ def test_name_and_priority() -> None:
     order: list[str] = []
     with plait.ThreadPool(1) as pool:
         first = pool.options(name="the gate").submit(gate)
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(60)
         assert pool.statistics().threads[0].task == "the gate"
         futures = [
             pool.options(priority=priority).submit(order.append, text)
@@ -291,7 +291,7 @@ def test_threads_start_when_needed_and_the_last_idle_one_is_used() -> None:
         gates = [Gate() for _ in range(3)]
         futures = [pool.submit(gate) for gate in gates]
         for gate in gates:
-            assert gate.begun.wait(20)
+            assert gate.begun.wait(60)
         assert len(pool.statistics().threads) == 3
         # They come to rest one after the other: whoever did so last does all that follows.
         last = 0
@@ -323,11 +323,11 @@ def test_resize() -> None:
     with plait.ThreadPool(1) as pool:
         gates = [Gate() for _ in range(4)]
         futures = [pool.submit(gate) for gate in gates]
-        assert gates[0].begun.wait(20)
+        assert gates[0].begun.wait(60)
         assert not gates[1].begun.is_set()
         pool.resize(3)
-        assert gates[1].begun.wait(20)
-        assert gates[2].begun.wait(20)
+        assert gates[1].begun.wait(60)
+        assert gates[2].begun.wait(60)
         assert pool.statistics().workers == 3
         pool.resize(1)
         for gate in gates:
@@ -356,7 +356,7 @@ def test_initializer_runs_once_in_each_thread() -> None:
     with plait.ThreadPool(3, initializer=prepare, initargs=[7]) as pool:
         futures = [pool.submit(look, gate) for gate in gates]
         for gate in gates:
-            assert gate.begun.wait(20)
+            assert gate.begun.wait(60)
             gate.go.set()
         assert [future.result() for future in futures] == [7, 7, 7]
         assert pool.submit(lambda: local.value).result() == 7
@@ -372,7 +372,7 @@ def test_initializer_that_fails_breaks_the_pool(caplog: pytest.LogCaptureFixture
 
     with plait.ThreadPool(1, initializer=prepare) as pool:
         futures = [pool.submit(pow, 2, n) for n in range(3)]
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(60)
         gate.go.set()
         for future in futures:
             error = future.exception()
@@ -397,7 +397,7 @@ def test_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pool.statistics().queued == 0
         gate = Gate()
         first = pool.submit(gate)
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(60)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
             second = pool.submit(pow, 2, 2)  # the thread that there is will do it
@@ -414,7 +414,7 @@ def test_full_line_raises() -> None:
     gate = Gate()
     with plait.ThreadPool(1, max_pending=2, when_full="raise") as pool:
         first = pool.submit(gate)
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(60)
         waiting = [pool.submit(pow, 2, n) for n in range(2)]
         with pytest.raises(plait.PoolFull, match="2 tasks are waiting"):
             pool.submit(pow, 2, 2)
@@ -430,7 +430,7 @@ def test_full_line_blocks_until_there_is_room() -> None:
     gate = Gate()
     with plait.ThreadPool(1, max_pending=1) as pool:
         pool.submit(gate)
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(60)
         pool.submit(int)
         through: list[int] = []
 
@@ -461,7 +461,7 @@ def test_shutdown_frees_those_that_wait_for_room() -> None:
     gate = Gate()
     pool = plait.ThreadPool(1, max_pending=1)
     pool.submit(gate)
-    assert gate.begun.wait(20)
+    assert gate.begun.wait(60)
     pool.submit(int)
     outcome: list[Any] = []
 
@@ -527,7 +527,7 @@ def test_the_default_executor_of_a_loop_leaves_running_tasks_alone(loop: Any) ->
         name = await asyncio.to_thread(lambda: threading.current_thread().name)
         assert name == "asyncio_0"
         future = loop.run_in_executor(None, task)
-        await loop.run_in_executor(None, gate.begun.wait, 20)
+        await loop.run_in_executor(None, gate.begun.wait, 60)
         future.cancel()
         with pytest.raises(asyncio.CancelledError):
             await future
@@ -579,7 +579,7 @@ def test_submit_in_a_loop_does_not_block(when_full: str) -> None:
         await asyncio.wrap_future(first)
 
     with plait.ThreadPool(1, max_pending=1, when_full=when_full) as pool:
-        asyncio.run(asyncio.wait_for(main(pool), 30))
+        asyncio.run(asyncio.wait_for(main(pool), 60))
 
 
 def test_cancelling_the_coroutine_stops_the_task(any_loop_factory: Any) -> None:
@@ -627,7 +627,7 @@ def test_two_loops_wait_for_one_task() -> None:
         threads = [threading.Thread(target=plait.run, args=(wait(),)) for _ in range(2)]
         for thread in threads:
             thread.start()
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(60)
         gate.go.set()
         for thread in threads:
             thread.join()
@@ -655,7 +655,7 @@ def test_shutdown_cancels_what_waits() -> None:
     gate = Gate()
     pool = plait.ThreadPool(1)
     first = pool.submit(gate, "done")
-    assert gate.begun.wait(20)
+    assert gate.begun.wait(60)
     waiting = [pool.submit(int) for _ in range(5)]
     pool.shutdown(wait=False, cancel_futures=True)
     assert all(future.cancelled() for future in waiting)
@@ -666,23 +666,24 @@ def test_shutdown_cancels_what_waits() -> None:
 
 
 def test_shutdown_returns_in_time_and_names_what_runs_on() -> None:
-    lock = threading.Lock()
-    lock.acquire()
+    locks = [threading.Lock() for _ in range(2)]
+    for lock in locks:
+        lock.acquire()
     pool = plait.ThreadPool(2)
-    stuck = pool.options(name="stuck").submit(lock.acquire)
-    waiting = [pool.submit(lock.acquire), pool.submit(int)]
+    stuck = pool.options(name="stuck").submit(locks[0].acquire)
+    waiting = [pool.submit(locks[1].acquire), pool.submit(int)]
     until(lambda: pool.statistics().running == 2)
     before = time.monotonic()
     with pytest.warns(RuntimeWarning, match="asked to stop: stuck, .*acquire|acquire, stuck"):
         pool.shutdown(timeout=0.05)
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 60
     assert waiting[1].cancelled()
     assert stuck.running()
     assert all(thread.stopping for thread in pool.statistics().threads)
-    lock.release()
+    locks[0].release()
     with pytest.raises(concurrent.futures.CancelledError):
-        stuck.result(20)
-    lock.release()
+        stuck.result(60)
+    locks[1].release()
     pool.shutdown()
     assert stuck.cancelled()
     assert stuck.stopped is None  # nothing was raised in it: it came back by itself
@@ -690,7 +691,7 @@ def test_shutdown_returns_in_time_and_names_what_runs_on() -> None:
 
 def test_shutdown_by_a_task_of_the_pool() -> None:
     pool = plait.ThreadPool(2)
-    pool.submit(pool.shutdown).result(20)
+    pool.submit(pool.shutdown).result(60)
     pool.shutdown()
 
 
@@ -707,7 +708,7 @@ def test_a_dropped_pool_does_its_work_and_ends() -> None:
     gate.go.set()
     assert [future.result() for future in futures] == [0, 1, 2, 3]
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -721,7 +722,7 @@ def test_with_block_left_by_an_interrupt() -> None:
             running = pool.submit(lock.acquire)
             waiting.append(pool.submit(int))
             until(running.running)
-            lock.release()
+            waiting[0].add_done_callback(lambda _: lock.release())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -752,7 +753,7 @@ def test_an_interrupt_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch) -> 
             with pytest.raises(KeyboardInterrupt):
                 pool.submit(done.wait, 0.01)
         # The thread that came is the pool's, and its only one.
-        assert pool.submit(pow, 2, 3).result(20) == 8
+        assert pool.submit(pow, 2, 3).result(60) == 8
         assert len(pool.statistics().threads) == 1
     assert not done.is_set()
 
@@ -779,7 +780,7 @@ def test_an_interrupt_at_any_line_of_a_start_costs_no_thread() -> None:
 
         sys.settrace(trace)
         try:
-            pool.submit(int).result(20)
+            pool.submit(int).result(60)
         except KeyboardInterrupt:
             return True
         finally:
@@ -789,7 +790,7 @@ def test_an_interrupt_at_any_line_of_a_start_costs_no_thread() -> None:
     for step in itertools.count():
         with plait.ThreadPool(1) as pool:
             interrupted = submit_interrupted_at(step, pool)
-            assert pool.submit(pow, 2, 3).result(20) == 8, step
+            assert pool.submit(pow, 2, 3).result(60) == 8, step
             assert len(pool.statistics().threads) == 1, step
             until(lambda pool=pool: len(pool._threads) == 1)
         if not interrupted:
@@ -803,7 +804,7 @@ def test_a_thread_that_comes_when_there_are_to_be_fewer(monkeypatch: pytest.Monk
         gates = [Gate() for _ in range(2)]
         futures: list[Any] = [pool.submit(gate) for gate in gates]
         for gate in gates:
-            assert gate.begun.wait(20)
+            assert gate.begun.wait(60)
 
         def resized(self: threading.Thread) -> None:
             pool.resize(1)
@@ -815,7 +816,7 @@ def test_a_thread_that_comes_when_there_are_to_be_fewer(monkeypatch: pytest.Monk
         until(lambda: len(pool._threads) == 2)
         for gate in gates:
             gate.go.set()
-        assert futures[2].result(20) == 8
+        assert futures[2].result(60) == 8
 
 
 def test_shutdown_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -825,7 +826,7 @@ def test_shutdown_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatc
     def slow(self: threading.Thread) -> None:
         if isinstance(self, _threads._Thread):
             starting.set()
-            assert go.wait(20)
+            assert go.wait(60)
         start(self)
 
     pool = plait.ThreadPool(1)
@@ -834,14 +835,14 @@ def test_shutdown_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatc
         patch.setattr(threading.Thread, "start", slow)
         other = threading.Thread(target=lambda: futures.append(pool.submit(pow, 2, 3)))
         other.start()
-        assert starting.wait(20)
+        assert starting.wait(60)
         pool.shutdown(timeout=0.0)
         closer = threading.Thread(target=pool.shutdown)
         closer.start()
         go.set()
-        closer.join(20)
+        closer.join(60)
         assert not closer.is_alive()
-    other.join(20)
+    other.join(60)
     assert futures[0].cancelled()
 
 
@@ -869,7 +870,7 @@ def test_ctrl_c_ends_the_program_whatever_runs(how: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert err.strip().splitlines()[-1].startswith("KeyboardInterrupt")
     assert "Fatal" not in err
@@ -897,7 +898,7 @@ def test_statistics() -> None:
     with plait.ThreadPool(2) as pool:
         pool.submit(divmod, 1, 0).exception()
         first = pool.submit(gate)
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(60)
         second = pool.submit(gate)
         until(lambda: pool.statistics().running == 2)
         third = pool.submit(int)

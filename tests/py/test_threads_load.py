@@ -212,7 +212,7 @@ def test_loops_end_while_threads_call_them() -> None:
                 assert loop.run_until_complete(ask(pool, round_ % 7 + 1)) >= 1
             finally:
                 loop.close()
-        assert pool.submit(abs, -1).result(20) == 1
+        assert pool.submit(abs, -1).result(60) == 1
 
 
 def test_an_own_call_soon_threadsafe_is_used() -> None:
@@ -228,7 +228,7 @@ def test_an_own_call_soon_threadsafe_is_used() -> None:
         begun = threading.Event()
         loop = asyncio.get_running_loop()
         loop.call_soon(begun.set)
-        return await loop.run_in_executor(pool, begun.wait, 20)
+        return await loop.run_in_executor(pool, begun.wait, 60)
 
     with plait.ThreadPool(1, thread_name_prefix="own") as pool:
         loop = Loop()

@@ -50,11 +50,11 @@ def test_cancel_of_a_running_task() -> None:
     begun = threading.Event()
     with plait.ThreadPool(1) as pool:
         future = pool.submit(spin, begun)
-        assert begun.wait(20)
+        assert begun.wait(60)
         assert not future.cancelled()
         assert future.cancel()
         with pytest.raises(concurrent.futures.CancelledError):
-            future.result(20)
+            future.result(60)
         assert future.stopped == "exception"
         assert future.cancel()  # it is cancelled
         # The thread is as good as before.
@@ -83,10 +83,10 @@ def test_a_task_may_clean_up() -> None:
 
     with plait.ThreadPool(1) as pool:
         future = pool.submit(task)
-        assert begun.wait(20)
+        assert begun.wait(60)
         future.cancel()
         with pytest.raises(concurrent.futures.CancelledError):
-            future.result(20)
+            future.result(60)
     assert steps == ["cleaned"]
 
 
@@ -104,11 +104,11 @@ def test_a_task_that_looks_at_the_flag() -> None:
     with plait.ThreadPool(1) as pool:
         future = pool.submit(lambda: answers.append(task()))
         assert not pool.submit(plait.stop_requested).running()
-        assert begun.wait(20)
+        assert begun.wait(60)
         assert future.cancel()
         # cancel() said so: what the task returns does not change it.
         with pytest.raises(concurrent.futures.CancelledError):
-            future.result(20)
+            future.result(60)
         assert future.stopped is None
         assert pool.submit(plait.stop_requested).result() is False
     assert answers == ["asked"]
@@ -130,7 +130,7 @@ def test_what_cannot_be_stopped_goes_on_and_is_shown() -> None:
         assert thread.stopping
         lock.release()
         with pytest.raises(concurrent.futures.CancelledError):
-            future.result(20)
+            future.result(60)
         assert pool.submit(pow, 2, 3).result() == 8
 
 
@@ -139,7 +139,7 @@ def test_cancel_by_the_task_itself() -> None:
     given = threading.Event()
 
     def task() -> None:
-        assert given.wait(20)
+        assert given.wait(60)
         futures[0].cancel()
         while True:
             pass
@@ -148,7 +148,7 @@ def test_cancel_by_the_task_itself() -> None:
         futures.append(pool.submit(task))
         given.set()
         with pytest.raises(concurrent.futures.CancelledError):
-            futures[0].result(20)
+            futures[0].result(60)
 
 
 def test_a_task_stopped_by_its_own_exception_is_no_cancel() -> None:
@@ -175,10 +175,10 @@ def test_cancel_wins_over_retries() -> None:
 
     with plait.ThreadPool(1) as pool:
         future = pool.options(retries=5).submit(task)
-        assert begun.wait(20)
+        assert begun.wait(60)
         future.cancel()
         with pytest.raises(concurrent.futures.CancelledError):
-            future.result(20)
+            future.result(60)
     assert times == [1]
 
 
@@ -190,7 +190,7 @@ def test_timeout() -> None:
     with plait.ThreadPool(1) as pool:
         future = pool.options(timeout=0.02, name="spinning").submit(spin, begun)
         with pytest.raises(plait.TaskTimeout, match=r"spinning ran for longer than .* 0.02 s"):
-            future.result(20)
+            future.result(60)
         error = future.exception()
         assert isinstance(error, TimeoutError)
         assert isinstance(error, plait.PlaitError)
@@ -209,7 +209,7 @@ def test_timeout_counts_from_the_start() -> None:
     gate = Gate()
     with plait.ThreadPool(1) as pool:
         pool.submit(gate)
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(60)
         future = pool.options(timeout=5).submit(pow, 2, 3)
         short = pool.options(timeout=0.001).submit(pow, 2, 3)
         with plait.ThreadPool(1) as other:  # meanwhile its time passes, and more
@@ -231,7 +231,7 @@ def test_timeouts_of_many_lengths() -> None:
             for length, event in zip(lengths, started, strict=True)
         ]
         for future in futures:
-            assert isinstance(future.exception(20), plait.TaskTimeout)
+            assert isinstance(future.exception(60), plait.TaskTimeout)
         assert pool.submit(pow, 2, 3).result() == 8
 
 
@@ -244,7 +244,7 @@ def test_timeout_of_what_cannot_be_stopped() -> None:
         assert not future.done()
         assert not future.cancel()  # it will end as timed out
         lock.release()
-        error = future.exception(20)
+        error = future.exception(60)
         assert isinstance(error, plait.TaskTimeout)
         assert future.stopped is None
 
@@ -253,7 +253,7 @@ def test_timeout_of_zero_is_the_shortest() -> None:
     begun = threading.Event()
     with plait.ThreadPool(1) as pool:
         future = pool.options(timeout=0).submit(spin, begun)
-        assert isinstance(future.exception(20), plait.TaskTimeout)
+        assert isinstance(future.exception(60), plait.TaskTimeout)
 
 
 # ---- stops that land near the end of short tasks
@@ -386,13 +386,13 @@ def test_a_stop_and_the_end_of_a_budget_meet(budget: float) -> None:
 
     with plait.ThreadPool(1) as pool:
         future = pool.submit(work)
-        assert begun.wait(20)
+        assert begun.wait(60)
         if budget < 0.1:
             time.sleep(0.1)
         assert future.cancel()
         try:
             with pytest.raises(concurrent.futures.CancelledError):
-                future.result(20)
+                future.result(60)
             assert not gone.is_set()
             assert future.stopped == "exception"
         finally:

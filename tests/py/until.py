@@ -1,15 +1,25 @@
-"""Waiting for what no event tells of."""
+"""Waiting for what no event tells of, and for the ends of processes."""
 
 from __future__ import annotations
 
+import os
+import select
 import time
 from collections.abc import Callable
 from typing import Any
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 100.0) -> None:
     """Look again and again until it holds; fail after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.001)
+
+
+def wait_for_end(pidfd: int, what: str = "a process", seconds: float = 100.0) -> None:
+    """Wait until the process of a pidfd has ended, and close the pidfd."""
+    try:
+        assert select.select([pidfd], [], [], seconds)[0], f"{what} did not end"
+    finally:
+        os.close(pidfd)

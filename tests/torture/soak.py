@@ -63,6 +63,11 @@ def descriptors() -> set[str]:
     return found
 
 
+def named() -> set[str]:
+    """What has a name in shared memory; other programs may come and go with theirs."""
+    return {name for name in os.listdir("/dev/shm") if "plait" in name}
+
+
 def children() -> set[int]:
     """The children of this process."""
     found = set()
@@ -146,7 +151,7 @@ def soak(
     dice = random.Random(seed)
     report = Report()
     gc.collect()
-    fds, shm, before = descriptors(), set(os.listdir("/dev/shm")), children()
+    fds, shm, before = descriptors(), named(), children()
     start = time.monotonic()
     with plait.ProcessPool(2) as pool:
         lock = threading.Lock()
@@ -185,7 +190,7 @@ def soak(
     del pool, threads
     gc.collect()
     assert descriptors() == fds, descriptors() ^ fds
-    assert set(os.listdir("/dev/shm")) <= shm
+    assert named() <= shm
     assert children() <= before, "processes were left"
     return report
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 import torture_tasks as tasks
+from soak import named
 
 import plait
 
-TIMEOUT = 60.0
+TIMEOUT = 100.0
 THREADS = 16
 ROUNDS = 1 if os.environ.get("TORTURE") == "short" else 3
 HERE = Path(__file__).parent
@@ -35,7 +36,23 @@ def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < end, "it did not come to be"
-        os.sched_yield()
+        time.sleep(0.001)
+
+
+def wait_for_ends(fds: list[int], what: str) -> None:
+    """Wait until the processes of these pidfds have ended, and close them."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    end = time.monotonic() + TIMEOUT
+    left = set(fds)
+    while left and time.monotonic() < end:
+        for fd, _ in poll.poll(1000):
+            poll.unregister(fd)
+            left.discard(fd)
+    for fd in fds:
+        os.close(fd)
+    assert not left, what
 
 
 def honest(pool: plait.ProcessPool, n: int) -> str | None:
@@ -176,12 +193,11 @@ def crash_while_shutting_down(name: str) -> None:
     with Crowd(pool, 4) as crowd:
         pass
     work = [pool.submit(tasks.square, i) for i in range(50)]
-    pids = [worker.pid for worker in pool._seats.values()]
+    fds = [os.pidfd_open(worker.pid) for worker in pool.statistics().workers]
     pool.shutdown(timeout=TIMEOUT)
     assert crowd.errors == []
     assert [f.result(0) for f in work] == [i * i for i in range(50)]
-    for pid in pids:
-        assert not Path(f"/proc/{pid}").exists(), "a worker outlived its pool"
+    wait_for_ends(fds, "a worker outlived its pool")
 
 
 @pytest.mark.parametrize("name", tasks.CRASHES)
@@ -261,7 +277,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("stage", [*STAGES, "busy"])
 def test_a_killed_parent_leaves_nothing(tmp_path: Path, stage: str) -> None:
-    shm = set(os.listdir("/dev/shm"))
+    shm = named()
     code = textwrap.dedent(PARENT).format(stage=stage, where=str(tmp_path), threads=THREADS)
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -283,19 +299,8 @@ def test_a_killed_parent_leaves_nothing(tmp_path: Path, stage: str) -> None:
         parent.kill()
         parent.wait(TIMEOUT)
         parent.stdout.close()
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    end = time.monotonic() + TIMEOUT
-    left = set(fds)
-    while left and time.monotonic() < end:
-        for fd, _ in poll.poll(1000):
-            poll.unregister(fd)
-            left.discard(fd)
-    for fd in fds:
-        os.close(fd)
-    assert not left, "processes outlived the killed parent"
-    assert set(os.listdir("/dev/shm")) <= shm
+    wait_for_ends(fds, "processes outlived the killed parent")
+    assert named() <= shm
 
 
 def test_soak_short() -> None:

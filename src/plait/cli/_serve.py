@@ -52,6 +52,7 @@ def add_arguments(
         help="seconds after which a worker that hangs is replaced; 0 for never (%(default)s)")  # fmt: skip
     add("--max-restarts", type=whole("a number of restarts", 0, 1 << 20), default=10, metavar="N",
         help="workers in a row that may end at once (%(default)s)")  # fmt: skip
+    add("--pid", metavar="FILE", help="a file that names the supervisor's process while it serves")
     add("--certfile", metavar="FILE", help="for TLS: the certificate, with its chain")
     add("--keyfile", metavar="FILE", help="for TLS: the key, where it is not in the same file")
     add("--option", action="append", default=[], metavar="NAME=VALUE", type=_option,
@@ -117,6 +118,7 @@ def main(args: argparse.Namespace) -> int:
         serve_on(
             listen,
             COMMAND,
+            pid=args.pid,
             target=args.target,
             workers=args.workers,
             kind=args.kind,

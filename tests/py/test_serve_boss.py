@@ -1,0 +1,127 @@
+"""The supervisor of plait.serve at moments that no client can choose."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import socket
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from plait import _core
+from plait._serve_boss import Supervisor, _Worker
+from plait._serve_sockets import ENVIRONMENT, Listeners
+from plait._serve_upgrade import Successor, birth_of, process_ended
+
+
+def supervisor(listeners: Listeners) -> Supervisor:
+    setup: Any = SimpleNamespace(
+        workers=1, seats=2, rota=_core.Rota(2), max_restarts=10, sockets=()
+    )
+    return Supervisor(setup, listeners)
+
+
+def wait_for_end(pidfd: int) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(30000)
+
+
+def test_last_words_of_a_worker_are_heard(caplog: pytest.LogCaptureFixture) -> None:
+    """All that it has said before its end, though it is looked at only then."""
+    caplog.set_level(logging.DEBUG, "plait.serve")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        pid = os.fork()
+        if pid == 0:
+            theirs.send(b"ready")
+            theirs.send(b"failed the roof came down")
+            os._exit(3)
+    with Listeners(1) as listeners:
+        boss = supervisor(listeners)
+        ours.setblocking(False)
+        worker = _Worker(pid, os.pidfd_open(pid), ours, 0, 0, time.monotonic())
+        for fd in (worker.pidfd, ours.fileno()):
+            boss._poll.register(fd, select.POLLIN)
+            worker.fds.append(fd)
+        boss._workers[pid] = worker
+        wait_for_end(worker.pidfd)
+        boss._bury(worker)
+    assert worker.ready
+    assert "the roof came down" in caplog.text
+
+
+def test_number_that_is_another_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The predecessor has ended, and its number was given to somebody else."""
+    parent = os.getppid()
+    born = birth_of(parent)
+    assert born is not None
+    for told, lives in ((born, True), (born - 1, False), (None, True)):
+        found = {"pid": parent, "born": told, "sockets": []}
+        monkeypatch.setenv(ENVIRONMENT, json.dumps(found))
+        with Listeners(1) as listeners:
+            assert listeners.predecessor_lives() is lives
+
+
+def test_birth_of_nobody() -> None:
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], os.environ)
+    os.waitpid(pid, 0)
+    assert birth_of(pid) is None
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["is gone", "lives"])
+def test_successor_at_the_very_end(
+    ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has ended in the last turn listens on nothing: the path is removed here."""
+    path = tmp_path / "socket"
+    code = "pass" if ends else "input()"
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", code])
+    reader, writer = os.pipe()
+    stdin = os.dup(0)
+    os.dup2(reader, 0)
+    follower = None
+
+    def turn(boss: Supervisor, wake: socket.socket) -> None:
+        nonlocal follower
+        follower = boss._successor = Successor(None, {}, [])
+        boss._poll.register(follower.pidfd, select.POLLIN)
+        if ends:
+            wait_for_end(follower.pidfd)
+
+    monkeypatch.setattr(Supervisor, "_turn", turn)
+    try:
+        with Listeners(1) as listeners:
+            listeners.add_unix(str(path))
+            supervisor(listeners).run()
+            assert listeners.handed_over is not ends
+        assert path.exists() is not ends
+    finally:
+        os.dup2(stdin, 0)
+        for fd in (stdin, reader, writer):
+            os.close(fd)
+        assert follower is not None
+        if not ends:
+            os.waitpid(follower.pid, 0)
+
+
+def test_process_that_ends() -> None:
+    pid = os.posix_spawn(
+        sys.executable, [sys.executable, "-c", "import signal; signal.pause()"], os.environ
+    )
+    pidfd = os.pidfd_open(pid)
+    try:
+        assert not process_ended(pidfd)
+        os.kill(pid, 9)
+        wait_for_end(pidfd)
+        assert process_ended(pidfd)
+    finally:
+        os.waitpid(pid, 0)
+        os.close(pidfd)
