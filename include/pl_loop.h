@@ -168,7 +168,7 @@ struct pl_loop {
     struct pl_io *late;       /* queued without memory for the queue */
     struct pl_post *taken;    /* posts taken over, oldest first */
     uint32_t bulk;            /* the weights of what was reported by the last collect */
-    bool held;                /* the poller has told more than collect has passed on */
+    bool unreported;          /* the poller has told more than collect has passed on */
     int wake_fd;
     struct pl_io wake_io;
     struct pl_loop_stats stats;

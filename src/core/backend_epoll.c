@@ -86,7 +86,7 @@ int pl__epoll_fetch(struct pl_epoll_set *set, int64_t timeout_ns)
 
 int pl__epoll_report(struct pl_epoll_set *set, struct pl_loop *loop)
 {
-    while (set->next < set->count && !pl__io_hold(loop)) {
+    while (set->next < set->count && !pl__io_full(loop)) {
         const struct epoll_event *ev = &set->events[set->next];
         int r = pl__io_report(loop, ev->data.u64, pl__io_events(ev->events));
         if (r < 0)

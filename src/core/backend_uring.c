@@ -651,7 +651,7 @@ static int uring_report(struct pl_loop *loop)
         if (r < 0)
             return r;
         struct io_uring_cqe *cqe = pl__ring_exists(p) ? pl__uring_peek(&p->ring) : NULL;
-        if (cqe == NULL || pl__io_hold(loop))
+        if (cqe == NULL || pl__io_full(loop))
             return 0;
         r = completed(loop, cqe);
         if (r < 0)

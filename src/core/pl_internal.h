@@ -22,10 +22,10 @@ void pl__timers_fini(struct pl_loop *loop);
 int pl__io_report(struct pl_loop *loop, uint64_t key, unsigned events) PL_MUST_CHECK;
 
 /* Whether what is left is to be reported by the next collect, see PL_LOOP_BULK. */
-static inline bool pl__io_hold(struct pl_loop *loop)
+static inline bool pl__io_full(struct pl_loop *loop)
 {
-    loop->held = loop->bulk >= PL_LOOP_BULK / PL_IO_WEIGHT;
-    return loop->held;
+    loop->unreported = loop->bulk >= PL_LOOP_BULK / PL_IO_WEIGHT;
+    return loop->unreported;
 }
 
 /* pl_io_watch for nothing, which cannot fail. */
@@ -111,7 +111,7 @@ struct pl_backend_ops {
     void (*forget)(struct pl_loop *loop, int fd);
     int (*wait)(struct pl_loop *loop, int64_t timeout_ns);
     /* Passes what wait got to pl__io_report. On -ENOMEM the rest stays for next time, and
-     * when pl__io_hold says so. */
+     * when pl__io_full says so. */
     int (*report)(struct pl_loop *loop);
 
     /* The rest is there, all of it or nothing, when the backend receives for the descriptors of

@@ -284,7 +284,7 @@ void pl_loop_call(struct pl_loop *loop)
 int64_t pl_loop_timeout(struct pl_loop *loop)
 {
     if (pl_queue_len(&loop->ready) > 0 || loop->corked != NULL || loop->late != NULL ||
-        loop->taken != NULL || loop->held)
+        loop->taken != NULL || loop->unreported)
         return 0;
     /* relaxed: a hint; pl_loop_wait looks again before it blocks. */
     if (atomic_load_explicit(&loop->posts, memory_order_relaxed) != NULL)
@@ -298,7 +298,7 @@ int64_t pl_loop_timeout(struct pl_loop *loop)
 
 int pl_loop_wait(struct pl_loop *loop, int64_t timeout_ns)
 {
-    if (PL_UNLIKELY(loop->held))
+    if (PL_UNLIKELY(loop->unreported))
         return 1;
     loop->stats.polls++;
     if (timeout_ns == 0)
@@ -360,7 +360,7 @@ int pl_loop_collect(struct pl_loop *loop)
     if (r < 0)
         return r;
     loop->bulk = 0;
-    loop->held = false;
+    loop->unreported = false;
     r = loop->backend->report(loop);
     if (r < 0)
         return r;

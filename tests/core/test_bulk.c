@@ -153,7 +153,7 @@ static void large_messages_take_turns(void)
     /* They were told of together, and nobody was asked again. */
     if (strcmp(pl_loop_backend_name(&f.loop), "epoll") == 0)
         CHECK_EQ(f.loop.stats.polls - polls, 1);
-    CHECK(!f.loop.held);
+    CHECK(!f.loop.unreported);
     RUN_UNTIL(&f.loop, f.waiting == 0);
     CHECK_EQ(pl_loop_timeout(&f.loop), -1);
     end(&f);
@@ -175,7 +175,7 @@ static void the_next_wait_does_not_sleep(void)
     start(&f, MESSAGE);
     send_all(&f, MESSAGE);
     CHECK_OK(pl_loop_once(&f.loop));
-    CHECK(f.loop.held);
+    CHECK(f.loop.unreported);
     CHECK_EQ(pl_loop_timeout(&f.loop), 0);
     CHECK_OK(pl_loop_wait(&f.loop, -1));
     RUN_UNTIL(&f.loop, f.reads == STREAMS && f.waiting == 0);
@@ -188,7 +188,7 @@ static void a_stream_may_end_before_its_turn(void)
     start(&f, MESSAGE);
     f.aborts = &f.users[0];
     send_all(&f, MESSAGE);
-    RUN_UNTIL(&f.loop, f.aborts->closed && f.waiting == 0 && !f.loop.held);
+    RUN_UNTIL(&f.loop, f.aborts->closed && f.waiting == 0 && !f.loop.unreported);
     CHECK_CMP(f.reads, <, STREAMS);
     end(&f);
 }
