@@ -77,7 +77,7 @@ def test_errors_are_those_of_asyncio(
     for new_loop in (asyncio.SelectorEventLoop, plait.new_event_loop):
         loop = new_loop()
         try:
-            error = loop.run_until_complete(asyncio.wait_for(main(), 20))
+            error = loop.run_until_complete(asyncio.wait_for(main(), 100))
         finally:
             loop.close()
         assert type(error) is seen, new_loop

@@ -19,10 +19,10 @@ ATTEMPTS = 5000  # turns; on a busy machine many are interrupted, which ends the
 
 @pytest.fixture
 def run(loop: plait.Loop) -> Callable[[Any], Any]:
-    """Run a coroutine on the fixture's loop, for at most 20 seconds."""
+    """Run a coroutine on the fixture's loop, for at most 100 seconds."""
 
     def runner(coroutine: Any) -> Any:
-        return loop.run_until_complete(asyncio.wait_for(coroutine, 20))
+        return loop.run_until_complete(asyncio.wait_for(coroutine, 100))
 
     return runner
 
@@ -33,7 +33,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        theirs.settimeout(20)
+        theirs.settimeout(100)
         yield ours, theirs
 
 

@@ -31,9 +31,10 @@ def supervisor(listeners: Listeners) -> Supervisor:
 def wait_for_end(pidfd: int) -> None:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    assert poll.poll(30000)
+    assert poll.poll(100_000)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_last_words_of_a_worker_are_heard(caplog: pytest.LogCaptureFixture) -> None:
     """All that it has said before its end, though it is looked at only then."""
     caplog.set_level(logging.DEBUG, "plait.serve")
