@@ -101,12 +101,12 @@ enum pl_io_mode {
 struct pl_io {
     struct pl_op op;
     int fd;
-    uint8_t mode : 7;   /* with `idle` in one byte: the connections pay for each of ours */
+    uint8_t mode : 6;   /* three in one byte: each connection pays for what is here */
     bool idle : 1;      /* kept for its registration only, see pl_io_open */
+    bool queued : 1;    /* in the ready queue */
     uint8_t want;       /* what the poller is asked for */
     uint8_t ready;      /* what the poller said and no one has handled */
     uint8_t weight;     /* what reading it may bring, in PL_IO_WEIGHT; see PL_LOOP_BULK */
-    bool queued;        /* in the ready queue */
     struct pl_io *late; /* see pl__io_enqueue */
 };
 
@@ -161,7 +161,10 @@ struct pl_loop {
     pid_t pid;                /* of the process that made it */
     bool forked;              /* this is a child's copy, and knows it */
     int64_t now;              /* the last reading of the clock by this loop */
-    struct pl_stream *corked; /* list of streams with writes to flush */
+    struct pl_stream *corked; /* list of streams with writes to flush, newest first */
+    int64_t held_since;       /* when the run chose to go on before it flushes them; else 0 */
+    uint32_t hold_more;       /* for so many callbacks at most */
+    uint32_t hold_pause;      /* how often it is not to choose so */
     struct pl_io *late;       /* queued without memory for the queue */
     struct pl_post *taken;    /* posts taken over, oldest first */
     uint32_t bulk;            /* the weights of what was reported by the last collect */
@@ -242,7 +245,8 @@ int pl_loop_wait(struct pl_loop *loop, int64_t timeout_ns) PL_MUST_CHECK;
  * queue. -ENOMEM: nothing is lost, the rest is collected next time. */
 int pl_loop_collect(struct pl_loop *loop) PL_MUST_CHECK;
 
-/* Runs what was ready at its start, and flushes corked writes after each callback.
+/* Runs what was ready at its start, and flushes corked writes: after each callback, or, when
+ * more are to run and they are quick, after some of them; none stays corked when it returns.
  * Number of callbacks run. *stop, when given, is looked at after each one: nonzero
  * ends the run early and leaves the rest queued (a binding stops so for an error
  * that must leave the loop). */
@@ -416,9 +420,9 @@ int pl_stream_read_start(struct pl_stream *stream) PL_MUST_CHECK;
 void pl_stream_read_stop(struct pl_stream *stream);
 
 /* Queues chunks for writing, in order. They are flushed in one call when the running
- * callback ends, or at once when more than PL_STREAM_FLUSH bytes wait, or, outside of
- * callbacks, at the end of the next one. Owners move to the stream on success. On
- * failure (-ENOMEM, -EPIPE after shutdown or failure, PL_ECLOSED) they stay the
+ * callback ends, or soon after it (see pl_loop_run), or at once when more than PL_STREAM_FLUSH
+ * bytes wait, or, outside of callbacks, by the next pl_loop_run. Owners move to the stream on
+ * success. On failure (-ENOMEM, -EPIPE after shutdown or failure, PL_ECLOSED) they stay the
  * caller's. A failed send is told by ops->failed, never from within this call. */
 int pl_stream_write(struct pl_stream *stream, const struct pl_chunk *chunks,
                     uint32_t n) PL_MUST_CHECK;

@@ -45,8 +45,10 @@ static inline uint64_t pl__io_key(int fd, uint32_t generation)
  * told, and it cannot fail. -ENOMEM: nothing has happened. */
 int pl__file_done(struct pl_loop *loop, struct pl_file_req *req, int64_t result) PL_MUST_CHECK;
 
-/* pl_stream.c: writes what the last callback corked. */
+/* pl_stream.c: writes what is corked, the stream that was corked first first. */
 void pl__stream_flush_corked(struct pl_loop *loop);
+/* Whether that is how the op of a stream runs. */
+bool pl__stream_runs(void (*run)(struct pl_loop *loop, struct pl_op *op));
 /* In a child after a fork: the parent writes it. */
 void pl__stream_hold_corked(struct pl_loop *loop);
 

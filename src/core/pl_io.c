@@ -48,7 +48,7 @@ int pl_io_open(struct pl_loop *loop, struct pl_io *io, int fd, enum pl_io_mode m
         return -EEXIST;
     if (slot->io != NULL)
         pl_io_close(loop, slot->io);
-    *io = (struct pl_io){.op.run = run, .fd = fd, .mode = (unsigned)mode & 0x7fU};
+    *io = (struct pl_io){.op.run = run, .fd = fd, .mode = (unsigned)mode & 0x3fU};
     slot->io = io;
     slot->known = false;
     loop->open++;

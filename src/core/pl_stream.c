@@ -25,6 +25,8 @@
 #include <string.h>
 
 #define IOV_BATCH 64
+/* What is joined for send(2), which does it for less than sendmsg(2) does for the pieces. */
+#define JOIN_MAX 1024
 #define FIRST_HINT 4096
 #define MAX_HINT (1u << 20)
 
@@ -220,6 +222,15 @@ static ssize_t send_some(struct pl_stream *s, size_t *asked)
     uint32_t n = first_chunks(s, iov, IOV_BATCH, asked);
     if (!s->is_socket)
         return sys->writev(s->io.fd, iov, (int)n);
+    if (*asked <= JOIN_MAX) {
+        char joined[JOIN_MAX];
+        char *end = joined;
+        for (uint32_t i = 0; i < n; i++) {
+            memcpy(end, iov[i].iov_base, iov[i].iov_len);
+            end += iov[i].iov_len;
+        }
+        return sys->send(s->io.fd, joined, *asked, MSG_NOSIGNAL);
+    }
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
     return sys->sendmsg(s->io.fd, &msg, MSG_NOSIGNAL);
 }
@@ -317,11 +328,23 @@ void pl_stream_flush(struct pl_stream *s)
         after_flush(s);
 }
 
+/* Whoever wrote first is answered first. */
+static void oldest_first(struct pl_loop *loop)
+{
+    struct pl_stream *turned = NULL;
+    while (loop->corked != NULL) {
+        struct pl_stream *s = loop->corked;
+        loop->corked = s->cork_next;
+        s->cork_next = turned;
+        turned = s;
+    }
+    loop->corked = turned;
+}
+
 void pl__stream_flush_corked(struct pl_loop *loop)
 {
-    /* The list is newest first; the streams are independent of each other, so the order
-     * does not matter. Callbacks made here may cork again: the loop goes on until the
-     * list is empty. */
+    oldest_first(loop);
+    /* Callbacks made here may cork again: the loop goes on until the list is empty. */
     while (loop->corked != NULL) {
         struct pl_stream *s = loop->corked;
         loop->corked = s->cork_next;
@@ -438,6 +461,11 @@ void pl_stream_forget(struct pl_stream *s)
     leave_sending(s);
     pl_io_close(s->loop, &s->io);
     drop_queue(s);
+}
+
+bool pl__stream_runs(void (*run)(struct pl_loop *loop, struct pl_op *op))
+{
+    return run == stream_run;
 }
 
 struct pl_stream *pl_stream_of_op(struct pl_op *op)

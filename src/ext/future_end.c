@@ -293,22 +293,6 @@ void plait_future_notify(struct plait_state *state, struct plait_future *f)
     Py_DECREF(f);
 }
 
-/* Whether call_soon_threadsafe of this loop is the one that loops of plait's are born with. */
-static bool is_own_loop(struct plait_state *state, PyObject *loop)
-{
-    if (!PyObject_TypeCheck(loop, state->loop_type))
-        return false;
-    PyObject *method = PyObject_GetAttr(loop, state->name_call_soon_threadsafe);
-    bool own = method != NULL && PyCFunction_Check(method) &&
-               PyCFunction_GET_SELF(method) == loop &&
-               PyCFunction_GET_FUNCTION(method) ==
-                   (PyCFunction)(void (*)(void))plait_loop_call_soon_threadsafe;
-    if (method == NULL)
-        PyErr_Clear(); /* the ordinary way meets it again */
-    Py_XDECREF(method);
-    return own;
-}
-
 bool plait_future_leave(struct plait_state *state, struct plait_future *f, struct pl_loop **owed)
 {
     if (!plait_future_done(f) || f->callbacks != NULL || f->waiters == NULL ||
@@ -316,7 +300,7 @@ bool plait_future_leave(struct plait_state *state, struct plait_future *f, struc
         return false;
     PyObject *pair = PyList_GET_ITEM(f->waiters, 0);
     PyObject *loop = PyTuple_GET_ITEM(pair, 0);
-    if (!is_own_loop(state, loop))
+    if (!plait_loop_is_own(state, loop))
         return false;
     PyObject *method = PyObject_GetAttr((PyObject *)f, state->name_transfer);
     HandleObject *handle = NULL;

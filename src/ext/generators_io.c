@@ -46,9 +46,9 @@ static int fd_of(struct plait_state *state, PyObject *sock)
                            : PyObject_CallMethodNoArgs(sock, state->str_fileno);
     if (number == NULL)
         return -2;
-    long fd = PyLong_AsLong(number);
+    long fd = plait_fd_value(number);
     Py_DECREF(number);
-    if (fd == -1 && PyErr_Occurred())
+    if (PL_UNLIKELY(fd == -1) && PyErr_Occurred())
         return -2;
     return fd < 0 ? -1 : (int)fd;
 }

@@ -16,6 +16,7 @@
 
 #include "args.h"
 #include "connect.h"
+#include "following.h"
 #include "generators.h"
 #include "rota.h"
 #include "watch.h"
@@ -149,37 +150,13 @@ static int poller_failed(LoopObject *loop, int code)
     return -1;
 }
 
-LoopObject *plait_loop_running_here(struct plait_state *state, PyObject *object)
-{
-    LoopObject *loop = (LoopObject *)object;
-    bool here =
-        PyObject_TypeCheck(object, state->loop_type) &&
-        /* Relaxed: see the field. */
-        atomic_load_explicit(&loop->runs_in, memory_order_relaxed) == PyThread_get_thread_ident();
-    return here ? loop : NULL;
-}
-
-static void wake_late(LoopObject *loop)
-{
-    uint32_t *word = loop->late;
-    loop->late = NULL;
-    if (word != NULL)
-        (void)loop->core.sys->futex_wake(word, 1);
-}
-
-void plait_loop_wake_late(LoopObject *loop, uint32_t *word)
-{
-    wake_late(loop);
-    loop->late = word;
-}
-
 /* Waits with the interpreter detached. 0, or -1 with an exception set by a signal's
  * handler. */
 static int wait_detached(LoopObject *loop, int64_t timeout)
 {
     int r;
     Py_BEGIN_ALLOW_THREADS;
-    wake_late(loop);
+    plait_loop_wake_late(loop, NULL);
     r = pl_loop_wait(&loop->core, timeout);
     Py_END_ALLOW_THREADS;
     if (r >= 0 || r == -EINTR)
@@ -189,7 +166,7 @@ static int wait_detached(LoopObject *loop, int64_t timeout)
 
 static int wait_at_once(LoopObject *loop)
 {
-    wake_late(loop);
+    plait_loop_wake_late(loop, NULL);
     int r = pl_loop_wait(&loop->core, 0);
     if (r < 0 && r != -EINTR)
         return poller_failed(loop, r);
@@ -261,7 +238,7 @@ static PyObject *loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
     /* Relaxed: only this thread acts on what it finds there. */
     atomic_store_explicit(&loop->runs_in, PyThread_get_thread_ident(), memory_order_relaxed);
     PyObject *result = run_until_stopped(loop);
-    wake_late(loop);
+    plait_loop_wake_late(loop, NULL);
     atomic_store_explicit(&loop->runs_in, 0, memory_order_relaxed);
     /* The next run may be another thread's. */
     if (loop->core_ready) {
@@ -793,7 +770,8 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
 
     if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
         plait_listener_type(module, state) < 0 || plait_rota_type(module, state) < 0 ||
-        plait_sock_type(module, state) < 0 || plait_connect_type(module) < 0)
+        plait_sock_type(module, state) < 0 || plait_connect_type(module) < 0 ||
+        plait_following_type(module, state) < 0)
         return -1;
     state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
     if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)

@@ -103,10 +103,12 @@ void plait_loop_handle_error(LoopObject *loop, PyObject *message, const char *ke
 /* In debug mode: tells when the callback that began at t0 took too long. `what` borrows. */
 void plait_loop_report_slow(LoopObject *loop, PyObject *what, int64_t t0);
 
+/* Whether call_soon_threadsafe of this loop is the one that loops of plait's are born with. */
+bool plait_loop_is_own(struct plait_state *state, PyObject *loop);
 /* The loop, borrowed, if it is one of plait's and runs in this thread; else NULL. */
 LoopObject *plait_loop_running_here(struct plait_state *state, PyObject *loop);
 /* Wakes who sleeps at this word when the loop next lets go of the interpreter's lock, or looks at
- * its descriptors. Only in its thread. */
+ * its descriptors; and the one before at once. NULL: only that. In its thread. */
 void plait_loop_wake_late(LoopObject *loop, uint32_t *word);
 
 /* loop_schedule.c: methods, with their docstrings. */

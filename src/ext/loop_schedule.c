@@ -120,6 +120,39 @@ PyObject *plait_loop_call_soon_threadsafe(PyObject *self, PyObject *const *args,
     return (PyObject *)h;
 }
 
+bool plait_loop_is_own(struct plait_state *state, PyObject *loop)
+{
+    if (!PyObject_TypeCheck(loop, state->loop_type))
+        return false;
+    PyObject *method = PyObject_GetAttr(loop, state->name_call_soon_threadsafe);
+    bool own = method != NULL && PyCFunction_Check(method) &&
+               PyCFunction_GET_SELF(method) == loop &&
+               PyCFunction_GET_FUNCTION(method) ==
+                   (PyCFunction)(void (*)(void))plait_loop_call_soon_threadsafe;
+    if (method == NULL)
+        PyErr_Clear(); /* the ordinary way meets it again */
+    Py_XDECREF(method);
+    return own;
+}
+
+void plait_loop_wake_late(LoopObject *loop, uint32_t *word)
+{
+    uint32_t *before = loop->late;
+    loop->late = word;
+    if (before != NULL)
+        (void)loop->core.sys->futex_wake(before, 1);
+}
+
+LoopObject *plait_loop_running_here(struct plait_state *state, PyObject *object)
+{
+    LoopObject *loop = (LoopObject *)object;
+    bool here =
+        PyObject_TypeCheck(object, state->loop_type) &&
+        /* Relaxed: see the field. */
+        atomic_load_explicit(&loop->runs_in, memory_order_relaxed) == PyThread_get_thread_ident();
+    return here ? loop : NULL;
+}
+
 HandleObject *plait_loop_prepare_post(LoopObject *loop, PyObject *callback, PyObject *arg)
 {
     if (loop->debug)

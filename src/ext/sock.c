@@ -84,7 +84,7 @@ static int socket_fd(CallObject *c)
                            : PyObject_CallMethodNoArgs(c->sock, state->str_fileno);
     if (number == NULL)
         return -1;
-    long fd = PyLong_AsLong(number);
+    long fd = plait_fd_value(number);
     Py_DECREF(number);
     if (PL_LIKELY(fd >= 0 && fd <= INT_MAX))
         return (int)fd;

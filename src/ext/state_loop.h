@@ -4,6 +4,18 @@
 
 #include "free_list.h"
 
+/* X(name, text): the names that Following uses. */
+// clang-format off
+#define PLAIT_FOLLOWING_NAMES(X)                   \
+    X(following_cancelled, "cancelled")            \
+    X(following_deliver, "_deliver")               \
+    X(following_exception, "_exception")           \
+    X(following_result, "_result")                 \
+    X(following_source_done, "_source_done")       \
+    X(following_state, "_state")                   \
+    X(following_target_done, "_target_done")
+// clang-format on
+
 /* X(type, name): one owned reference each: our types, names that hot calls use
  * (str_*), and what is borrowed from the standard library (asyncio_*). */
 // clang-format off
@@ -56,6 +68,13 @@
     X(PyObject, str_sendto)                        \
     X(PyObject, str_detach)                        \
     X(PyTypeObject, file_queue_type)               \
+    X(PyObject, following_cancelled)               \
+    X(PyObject, following_deliver)                 \
+    X(PyObject, following_exception)               \
+    X(PyObject, following_result)                  \
+    X(PyObject, following_source_done)             \
+    X(PyObject, following_state)                   \
+    X(PyObject, following_target_done)             \
     X(PyObject, str_set_exception)
 // clang-format on
 

@@ -46,6 +46,7 @@ struct tls_framing {
     uint8_t header[5];
     uint8_t header_len;
     bool lost;     /* what came is no sequence of TLS records: nothing is known */
+    bool fresh;    /* records have just come, and the engine has not been asked since */
     size_t whole;  /* records, at least as many as are whole in the BIO */
     uint32_t body; /* bytes of the current record that are still to come */
     size_t tail;   /* bytes that have come of a record that is not complete */

@@ -259,6 +259,10 @@ static int has_record(TLSObject *t)
 {
     if (t->more)
         return 1;
+    /* A record that came just now is there: to ask the BIO is for those that a read has taken
+     * along with another. */
+    if (t->framing.fresh && t->framing.whole > 0)
+        return 1;
     Py_ssize_t pending = pending_in(t);
     if (pending < 0)
         return -1;
@@ -277,6 +281,7 @@ static Py_ssize_t read_records(TLSObject *t, char *data, Py_ssize_t room, bool *
         int r = has_record(t);
         if (r <= 0)
             return r < 0 ? -1 : used;
+        t->framing.fresh = false;
         Py_ssize_t n = read_record(t, data + used, room - used);
         if (n == -1)
             return -1;
@@ -319,6 +324,7 @@ static Py_ssize_t take_records(TLSObject *t, const char *from, size_t n, char *d
             step += follow_record(&t->framing, (const uint8_t *)from + step, n - step);
         if (bio_write(t, from, step) < 0)
             return -1;
+        t->framing.fresh = true;
         from += step;
         n -= step;
         Py_ssize_t got = read_records(t, data + used, room - used, closed);

@@ -34,6 +34,16 @@ struct plait_watch {
 struct plait_watch *plait_watch_of_io(struct pl_io *io);
 struct plait_watch *plait_watch_of_op(struct pl_op *op);
 
+/* PyLong_AsLong of what a fileno() has returned, which is a small int. */
+static inline long plait_fd_value(PyObject *number)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    if (PL_LIKELY(PyLong_CheckExact(number) && PyUnstable_Long_IsCompact((PyLongObject *)number)))
+        return (long)PyUnstable_Long_CompactValue((PyLongObject *)number);
+#endif
+    return PyLong_AsLong(number);
+}
+
 /* The descriptor of an int or an object with fileno(); -1 with an exception set. */
 int plait_watch_fd(PyObject *obj);
 

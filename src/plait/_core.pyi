@@ -161,6 +161,12 @@ class Connecting:
     def cancel(self) -> None: ...
 
 @final
+class Following:
+    @property
+    def future(self) -> asyncio.Future[Any] | None: ...
+    def __new__(cls, loop: Loop, source: concurrent.futures.Future[Any], /) -> Following: ...
+
+@final
 class Listener:
     def __new__(
         cls,

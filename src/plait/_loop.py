@@ -20,6 +20,7 @@ import threading
 import warnings
 import weakref
 from asyncio import base_events, constants, events
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from . import _core
@@ -368,13 +369,22 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
                 executor = ThreadPool(thread_name_prefix="asyncio", _gentle=True)
                 self._default_executor = executor
         submit = getattr(executor, "_submit_to_loop", None)
-        if submit is None or self._thread_id != threading.get_ident():
+        if self._thread_id != threading.get_ident():
             return super().run_in_executor(executor, func, *args)
         self._check_closed()
         if self._debug:
             self._check_callback(func, "run_in_executor")
-        future: asyncio.Future[_T] = submit(self, func, *args)
-        return future
+        future: Any
+        if submit is not None:
+            future = submit(self, func, *args)
+        else:
+            source: Any = executor.submit(func, *args)
+            if type(source) is Future:
+                future = _core.Following(self, source).future
+            else:
+                future = asyncio.wrap_future(source, loop=self)
+        result: asyncio.Future[_T] = future
+        return result
 
     # ---- children ----
 

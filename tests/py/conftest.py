@@ -8,6 +8,8 @@ import os
 import pathlib
 import signal
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
@@ -75,6 +77,28 @@ def no_leaks() -> Iterator[None]:
         thread.join(LIMIT)  # told to end, as by the close() of a loop, which does not wait
     assert open_fds() - fds == set(), "descriptors were left open"
     assert set(threading.enumerate()) - threads == set(), "threads were left running"
+
+
+@pytest.fixture(scope="session")
+def sub_interpreters() -> None:
+    """Skip where the interpreter itself has none, or crashes (3.12.1) at the end of one.
+
+    The control is what plait's tests do, without plait.
+    """
+    control = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+interpreter = interpreters.create()
+assert interpreters.run_string(interpreter, "import asyncio; asyncio.run(asyncio.sleep(0))") is None
+interpreters.destroy(interpreter)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", control], capture_output=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip("this interpreter cannot run asyncio in a sub-interpreter")
 
 
 def new_asyncio_loop() -> asyncio.AbstractEventLoop:

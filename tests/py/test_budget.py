@@ -714,7 +714,7 @@ def test_the_monitor_ends_with_the_interpreter() -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sub-interpreters have a lock each")
-def test_sub_interpreters() -> None:
+def test_sub_interpreters(sub_interpreters: None) -> None:
     """Each has a monitor of its own; one that ends takes it along."""
     out = run_script(
         """

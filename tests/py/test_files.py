@@ -55,7 +55,7 @@ def run(request: pytest.FixtureRequest, engine: str) -> Iterator[Run]:
 
         def call(fn: Callable[..., Any], *args: Any) -> Any:
             async def timed() -> Any:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(100):
                     return await fn(*args)
 
             return runner.run(timed())
@@ -619,7 +619,7 @@ def test_a_cancelled_open_closes_what_it_opened(run: Run, tmp_path: Path) -> Non
             else:
                 answer.cancel()
         await _until(lambda: queue.statistics()["inflight"] == 0)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
 
     run(main)
 
@@ -730,7 +730,7 @@ print("done")
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         env={**os.environ, "PLAIT_FILES": engine},
     )
     assert done.stdout == "done\n", done.stderr

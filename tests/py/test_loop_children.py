@@ -350,7 +350,7 @@ print("end")
 
 
 @pytest.mark.isolated
-def test_children_and_sub_interpreters() -> None:
+def test_children_and_sub_interpreters(sub_interpreters: None) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SUB_INTERPRETER],
         capture_output=True,

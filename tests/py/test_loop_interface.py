@@ -265,7 +265,7 @@ def test_what_create_task_takes(any_loop_factory: Factory, factory: str | None) 
     run_on(any_loop_factory, main())
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 has the timeout first")
+@pytest.mark.skipif(sys.version_info < (3, 12, 2), reason="Python 3.12.2 has the timeout first")
 def test_shutting_the_executor_down_has_a_limit(any_loop_factory: Factory) -> None:
     go = threading.Event()
 

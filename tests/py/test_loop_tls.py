@@ -480,8 +480,13 @@ def test_abort(
     there, here = sides
     server, port, protocols = there.run(serve(Recorder, server_context))
 
+    async def made() -> None:
+        await (await protocols.reached(1)).made
+
     async def talk() -> None:
         protocol = await connect(port, client_context)
+        # The other side hears of a connection when its handshake is over, too.
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(made(), there.loop))
         protocol.transport.write(b"x")
         protocol.transport.abort()
         protocol.transport.write(b"into the void")

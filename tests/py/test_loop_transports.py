@@ -21,7 +21,7 @@ import plait
 
 @pytest.fixture
 def run(loop: plait.Loop) -> Callable[[Any], Any]:
-    """Run a coroutine on the fixture's loop, for at most 20 seconds."""
+    """Run a coroutine on the fixture's loop, for at most 100 seconds."""
 
     def runner(coroutine: Any) -> Any:
         return loop.run_until_complete(asyncio.wait_for(coroutine, 100))

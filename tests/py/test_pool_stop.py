@@ -276,7 +276,7 @@ def test_time_in_the_queue_does_not_count(
 
 def test_stack_of_an_earlier_task_is_not_told() -> None:
     """A task that was asked for its stack may end by itself after all, and its worker live on."""
-    with plait.ProcessPool(1, grace=GRACE) as pool:
+    with plait.ProcessPool(1, grace=0.3) as pool:
         pool.submit(tasks.noop).result(TIMEOUT)
         (worker,) = pool._seats.values()
         os.write(worker.stackfd, b'Stack:\n  File "old.py", line 1 in earlier\n')
@@ -485,8 +485,8 @@ def test_shutdown_after_an_interrupt_waits_for_nobody(tmp_path: pathlib.Path) ->
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Timer(0.05, interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        threading.Timer(0.05, interrupt).start()
         future.result(TIMEOUT)
     pool.shutdown()
     assert future.cancelled()
@@ -496,9 +496,17 @@ def test_an_interrupted_shutdown_ends_everything(tmp_path: pathlib.Path) -> None
     pool = plait.ProcessPool(1)
     future = pool.submit(tasks.hang_in_c, str(tmp_path / "here"))
     child = os.pidfd_open(int(wait_for_file(tmp_path / "here")))
-    threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        until(lambda: pool._closed)  # so it is in there
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        thread.start()
         pool.shutdown()
+    thread.join()
     assert future.cancelled()
     wait_for_end(child)
 

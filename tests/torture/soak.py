@@ -9,6 +9,7 @@ descriptor, process or name in /dev/shm is left.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import os
@@ -72,7 +73,8 @@ def children() -> set[int]:
     """The children of this process."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= {int(pid) for pid in (task / "children").read_text().split()}
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
     return found
 
 
