@@ -87,6 +87,7 @@ struct pl_seat {
     _Atomic uint32_t wake_ns;  /* hints: what a wake-up costs it, */
     _Atomic uint32_t spins;    /* how often it spun, */
     _Atomic uint32_t hits;     /* and found work so */
+    _Atomic int64_t crowded;   /* when it looked out for a task and its core was wanted */
     /* Both write. */
     _Alignas(PL_CACHE_LINE) _Atomic uint32_t bell; /* the worker parks on it */
     _Atomic int64_t rung;                          /* when it was last rung: the parent's */

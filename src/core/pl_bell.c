@@ -44,6 +44,7 @@
 #define COMING_MAX 1000000
 #define EARLY_NS                                                                                   \
     50000 /* who was rung for a task that is to come waits for so long beyond its time */
+#define CROWDED_NS (PL_NSEC_PER_SEC / 2) /* nobody is rung ahead for so long after */
 #define WORD(bit) ((bit) / 64)
 #define MASK(bit) (UINT64_C(1) << ((bit) % 64))
 
@@ -147,6 +148,12 @@ void pl_pool_expect(struct pl_pool *pool, int64_t within)
             (atomic_load_explicit(&share->parked[WORD(seat)], memory_order_relaxed) & MASK(seat)) ==
                 0)
             continue;
+        /* Relaxed: a hint. To look out and be sent away costs more than it gains. */
+        int64_t crowded = atomic_load_explicit(&pl__seat(pool->base, &pool->layout, seat)->crowded,
+                                               memory_order_relaxed);
+        int64_t now = pool->sys->now();
+        if (crowded != 0 && crowded <= now && now - crowded < CROWDED_NS)
+            return;
         /* It counts as one that spins from here on: before its bit is taken out of `parked`, so
          * that whichever way it wakes, its clearing comes after this. */
         bits_set(share->spinning, seat);
@@ -158,7 +165,7 @@ void pl_pool_expect(struct pl_pool *pool, int64_t within)
         }
         /* Relaxed: the worker reads it after the bell. */
         atomic_store_explicit(&pl__seat(pool->base, &pool->layout, seat)->coming,
-                              pool->sys->now() + within + EARLY_NS, memory_order_relaxed);
+                              now + within + EARLY_NS, memory_order_relaxed);
         ring_seat(pool, seat);
         return;
     }
@@ -401,10 +408,11 @@ int pl_member_wait(struct pl_member *member)
         pl__spin_woke(&member->spin, slept,
                       atomic_load_explicit(&member->mine->rung, memory_order_relaxed), now);
         int64_t coming = atomic_load_explicit(&member->mine->coming, memory_order_relaxed);
-        if (coming > now)
-            (void)pl__spin_until(&member->spin, member->sys, now,
-                                 coming - now < COMING_MAX ? coming : now + COMING_MAX, found_work,
-                                 member);
+        if (coming > now && pl__spin_until(&member->spin, member->sys, now,
+                                           coming - now < COMING_MAX ? coming : now + COMING_MAX,
+                                           false, found_work, member) < 0)
+            atomic_store_explicit(&member->mine->crowded, member->sys->now(),
+                                  memory_order_relaxed); /* a hint */
     }
     pl__bits_clear(share->spinning, member->seat);
     return error == -EINTR ? -EINTR : 0;

@@ -69,7 +69,7 @@ bool pl__spin_pays(const struct pl_spin *spin)
 }
 
 int pl__spin_until(struct pl_spin *spin, const struct pl_sys *sys, int64_t now, int64_t end,
-                   bool (*found)(const void *arg), const void *arg)
+                   bool offers, bool (*found)(const void *arg), const void *arg)
 {
     int64_t offer = now + OFFER_NS;
     while (now < end) {
@@ -78,8 +78,13 @@ int pl__spin_until(struct pl_spin *spin, const struct pl_sys *sys, int64_t now, 
             if (found(arg))
                 return 1;
         }
-        now = sys->now();
-        if (now < offer)
+        int64_t later = sys->now();
+        if (!offers && later - now > TAKEN_NS) {
+            spin->crowded++; /* somebody else had the core meanwhile */
+            return found(arg) ? 1 : -1;
+        }
+        now = later;
+        if (!offers || now < offer)
             continue;
         sys->yield();
         int64_t back = sys->now();
@@ -98,7 +103,8 @@ bool pl__spin(struct pl_spin *spin, const struct pl_sys *sys, bool (*found)(cons
               const void *arg)
 {
     spin->spins++;
-    int seen = pl__spin_until(spin, sys, spin->since, spin->since + spin->wake_ns, found, arg);
+    int seen =
+        pl__spin_until(spin, sys, spin->since, spin->since + spin->wake_ns, true, found, arg);
     if (seen > 0) {
         spin->hits++;
         learn_wait(spin, sys->now() - spin->since);

@@ -5,6 +5,7 @@
  * asyncio's name, and starts the task of the coroutine that the callback returns.
  */
 #include "args.h"
+#include "future.h"
 #include "stream_reader.h"
 
 #include "transport.h"
@@ -395,6 +396,29 @@ static PyObject *start_talk(struct plait_state *state, PyObject *protocol, PyObj
     return r < 0 ? NULL : Py_NewRef(Py_None);
 }
 
+/* As start_talk. From Python 3.14 on asyncio takes an error for the callback's own and closes the
+ * connection; one of making the task (a task factory's) is not, and is told as asyncio tells it. */
+static PyObject *begin_talk(struct plait_state *state, PyObject *protocol, PyObject *result)
+{
+    PyObject *left = start_talk(state, protocol, result);
+#if PY_VERSION_HEX >= 0x030E0000
+    if (left != NULL || !PyErr_ExceptionMatches(PyExc_Exception))
+        return left;
+    PyObject *error = plait_take_exception();
+    PyObject *loop = PyObject_GetAttr(protocol, state->str_private_loop);
+    PyObject *transport = PyObject_GetAttr(protocol, state->str_private_transport);
+    if (loop != NULL && transport != NULL)
+        left =
+            PyObject_CallMethod(loop, "call_exception_handler", "{s:s, s:O, s:O, s:O}", "message",
+                                "Exception in callback protocol.connection_made()", "exception",
+                                error, "transport", transport, "protocol", protocol);
+    Py_XDECREF(loop);
+    Py_XDECREF(transport);
+    Py_DECREF(error);
+#endif
+    return left;
+}
+
 static int talk_done_traverse(PyObject *self, visitproc visit, void *arg)
 {
     TalkDoneObject *d = (TalkDoneObject *)self;
@@ -456,7 +480,7 @@ static PyObject *connected_call(PyObject *self, PyObject *args, PyObject *kwargs
     }
 #if PY_VERSION_HEX >= 0x030D0000
     if (result != NULL)
-        result = start_talk(state, protocol, result);
+        result = begin_talk(state, protocol, result);
 #endif
     Py_DECREF(callback);
     Py_DECREF(protocol);

@@ -6,6 +6,7 @@ import asyncio
 import collections.abc
 import contextlib
 import gc
+import socket
 import sys
 import warnings
 import weakref
@@ -466,6 +467,48 @@ def test_a_handler_that_fails(run: Any, end: str) -> None:
     if end == "raises":
         assert told[0]["message"] == "Unhandled exception in client_connected_cb"
         assert isinstance(told[0]["transport"], asyncio.Transport)
+
+
+def test_a_task_factory_that_fails_is_not_taken_for_the_handler(run: Any) -> None:
+    told: list[dict[str, Any]] = []
+    made: list[asyncio.StreamWriter] = []
+    trouble = ValueError("no task today")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        heard = asyncio.Event()
+
+        def tell(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            told.append(context)
+            heard.set()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            raise AssertionError("it has no task to run in")
+
+        def refuse(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
+            if coro.cr_code is not talk.__code__:
+                return asyncio.Task(coro, loop=loop, **kwargs)
+            made.append(coro.cr_frame.f_locals["writer"])
+            coro.close()
+            raise trouble
+
+        loop.set_exception_handler(tell)
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()[:2]
+        with socket.socket() as client:
+            client.setblocking(False)
+            loop.set_task_factory(refuse)
+            await loop.sock_connect(client, address)
+            await heard.wait()
+            loop.set_task_factory(None)
+            made[0].close()  # it was left open: the handler has not failed
+            with contextlib.suppress(ConnectionError):
+                assert await loop.sock_recv(client, 1) == b""
+        server.close()
+
+    run(main())
+    assert [context["exception"] for context in told] == [trouble]
+    assert "connection_made" in told[0]["message"]
 
 
 def test_a_handler_becomes_a_task_of_the_programs_own_class(run: Any) -> None:
