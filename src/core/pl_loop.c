@@ -374,10 +374,10 @@ int pl_loop_collect(struct pl_loop *loop)
 /* Writes of several callbacks are held and sent in a row: a peer that has handled one finds the
  * next, instead of falling asleep and being woken by each of them. No more than half of what is
  * to run is waited for, so that peers have something to do while this loop has. */
-#define HOLD_MOST 7    /* callbacks that run after the one whose write is held */
-#define HOLD_LEAST 2   /* for fewer it is not worth it */
-#define HOLD_NS 150000 /* the time that they may take, looked at after each */
-#define HOLD_PAUSE 64  /* when they took twice as long: how many chances are passed over */
+#define HOLD_MOST 7             /* callbacks that run after the one whose write is held */
+#define HOLD_LEAST 2            /* for fewer it is not worth it */
+#define HOLD_NS INT64_C(150000) /* the time that they may take, looked at after each */
+#define HOLD_PAUSE 64           /* when they took twice as long: how many chances are passed over */
 
 /* Whether what the last callback left corked stays so while others run, of which the turn has
  * `left`. by_event: it was a stream's. */

@@ -72,9 +72,9 @@ struct pl_poller {
     /* Some of them whose user has gone were not cancelled. Set by any thread that has the binding's
      * lock, taken by the ring's own, which waits without it. */
     _Atomic bool owes_ends;
-    bool receives;                /* the ring has the buffers */
-    bool set_asked;               /* a request for the set is in the ring */
-    bool enabled;                 /* the ring has a thread */
+    bool receives;   /* the ring has the buffers */
+    bool set_asked;  /* a request for the set is in the ring */
+    bool enabled;    /* the ring has a thread */
     bool parked;     /* the loop has stopped to run since the last call to the kernel */
     pthread_t owner; /* that thread, when enabled */
 };
