@@ -235,11 +235,25 @@ static ssize_t send_some(struct pl_stream *s, size_t *asked)
     return sys->sendmsg(s->io.fd, &msg, MSG_NOSIGNAL);
 }
 
-/* Out of the poller for good; `closed` is queued. */
+static void uncork(struct pl_stream *s)
+{
+    if (!s->corked)
+        return;
+    struct pl_stream **at = &s->loop->corked;
+    while (*at != s)
+        at = &(*at)->cork_next;
+    *at = s->cork_next;
+    s->cork_next = NULL;
+    s->corked = false;
+}
+
+/* Out of the poller for good; `closed` is queued, and may be the next that runs: what is corked is
+ * flushed after it. */
 static void die(struct pl_stream *s)
 {
     if (s->dead)
         return;
+    uncork(s);
     s->dead = true;
     s->closing = true;
     s->reading = false;
@@ -370,18 +384,6 @@ void pl__stream_hold_corked(struct pl_loop *loop)
     }
 }
 
-static void uncork(struct pl_stream *s)
-{
-    if (!s->corked)
-        return;
-    struct pl_stream **at = &s->loop->corked;
-    while (*at != s)
-        at = &(*at)->cork_next;
-    *at = s->cork_next;
-    s->cork_next = NULL;
-    s->corked = false;
-}
-
 int pl_stream_write(struct pl_stream *s, const struct pl_chunk *chunks, uint32_t n)
 {
     if (s->dead)
@@ -447,7 +449,6 @@ void pl_stream_abort(struct pl_stream *s)
 {
     if (s->dead)
         return;
-    uncork(s);
     die(s);
     drop_queue(s);
 }

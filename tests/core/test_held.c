@@ -130,6 +130,7 @@ static void on_release(struct pl_stream *s, void *owner)
 
 static void on_closed(struct pl_stream *s)
 {
+    CHECK(!s->corked); /* its memory is the user's now */
     of(s)->closes++;
 }
 
@@ -368,6 +369,31 @@ static void the_ends_of_a_held_stream(void)
     end(&f);
 }
 
+static void send_all_and_close_first(struct fixture *f)
+{
+    static char big[PL_STREAM_FLUSH];
+    struct pl_chunk chunk = {.data = big, .len = sizeof(big)};
+    CHECK_OK(pl_stream_write(&f->streams[0], &chunk, 1));
+    CHECK_EQ(f->streams[0].queued, 0);
+    pl_stream_close(&f->streams[0]);
+}
+
+/* An event of the same turn finds a stream that has sent all and was closed. */
+static void the_end_of_one_that_has_sent_all(void)
+{
+    struct fixture f;
+    start(&f);
+    f.steps[0].act = send_all_and_close_first;
+    for (int i = 0; i < 8; i++) {
+        CHECK_OK(pl_stream_read_start(&f.streams[i]));
+        CHECK_EQ(write(f.peers[i], "x", 1), 1);
+    }
+    (void)turn_of(&f, 1);
+    turn(&f);
+    CHECK_EQ(f.closes, 1);
+    end(&f);
+}
+
 static void a_failure_of_a_held_send(void)
 {
     struct fixture f;
@@ -430,6 +456,7 @@ static const struct pl_test tests[] = {
     PL_TEST(what_an_event_makes_one_write_is_sent_at_once),
     PL_TEST(a_run_that_ends_early_sends),
     PL_TEST(the_ends_of_a_held_stream),
+    PL_TEST(the_end_of_one_that_has_sent_all),
     PL_TEST(a_failure_of_a_held_send),
     PL_TEST(a_large_write_is_not_held),
     PL_TEST(joined_pieces_that_are_sent_in_part),
