@@ -90,11 +90,18 @@ def anywhere(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], 
 
 @pytest.fixture(autouse=True)
 def nothing_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail when an interrupt arrives where no budget runs, or is told as unraisable."""
+    """Fail when an interrupt arrives where no budget runs, or is told as unraisable.
+
+    Nothing is collected meanwhile: other tests' garbage may have generators and callbacks, and an
+    interrupt that meets one of them, run by a collection inside the function, is told and sent anew.
+    """
     told: list[Any] = []
+    gc.collect()
+    gc.disable()
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
     yield
     spin(0.01)  # bytecodes that a late one would meet
+    gc.enable()
     gc.collect()
     assert not told
 
