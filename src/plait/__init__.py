@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from . import auto as auto
 from ._auto import Call as Call
 from ._auto import OverBudget as OverBudget
@@ -47,16 +45,14 @@ from ._report import ScopeReport as ScopeReport
 from ._scope import Scope as Scope
 from ._scope import current_scope as current_scope
 from ._scope import scope as scope
+from ._serve import serve as serve
+from ._serving import ServeReport as ServeReport
+from ._serving import Serving as Serving
+from ._serving import WorkerFigures as WorkerFigures
+from ._serving import serving as serving
 from ._start import freeze_support as freeze_support
 from ._threads import ThreadPool as ThreadPool
 from ._threads import stop_requested as stop_requested
-
-if TYPE_CHECKING:
-    from ._serve import serve as serve
-    from ._serve_setup import ServeReport as ServeReport
-    from ._serve_setup import WorkerFigures as WorkerFigures
-    from ._serve_worker import Serving as Serving
-    from ._serve_worker import serving as serving
 
 __all__ = [
     "BinaryFile",
@@ -111,31 +107,6 @@ __all__ = [
     "to_process",
     "to_thread",
 ]
-
-# What few programs use, and what a sub-interpreter could not import with the rest.
-_LATER = {
-    "ServeReport": "_serve_setup",
-    "Serving": "_serve_worker",
-    "WorkerFigures": "_serve_setup",
-    "serve": "_serve",
-    "serving": "_serve_worker",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    found = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    found.__module__ = __name__
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
-
 
 for _name in __all__:
     _object = globals().get(_name)

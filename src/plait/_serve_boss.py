@@ -19,10 +19,11 @@ from typing import Any
 
 from ._exceptions import ServeFailed
 from ._serve_pid import PidFile
-from ._serve_setup import ServeReport, Setup, WorkerFigures, counted
+from ._serve_setup import Setup, counted
 from ._serve_sockets import Listeners, describe
 from ._serve_upgrade import Successor, at_a_terminal, starting_place
 from ._serve_worker import leave, reopen_logs, run
+from ._serving import ServeReport, WorkerFigures
 
 __all__ = ["Supervisor"]
 

@@ -19,10 +19,11 @@ from typing import Any
 
 from . import _core
 from ._loop import Loop
-from ._serve_setup import Setup, WorkerFigures, counted, worker_figures
+from ._serve_setup import Setup, counted
 from ._serve_target import Target, Unservable, resolve, why
+from ._serving import begin, serving
 
-__all__ = ["Serving", "reopen_logs", "run", "serving"]
+__all__ = ["reopen_logs", "run"]
 
 BEAT = 0.1  # seconds between two beats: how long a connection can be overlooked at most
 LINGER = 1.0  # seconds for which idle HTTP connections may still ask, when their worker leaves
@@ -32,40 +33,6 @@ QUICK = 1.0  # seconds for a quick end
 # What the supervisor handles and a worker must not die of, or stop.
 _IGNORED = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
 _OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
-
-
-class Serving:
-    """What a worker of plait.serve can know of itself and of the others.
-
-    Belongs to the thread of the worker's loop.
-    """
-
-    def __init__(self, setup: Setup, seat: int) -> None:
-        self._setup = setup
-        self._draining = asyncio.Event()
-        self.seat = seat
-        """Number of this worker; its replacement may have the same."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether this worker accepts no more and waits for its connections to end."""
-        return self._draining.is_set()
-
-    async def wait_draining(self) -> None:
-        """Wait until this worker accepts no more: time to close what is idle."""
-        await self._draining.wait()
-
-    def statistics(self) -> tuple[WorkerFigures, ...]:
-        """Tell what all workers do now, this one included."""
-        return worker_figures(self._setup.rota, self._setup.seats)
-
-
-_serving: Serving | None = None
-
-
-def serving() -> Serving | None:
-    """Return what this worker of plait.serve knows, or None in any other process."""
-    return _serving
 
 
 class WorkerLoop(Loop):
@@ -174,10 +141,9 @@ class _Worker:
         self._quick = asyncio.Event()
 
     async def main(self) -> None:
-        global _serving
         loop = asyncio.get_running_loop()
         setup = self._setup
-        _serving = Serving(setup, self._seat)
+        begin(setup, self._seat)
         target = self._target()
         context = None if setup.ssl is None else setup.ssl()
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
@@ -244,8 +210,9 @@ class _Worker:
 
     def drain(self) -> None:
         """Tell the program that what it has now is the last, once all is ready for that."""
-        assert _serving is not None
-        _serving._draining.set()
+        this = serving()
+        assert this is not None
+        this._draining.set()
 
     async def until(self, done: Callable[[], bool], seconds: float) -> bool:
         """Wait for a condition that nobody tells of. False when time or patience ends."""

@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
         arguments.
     """
     from .._exceptions import ServeFailed
-    from .._serve import serve_on
+    from .._serve_run import serve_on
     from .._serve_setup import COMMAND
 
     logging.basicConfig(
