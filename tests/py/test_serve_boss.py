@@ -9,6 +9,7 @@ import select
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from plait import _core
 from plait._serve_boss import Supervisor, _Worker
+from plait._serve_pid import PidFile
 from plait._serve_sockets import ENVIRONMENT, Listeners
 from plait._serve_upgrade import Successor, birth_of, process_ended
 
@@ -126,3 +128,40 @@ def test_process_that_ends() -> None:
     finally:
         os.waitpid(pid, 0)
         os.close(pidfd)
+
+
+# ---- the file for the process id
+
+
+def test_file_is_made_anew_whatever_lies_there(tmp_path: Path) -> None:
+    """What a killed one has left, or a link that somebody has laid in a directory of everybody's."""
+    file, other = tmp_path / "server.pid", tmp_path / "other"
+    other.write_text("precious\n")
+    (tmp_path / f"server.pid.{os.getpid()}").symlink_to(other)
+    PidFile(str(file)).write()
+    assert other.read_text() == "precious\n"
+    assert not file.is_symlink()
+    assert file.read_text() == f"{os.getpid()}\n"
+    assert sorted(os.listdir(tmp_path)) == ["other", "server.pid"]
+
+
+def test_file_of_the_follower_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the file over just when this one, which was named so far, takes its name out."""
+    file = tmp_path / "server.pid"
+    mine = PidFile(str(file))
+    mine.write()
+    follower = tmp_path / "follower"
+    follower.write_text("1\n")
+
+    def late(real: Any, *args: Any) -> None:
+        if follower.exists():
+            os.replace(follower, file)
+        real(*args)
+
+    monkeypatch.setattr(os, "unlink", partial(late, os.unlink))
+    monkeypatch.setattr(os, "rename", partial(late, os.rename))
+    mine.remove()
+    assert file.read_text() == "1\n"
+    assert os.listdir(tmp_path) == ["server.pid"]
