@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -17,17 +18,17 @@ from typing import Any
 import pytest
 
 from plait import _core
-from plait._serve_boss import Supervisor, _Worker
+from plait._serve_boss import Supervisor, _noted, _Worker
 from plait._serve_pid import PidFile
 from plait._serve_sockets import ENVIRONMENT, Listeners
 from plait._serve_upgrade import Successor, birth_of, process_ended
 
 
-def supervisor(listeners: Listeners) -> Supervisor:
+def supervisor(listeners: Listeners, pid: str | None = None) -> Supervisor:
     setup: Any = SimpleNamespace(
         workers=1, seats=2, rota=_core.Rota(2), max_restarts=10, sockets=()
     )
-    return Supervisor(setup, listeners)
+    return Supervisor(setup, listeners, pid)
 
 
 def wait_for_end(pidfd: int) -> None:
@@ -131,6 +132,26 @@ def test_process_that_ends() -> None:
 
 
 # ---- the file for the process id
+
+
+def test_who_is_named_handles_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script may send one as soon as it finds the file."""
+    file = tmp_path / "server.pid"
+    write, handlers = PidFile.write, []
+
+    def writing(self: PidFile) -> None:
+        handlers.append(signal.getsignal(signal.SIGHUP))
+        write(self)
+
+    def turn(boss: Supervisor, wake: socket.socket) -> None:
+        assert file.read_text() == f"{os.getpid()}\n"
+
+    monkeypatch.setattr(PidFile, "write", writing)
+    monkeypatch.setattr(Supervisor, "_turn", turn)
+    with Listeners(1) as listeners:
+        supervisor(listeners, str(file)).run()
+    assert handlers == [_noted]
+    assert not file.exists()
 
 
 def test_file_is_made_anew_whatever_lies_there(tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ def test_file_names_the_supervisor_that_serves(tmp_path: Path) -> None:
         with successor(server, 3) as pid:
             server.wait_for(rf"\[{pid}\].* serving on")
             until(lambda: file.read_text() == f"{pid}\n")
+            server.send(signal.SIGHUP)  # the old one has workers anew; both serve
+            server.wait_for(rf"\[{server.process.pid}\].* serving on", 2)
             server.send(signal.SIGTERM)
             assert server.process.wait(100) == 0
             assert file.read_text() == f"{pid}\n"
