@@ -84,6 +84,8 @@ def on_processors(pids: list[int]) -> dict[str, int]:
             try:
                 found[task.name] = int((task / "schedstat").read_text().split()[0])
             except OSError:
+                if (task / "stat").exists():
+                    raise  # this kernel keeps no such account: nothing would look like no use
                 continue  # it has ended
     return found
 

@@ -41,9 +41,8 @@
 #include <errno.h>
 
 #define DEAF_NS (5 * PL_NSEC_PER_SEC) /* a worker without a task may leave calls unheard */
-#define COMING_MAX 1000000
-#define EARLY_NS                                                                                   \
-    50000 /* who was rung for a task that is to come waits for so long beyond its time */
+#define COMING_MAX_NS 1000000 /* nobody looks out for longer, whatever the shared memory says */
+#define EARLY_NS 50000        /* who was rung ahead of a task looks out beyond its time, so long */
 #define CROWDED_NS (PL_NSEC_PER_SEC / 2) /* nobody is rung ahead for so long after */
 #define WORD(bit) ((bit) / 64)
 #define MASK(bit) (UINT64_C(1) << ((bit) % 64))
@@ -408,9 +407,10 @@ int pl_member_wait(struct pl_member *member)
         pl__spin_woke(&member->spin, slept,
                       atomic_load_explicit(&member->mine->rung, memory_order_relaxed), now);
         int64_t coming = atomic_load_explicit(&member->mine->coming, memory_order_relaxed);
-        if (coming > now && pl__spin_until(&member->spin, member->sys, now,
-                                           coming - now < COMING_MAX ? coming : now + COMING_MAX,
-                                           false, found_work, member) < 0)
+        if (coming > now &&
+            pl__spin_until(&member->spin, member->sys, now,
+                           coming - now < COMING_MAX_NS ? coming : now + COMING_MAX_NS, false,
+                           found_work, member) < 0)
             atomic_store_explicit(&member->mine->crowded, member->sys->now(),
                                   memory_order_relaxed); /* a hint */
     }

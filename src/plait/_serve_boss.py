@@ -105,9 +105,6 @@ class Supervisor:
             ServeFailed: workers could not be started, or ended again and again.
             OSError: the file for the process id cannot be written.
         """
-        # A successor waits until it serves: until then the other one is whom scripts mean.
-        if self._pid is not None and not self._listeners.predecessor_lives():
-            self._pid.write()
         wake, waker = socket.socketpair()
         with wake, waker:
             for end in (wake, waker):
@@ -118,6 +115,10 @@ class Supervisor:
             try:
                 for number in _HANDLED:
                     before[number] = signal.signal(number, _noted)
+                # Now: who finds the file may send signals. But a successor waits until it serves:
+                # until then the other one is whom scripts mean.
+                if self._pid is not None and not self._listeners.predecessor_lives():
+                    self._pid.write()
                 self._poll.register(wake, select.POLLIN)
                 self._turn(wake)
             finally:
@@ -249,7 +250,8 @@ class Supervisor:
                 self._announced = True
                 where = ", ".join(describe(sock) for sock in self._setup.sockets)
                 log.info("serving on %s with %s", where, counted(self._wanted, "worker"))
-                self._take_pid_file()
+                if self._successor is None:  # else it is the one that scripts mean, or will be
+                    self._take_pid_file()
                 _notify("READY=1")
         elif words:
             word, _, problem = words.partition(b" ")

@@ -21,6 +21,7 @@ class PidFile:
 
     def __init__(self, path: str) -> None:
         self._path = os.path.abspath(path)  # the directory may be changed later
+        self._beside = f"{self._path}.{os.getpid()}"
         self._mine = f"{os.getpid()}\n"
 
     def write(self) -> None:
@@ -29,20 +30,29 @@ class PidFile:
         Raises:
             OSError: it cannot be written.
         """
-        fresh = f"{self._path}.{os.getpid()}"
         try:
-            with open(fresh, "w", encoding="ascii") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._beside)  # of a killed one with this number, or a link: not followed
+            with open(self._beside, "x", encoding="ascii") as file:
                 file.write(self._mine)
-            os.replace(fresh, self._path)
-        except OSError:
+            os.replace(self._beside, self._path)
+        except OSError as error:
             with contextlib.suppress(OSError):
-                os.unlink(fresh)
-            raise
+                os.unlink(self._beside)
+            raise OSError(error.errno, error.strerror, self._path) from None
 
     def remove(self) -> None:
         """Remove it, if it names this process still and not the one that follows."""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            with open(self._path, encoding="ascii") as file:
-                named = file.read(len(self._mine) + 1)
-            if named == self._mine:
-                os.unlink(self._path)
+        with contextlib.suppress(OSError):
+            if not self._is_mine(self._path):
+                return
+            # The other one may write its own in this moment: so it is looked at once more, aside.
+            os.rename(self._path, self._beside)
+            if self._is_mine(self._beside):
+                os.unlink(self._beside)
+            else:
+                os.rename(self._beside, self._path)
+
+    def _is_mine(self, path: str) -> bool:
+        with open(path, "rb") as file:
+            return file.read(len(self._mine) + 1) == self._mine.encode()

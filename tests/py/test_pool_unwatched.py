@@ -235,7 +235,9 @@ def test_an_idle_pool_costs_nothing() -> None:
 
         def still() -> bool:
             before = [switches(task) for task in everyone]
-            time.sleep(0.5)  # it is the passing of time that is looked at
+            # It is the passing of time that is looked at: more than the second after which the
+            # helper looks again while it is up.
+            time.sleep(1.5)
             after = [switches(task) for task in everyone]
             return after == before and not any(wants for *_, wants in after)
 

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import select
+import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +18,17 @@ from typing import Any
 import pytest
 
 from plait import _core
-from plait._serve_boss import Supervisor, _Worker
+from plait._serve_boss import Supervisor, _noted, _Worker
+from plait._serve_pid import PidFile
 from plait._serve_sockets import ENVIRONMENT, Listeners
 from plait._serve_upgrade import Successor, birth_of, process_ended
 
 
-def supervisor(listeners: Listeners) -> Supervisor:
+def supervisor(listeners: Listeners, pid: str | None = None) -> Supervisor:
     setup: Any = SimpleNamespace(
         workers=1, seats=2, rota=_core.Rota(2), max_restarts=10, sockets=()
     )
-    return Supervisor(setup, listeners)
+    return Supervisor(setup, listeners, pid)
 
 
 def wait_for_end(pidfd: int) -> None:
@@ -126,3 +129,60 @@ def test_process_that_ends() -> None:
     finally:
         os.waitpid(pid, 0)
         os.close(pidfd)
+
+
+# ---- the file for the process id
+
+
+def test_who_is_named_handles_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script may send one as soon as it finds the file."""
+    file = tmp_path / "server.pid"
+    write, handlers = PidFile.write, []
+
+    def writing(self: PidFile) -> None:
+        handlers.append(signal.getsignal(signal.SIGHUP))
+        write(self)
+
+    def turn(boss: Supervisor, wake: socket.socket) -> None:
+        assert file.read_text() == f"{os.getpid()}\n"
+
+    monkeypatch.setattr(PidFile, "write", writing)
+    monkeypatch.setattr(Supervisor, "_turn", turn)
+    with Listeners(1) as listeners:
+        supervisor(listeners, str(file)).run()
+    assert handlers == [_noted]
+    assert not file.exists()
+
+
+def test_file_is_made_anew_whatever_lies_there(tmp_path: Path) -> None:
+    """What a killed one has left, or a link that somebody has laid in a directory of everybody's."""
+    file, other = tmp_path / "server.pid", tmp_path / "other"
+    other.write_text("precious\n")
+    (tmp_path / f"server.pid.{os.getpid()}").symlink_to(other)
+    PidFile(str(file)).write()
+    assert other.read_text() == "precious\n"
+    assert not file.is_symlink()
+    assert file.read_text() == f"{os.getpid()}\n"
+    assert sorted(os.listdir(tmp_path)) == ["other", "server.pid"]
+
+
+def test_file_of_the_follower_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the file over just when this one, which was named so far, takes its name out."""
+    file = tmp_path / "server.pid"
+    mine = PidFile(str(file))
+    mine.write()
+    follower = tmp_path / "follower"
+    follower.write_text("1\n")
+
+    def late(real: Any, *args: Any) -> None:
+        if follower.exists():
+            os.replace(follower, file)
+        real(*args)
+
+    monkeypatch.setattr(os, "unlink", partial(late, os.unlink))
+    monkeypatch.setattr(os, "rename", partial(late, os.rename))
+    mine.remove()
+    assert file.read_text() == "1\n"
+    assert os.listdir(tmp_path) == ["server.pid"]
