@@ -146,6 +146,7 @@ static void put_down(struct plait_pool *pool)
 static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t deadline)
 {
     int spun = 0;
+    bool looked = false; /* for signals, since this thread has spun or slept */
     uint32_t tags = 0;
     for (;;) {
         plait_pool_collect(pool);
@@ -168,6 +169,17 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
         if (left == 0) {
             put_down(pool);
             return 0;
+        }
+        if (!looked && !pool->helper_leads) {
+            /* One that came while this thread span will not interrupt its sleep. */
+            looked = true;
+            put_down(pool);
+            if (check_signals(pool) < 0)
+                return -1;
+            if (pool->led || !pool->open)
+                return 1; /* a handler let others run */
+            take_lead(pool);
+            continue;
         }
         bool check = pool->outstanding > 0 && (left < 0 || left > CHECK_NS);
         pl_pool_arm(&pool->core, arm_for(pool, f));
@@ -204,6 +216,7 @@ static int lead_round(struct plait_pool *pool, struct plait_future *f, int64_t d
         }
         if (n == 0 && check)
             pl_pool_check(&pool->core);
+        looked = false;
     }
 }
 
