@@ -7,10 +7,10 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import AsyncIterator, Iterable
-from types import TracebackType
+from collections.abc import Iterable
 from typing import Any
 
+from ._files_lines import Lines
 from ._files_queue import queue_here, result_of
 
 BUFFER_SIZE = 1 << 16
@@ -20,7 +20,7 @@ _READ_ALL_MIN = 1 << 16
 _READ_ALL_MAX = 1 << 26
 
 
-class BinaryFile:
+class BinaryFile(Lines[bytes]):
     """A file of bytes; made by open_file.
 
     Several tasks may use it at once: calls that depend on the position, and close, take
@@ -269,27 +269,6 @@ class BinaryFile:
             if not await self._fill():
                 return self._take(len(self._ahead))
 
-    async def readlines(self, hint: int = -1) -> list[bytes]:
-        """Read all lines, or lines until they hold `hint` bytes."""
-        lines: list[bytes] = []
-        size = 0
-        async for line in self:
-            lines.append(line)
-            size += len(line)
-            if 0 < hint <= size:
-                break
-        return lines
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        self._check(read=True)
-        return self
-
-    async def __anext__(self) -> bytes:
-        line = await self.readline()
-        if not line:
-            raise StopAsyncIteration
-        return line
-
     async def pread(self, n: int, offset: int) -> bytes:
         """Read at most n bytes at an offset, whatever the position; does not change it.
 
@@ -534,18 +513,6 @@ class BinaryFile:
                 answer = queue.close_fd(fd)
                 if isinstance(answer, asyncio.Future):
                     await asyncio.shield(answer)
-
-    async def __aenter__(self) -> BinaryFile:
-        self._check()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     def __del__(self) -> None:
         fd = getattr(self, "_fd", -1)

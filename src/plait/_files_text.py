@@ -9,14 +9,14 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
-from types import TracebackType
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ._files_binary import BinaryFile
+from ._files_lines import Lines
 
 
-class TextFile:
+class TextFile(Lines[str]):
     """A file of text; made by open_file. Sizes are in characters, positions opaque numbers.
 
     As with BinaryFile, tasks take turns.
@@ -100,6 +100,9 @@ class TextFile:
         return f"<TextFile {self.name!r} mode={self.mode!r} encoding={self.encoding!r} {state}>"
 
     # ---- reading
+
+    def _check(self, *, read: bool = False) -> None:
+        self._file._check(read=read)
 
     async def _next(self, history: list[tuple[bytes, str]]) -> bool:
         """Decode the next chunk, when this one is given out; False at the end of the file."""
@@ -195,27 +198,6 @@ class TextFile:
                     if not await self._next(history):
                         break
                 return parts[0] if len(parts) == 1 else "".join(parts)
-
-    async def readlines(self, hint: int = -1) -> list[str]:
-        """Read all lines, or lines until they hold `hint` characters."""
-        lines: list[str] = []
-        size = 0
-        async for line in self:
-            lines.append(line)
-            size += len(line)
-            if 0 < hint <= size:
-                break
-        return lines
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        self._file._check(read=True)
-        return self
-
-    async def __anext__(self) -> str:
-        line = await self.readline()
-        if not line:
-            raise StopAsyncIteration
-        return line
 
     # ---- writing
 
@@ -370,15 +352,3 @@ class TextFile:
     async def close(self) -> None:
         """Flush and close; does nothing when it is closed."""
         await self._file.close()
-
-    async def __aenter__(self) -> TextFile:
-        self._file._check()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()

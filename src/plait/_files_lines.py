@@ -1,0 +1,55 @@
+"""What files of bytes and of text have in common: lines, and the with-block."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, AnyStr, Generic
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class Lines(Generic[AnyStr]):
+    """A file that is read by lines."""
+
+    def _check(self, *, read: bool = False) -> None:
+        raise NotImplementedError
+
+    async def readline(self, limit: int = -1) -> AnyStr:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    async def readlines(self, hint: int = -1) -> list[AnyStr]:
+        """Read all lines, or lines until they hold `hint` bytes, or characters of text."""
+        lines: list[AnyStr] = []
+        size = 0
+        async for line in self:
+            lines.append(line)
+            size += len(line)
+            if 0 < hint <= size:
+                break
+        return lines
+
+    def __aiter__(self) -> Self:
+        self._check(read=True)
+        return self
+
+    async def __anext__(self) -> AnyStr:
+        line = await self.readline()
+        if not line:
+            raise StopAsyncIteration
+        return line
+
+    async def __aenter__(self) -> Self:
+        self._check()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
