@@ -314,10 +314,19 @@ static void wait_for_room(struct pl_stream *s)
         rewatch(s, s->io.want | PL_WRITABLE);
 }
 
+/* In a child that a release has forked: what is left to send, and what follows from it, is the
+ * parent's. Nothing ever tells that there is room, as for what is corked at a fork. */
+static void stay_behind(struct pl_stream *s)
+{
+    s->flushing = false;
+    s->blocked = true;
+}
+
 void pl_stream_flush(struct pl_stream *s)
 {
     if (s->dead || s->blocked || s->error != 0 || s->flushing)
         return;
+    bool forked = s->loop->forked;
     s->flushing = true;
     while (s->chunk_len > 0 && !s->dead) {
         size_t asked;
@@ -330,6 +339,10 @@ void pl_stream_flush(struct pl_stream *s)
         }
         if (n > 0)
             consume(s, (size_t)n);
+        if (PL_UNLIKELY(s->loop->forked != forked)) {
+            stay_behind(s);
+            return;
+        }
         /* A short write means that the kernel's buffer is full, so a second try would only
          * say EAGAIN. */
         if (!s->dead && (n < 0 || (size_t)n < asked)) {
@@ -366,8 +379,11 @@ void pl__stream_flush_corked(struct pl_loop *loop)
         s->corked = false;
         size_t before = s->queued;
         bool sent = s->sent;
+        bool forked = loop->forked;
         s->sent = false;
         pl_stream_flush(s);
+        if (PL_UNLIKELY(loop->forked != forked))
+            return; /* see stay_behind; the others are held */
         if ((sent || s->queued < before) && !s->dead && s->error == 0)
             s->ops->drained(s);
     }
@@ -617,10 +633,17 @@ static void write_on(struct pl_stream *s)
 {
     size_t before = s->queued;
     s->blocked = false;
-    if (s->sending != NULL && !take_sent(s) && !s->dead && s->chunk_len > 0)
+    bool all = s->sending == NULL || take_sent(s);
+    if (PL_UNLIKELY(s->loop->forked)) {
+        stay_behind(s);
+        return;
+    }
+    if (!all && !s->dead && s->chunk_len > 0)
         wait_for_room(s); /* the kernel is full again: nobody needs to ask it */
     else
         pl_stream_flush(s);
+    if (PL_UNLIKELY(s->loop->forked))
+        return;
     if (!s->blocked && !s->dead)
         rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
     if (s->queued < before && !s->dead && s->error == 0)
