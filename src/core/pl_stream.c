@@ -308,10 +308,13 @@ static void wait_for_room(struct pl_stream *s)
         uint32_t n = first_chunks(s, iov, PL__SEND_BATCH, &len);
         s->sending = backend->send(s->loop, s->io.fd, iov, n);
     }
-    if (s->sending != NULL)
-        s->sending->stream = s;
-    else
+    if (s->sending == NULL) {
         rewatch(s, s->io.want | PL_WRITABLE);
+        return;
+    }
+    s->sending->stream = s;
+    /* Watched since the backend could not send the last time: nobody would listen. */
+    rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
 }
 
 /* In a child that a release has forked: what is left to send, and what follows from it, is the

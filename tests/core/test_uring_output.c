@@ -465,6 +465,74 @@ static void another_thread_sends_the_rest(void)
     pl_loop_fini(&loop);
 }
 
+/* Between two runs the ring may not send, so the poller is asked for room; not any more when the
+ * ring sends. */
+static void nobody_is_asked_for_room_while_it_sends(void)
+{
+    NEED_RING();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, NULL));
+    struct writer w;
+    open_writer(&loop, &w);
+    pl_loop_park(&loop, -1);
+    write_next(&w, BIG);
+    pl_stream_flush(&w.stream);
+    CHECK(w.stream.blocked);
+    CHECK(w.stream.sending == NULL);
+    CHECK(w.stream.io.want & PL_WRITABLE);
+    while (w.stream.sending == NULL) {
+        (void)receive(&w, SIZE_MAX);
+        turn(&loop);
+    }
+    CHECK(!(w.stream.io.want & PL_WRITABLE));
+    CHECK(w.stream.io.want & PL_READABLE);
+    receive_all(&loop, &w);
+    close_writer(&loop, &w);
+    pl_loop_fini(&loop);
+}
+
+static pid_t forked;
+
+static void fork_here(struct pl_stream *s, void *owner)
+{
+    on_release(s, owner);
+    forked = fork();
+    CHECK_SYS(forked);
+    if (forked > 0)
+        return;
+    pl_loop_after_fork(s->loop);
+    writer_of(s)->drains = 0;
+}
+
+static void a_child_of_a_release_sends_no_rest(void)
+{
+    NEED_RING();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, NULL));
+    struct writer w;
+    open_writer(&loop, &w);
+    struct pl_stream_ops forking = writer_ops;
+    forking.release = fork_here;
+    block(&loop, &w, BIG / 2);
+    write_next(&w, BIG / 2); /* waits behind what the ring sends */
+    w.stream.ops = &forking;
+    while (w.owned == 2) {
+        (void)receive(&w, SIZE_MAX);
+        turn(&loop);
+        if (w.owned == 1 && forked == 0)
+            _exit(w.stream.error == 0 && w.failed == 0 && w.drains == 0 ? 0 : 1);
+    }
+    w.stream.ops = &writer_ops;
+    int status;
+    CHECK_SYS(waitpid(forked, &status, 0));
+    CHECK_EQ(status, 0);
+    receive_all(&loop, &w); /* in order, and once */
+    char more;
+    CHECK_EQ(recv(w.peer, &more, 1, MSG_DONTWAIT), -1);
+    close_writer(&loop, &w);
+    pl_loop_fini(&loop);
+}
+
 static void a_fork_while_it_sends(void)
 {
     NEED_RING();
@@ -693,6 +761,8 @@ static const struct pl_test tests[] = {
     PL_TEST(a_failed_send_is_told),
     PL_TEST(a_writer_that_goes_on_when_drained),
     PL_TEST(another_thread_sends_the_rest),
+    PL_TEST(nobody_is_asked_for_room_while_it_sends),
+    PL_TEST(a_child_of_a_release_sends_no_rest),
     PL_TEST(a_fork_while_it_sends),
     PL_TEST(it_connects_and_tells_of_refusals),
     PL_TEST(a_cancelled_connect_tells_nothing),
