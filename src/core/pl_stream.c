@@ -165,7 +165,8 @@ static void leave_sending(struct pl_stream *s)
         sending->owners[i] = c->owner;
         c->owner = NULL;
     }
-    sending->stream = NULL;
+    /* Relaxed: `unsend` tells of it. */
+    atomic_store_explicit(&sending->stream, NULL, memory_order_relaxed);
     sending->release = s->ops->release_late;
     s->loop->backend->unsend(s->loop, sending);
 }
@@ -312,7 +313,8 @@ static void wait_for_room(struct pl_stream *s)
         rewatch(s, s->io.want | PL_WRITABLE);
         return;
     }
-    s->sending->stream = s;
+    /* Relaxed: for this thread; another one reads only whether it is NULL. */
+    atomic_store_explicit(&s->sending->stream, s, memory_order_relaxed);
     /* Watched since the backend could not send the last time: nobody would listen. */
     rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
 }
