@@ -205,6 +205,7 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
                 _private.logger.warning(
                     "io_uring is refused (%s): the loop waits with epoll", os.strerror(code)
                 )
+            self._set_busy_poll(50000 if not os.environ.get('PLAIT_BUSY_POLL') else int(os.environ['PLAIT_BUSY_POLL'])*1000)
             super().__init__(_SelectorView(self))  # type: ignore[arg-type]
         except BaseException:
             self._closed = True  # half made: nothing to warn of when it is dropped
