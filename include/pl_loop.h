@@ -150,16 +150,16 @@ struct pl_loop_stats {
 
 /* What the loop knows of its waits, for looking on before it sleeps (pl_busy.c). */
 struct pl_busy {
-    int64_t most;      /* nanoseconds of a spin; 0: never */
-    int64_t sleep_ns;  /* average of short sleeps, waking included */
-    int64_t spin_ns;   /* average of spins that found something */
-    uint32_t credit;   /* spins in vain that may still come; 0: it sleeps at once */
-    uint32_t near;     /* short sleeps lately, while it sleeps at once */
-    uint32_t trial;    /* that many of them make it spin */
-    uint32_t run;      /* hits since then */
-    uint64_t spins;    /* figures: how often it spun, */
-    uint64_t hits;     /* found something, */
-    uint64_t crowded;  /* and stopped because its core was wanted */
+    int64_t most;     /* nanoseconds of a spin; 0: never */
+    int64_t sleep_ns; /* average of short sleeps, waking included */
+    int64_t spin_ns;  /* average of spins that found something */
+    uint32_t credit;  /* spins in vain that may still come; 0: it sleeps at once */
+    uint32_t near;    /* short sleeps lately, while it sleeps at once */
+    uint32_t trial;   /* that many of them make it spin */
+    uint32_t run;     /* hits since then */
+    uint64_t spins;   /* figures: how often it spun, */
+    uint64_t hits;    /* found something, */
+    uint64_t crowded; /* and stopped because its core was wanted */
 };
 
 struct pl_loop {

@@ -98,8 +98,7 @@ bool pl__spin(struct pl_spin *spin, const struct pl_sys *sys, bool (*found)(cons
               const void *arg)
 {
     spin->spins++;
-    int seen =
-        pl__spin_until(sys, spin->since, spin->since + spin->wake_ns, true, found, arg);
+    int seen = pl__spin_until(sys, spin->since, spin->since + spin->wake_ns, true, found, arg);
     if (seen > 0) {
         spin->hits++;
         learn_wait(spin, sys->now() - spin->since);

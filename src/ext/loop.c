@@ -435,8 +435,9 @@ static PyObject *loop_use_uring(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromLong(-(long)loop->core.refused);
 }
 
-PyDoc_STRVAR(set_busy_poll_doc, "_set_busy_poll($self, nanoseconds, /)\n--\n\n"
-                                "Set for how long the loop looks for events before it sleeps, at most.");
+PyDoc_STRVAR(set_busy_poll_doc,
+             "_set_busy_poll($self, nanoseconds, /)\n--\n\n"
+             "Set for how long the loop looks for events before it sleeps, at most.");
 
 static PyObject *loop_set_busy_poll(PyObject *self, PyObject *arg)
 {
@@ -445,7 +446,8 @@ static PyObject *loop_set_busy_poll(PyObject *self, PyObject *arg)
     if (most == -1 && PyErr_Occurred())
         return NULL;
     if (most < 0 || most > PL_NSEC_PER_SEC)
-        return PyErr_Format(PyExc_ValueError, "nanoseconds must be from 0 to 10**9, not %lld", most);
+        return PyErr_Format(PyExc_ValueError, "nanoseconds must be from 0 to 10**9, not %lld",
+                            most);
     pl_loop_set_busy(&loop->core, most);
     Py_RETURN_NONE;
 }
@@ -471,12 +473,13 @@ static PyObject *loop_statistics(PyObject *self, PyObject *Py_UNUSED(ignored))
     const struct pl_loop_stats *s = &loop->core.stats;
     const struct pl_busy *busy = &loop->core.busy;
     return Py_BuildValue(
-        "{s:s, s:K, s:K, s:K, s:K, s:K, s:K, s:K, s:K, s:I, s:I}", "backend", pl_loop_backend_name(&loop->core),
-        "iterations", (unsigned long long)s->iterations, "polls", (unsigned long long)s->polls,
-        "events", (unsigned long long)s->events, "callbacks", (unsigned long long)s->ops, "wakeups",
-        (unsigned long long)s->wakeups, "spins", (unsigned long long)busy->spins, "spins_met",
-        (unsigned long long)busy->hits, "spins_crowded", (unsigned long long)busy->crowded, "ready", pl_queue_len(&loop->core.ready), "timers",
-        pl_timers_len(&loop->core.timers));
+        "{s:s, s:K, s:K, s:K, s:K, s:K, s:K, s:K, s:K, s:I, s:I}", "backend",
+        pl_loop_backend_name(&loop->core), "iterations", (unsigned long long)s->iterations, "polls",
+        (unsigned long long)s->polls, "events", (unsigned long long)s->events, "callbacks",
+        (unsigned long long)s->ops, "wakeups", (unsigned long long)s->wakeups, "spins",
+        (unsigned long long)busy->spins, "spins_met", (unsigned long long)busy->hits,
+        "spins_crowded", (unsigned long long)busy->crowded, "ready",
+        pl_queue_len(&loop->core.ready), "timers", pl_timers_len(&loop->core.timers));
 }
 
 /* ---- the type ----------------------------------------------------------- */
