@@ -218,8 +218,13 @@ def test_descriptors_children_and_timers_beside_it(backend: str) -> None:
 # ---- not delaying others ----
 
 _INTERRUPTED = """
-import os, queue, signal, sys, threading
+import os, queue, signal, socket, sys, threading
 import plait
+
+# With a wake-up descriptor that is another's, a signal is no event of the loop's.
+not_ours, theirs = socket.socketpair()
+theirs.setblocking(False)
+signal.set_wakeup_fd(theirs.fileno())
 
 loop = plait.Loop(backend=sys.argv[1], busy_poll=0.01)
 asked = queue.SimpleQueue()
