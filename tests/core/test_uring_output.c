@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -699,6 +700,62 @@ static void a_cancelled_connect_tells_nothing(void)
     pl_loop_fini(&loop);
 }
 
+struct crossing {
+    struct pl_loop *loop;
+    pthread_mutex_t lock; /* the binding's, which a wait goes without */
+    struct client clients[8];
+    atomic_bool over;
+};
+
+static void *cancel_elsewhere(void *arg)
+{
+    struct crossing *x = arg;
+    for (int i = 0; i < 8; i += 2) {
+        CHECK_EQ(pthread_mutex_lock(&x->lock), 0);
+        pl_connect_cancel(x->loop, &x->clients[i].connect);
+        /* The ring's thread looks at all of them, if it waits just now. */
+        for (int tries = 0; tries < 1000 && atomic_load(&x->loop->poller->owes_ends); tries++)
+            sched_yield();
+        pl_connect_cancel(x->loop, &x->clients[i + 1].connect);
+        CHECK_EQ(pthread_mutex_unlock(&x->lock), 0);
+    }
+    atomic_store(&x->over, true);
+    return NULL;
+}
+
+/* ThreadSanitizer sees what both look at. */
+static void another_thread_cancels_while_the_rings_waits(void)
+{
+    NEED_RING();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, NULL));
+    turn(&loop);
+    struct sockaddr_in full = anywhere();
+    int fds[3];
+    int full_fd = full_listener(&full, fds);
+    struct crossing x = {.loop = &loop, .lock = PTHREAD_MUTEX_INITIALIZER};
+    for (int i = 0; i < 8; i++)
+        CHECK_OK(begin(&loop, &x.clients[i], &full));
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, cancel_elsewhere, &x), 0);
+    while (!atomic_load(&x.over) || loop.poller->inflight != NULL) {
+        CHECK_CMP(pl_loop_wait(&loop, 0), >=, 0);
+        CHECK_EQ(pthread_mutex_lock(&x.lock), 0);
+        CHECK_OK(pl_loop_collect(&loop));
+        CHECK_OK(pl_loop_run(&loop, NULL));
+        CHECK_EQ(pthread_mutex_unlock(&x.lock), 0);
+    }
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    for (int i = 0; i < 8; i++) {
+        CHECK_EQ(x.clients[i].told, 0);
+        close(x.clients[i].fd);
+    }
+    for (int i = 0; i < 3; i++)
+        close(fds[i]);
+    close(full_fd);
+    pl_loop_fini(&loop);
+}
+
 static void a_connect_ends_with_the_run_or_the_loop(void)
 {
     NEED_RING();
@@ -766,6 +823,7 @@ static const struct pl_test tests[] = {
     PL_TEST(a_fork_while_it_sends),
     PL_TEST(it_connects_and_tells_of_refusals),
     PL_TEST(a_cancelled_connect_tells_nothing),
+    PL_TEST(another_thread_cancels_while_the_rings_waits),
     PL_TEST(a_connect_ends_with_the_run_or_the_loop),
     PL_TEST(it_connects_only_where_it_can),
 };
