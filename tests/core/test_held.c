@@ -226,7 +226,7 @@ static void many_quick_callbacks_are_sent_for_together(void)
     /* Who wrote first is sent first. */
     EXPECT(turn_of(&f, 5), "abcABCdDeE");
     EXPECT(turn_of(&f, 8), "abcdABCDeEfFgGhH");
-    EXPECT(turn_of(&f, 20), "abcdefghABCDEFGHijklmnIJKLMNopqOPQrRsStT");
+    EXPECT(turn_of(&f, 20), "abcdefghijABCDEFGHIJklmnoKLMNOpqrPQRsStT");
     /* A few would not save enough. */
     EXPECT(turn_of(&f, 4), "aAbBcCdD");
     EXPECT(turn_of(&f, 1), "aA");
@@ -256,8 +256,44 @@ static void nothing_is_held_for_long(void)
     struct fixture f;
     start(&f);
     for (int i = 0; i < STREAMS; i++)
-        f.steps[i].takes = 60000;
+        f.steps[i].takes = 200000;
     EXPECT(turn_of(&f, 20), "abcdABCDefghEFGHijklIJKLmnopMNOPqQrRsStT");
+    end(&f);
+}
+
+static void rest_run(struct pl_loop *loop, struct pl_op *op)
+{
+    (void)loop;
+    (void)op;
+    note('.');
+}
+
+static void not_too_many_callbacks_are_waited_for(void)
+{
+    struct fixture f;
+    start(&f);
+    struct pl_op rest[100];
+    CHECK_OK(pl_loop_enqueue(&f.loop, &f.steps[0].op));
+    for (int i = 0; i < 100; i++) {
+        rest[i] = (struct pl_op){rest_run};
+        CHECK_OK(pl_loop_enqueue(&f.loop, &rest[i]));
+    }
+    turn(&f);
+    CHECK_EQ(strchr(seen.text, 'A') - seen.text, 1 + 32);
+    CHECK_EQ(strlen(seen.text), 102);
+    end(&f);
+}
+
+static void events_are_not_waited_for(void)
+{
+    struct fixture f;
+    start(&f);
+    for (int i = 4; i < STREAMS; i++) {
+        CHECK_OK(pl_stream_read_start(&f.streams[i]));
+        CHECK_EQ(write(f.peers[i], "x", 1), 1);
+    }
+    /* What arrives meanwhile comes behind them in the turn. */
+    EXPECT(turn_of(&f, 4), "abcdABCDrrrrrrrrrrrrrrrr");
     end(&f);
 }
 
@@ -417,6 +453,17 @@ static void a_large_write_is_not_held(void)
     end(&f);
 }
 
+static void what_is_long_ends_the_waiting(void)
+{
+    struct fixture f;
+    start(&f);
+    static char longer[(16 << 10) + 2];
+    memset(longer, 'l', sizeof(longer) - 1);
+    f.steps[1].writes = longer;
+    EXPECT(turn_of(&f, 12), "abABcdefgCDEFGhijHIJkKlL");
+    end(&f);
+}
+
 static void joined_pieces_that_are_sent_in_part(void)
 {
     struct fixture f;
@@ -452,6 +499,8 @@ static const struct pl_test tests[] = {
     PL_TEST(many_quick_callbacks_are_sent_for_together),
     PL_TEST(writes_of_one_turn_are_one_call),
     PL_TEST(nothing_is_held_for_long),
+    PL_TEST(not_too_many_callbacks_are_waited_for),
+    PL_TEST(events_are_not_waited_for),
     PL_TEST(slow_callbacks_end_it_for_a_while),
     PL_TEST(what_an_event_makes_one_write_is_sent_at_once),
     PL_TEST(a_run_that_ends_early_sends),
@@ -459,6 +508,7 @@ static const struct pl_test tests[] = {
     PL_TEST(the_end_of_one_that_has_sent_all),
     PL_TEST(a_failure_of_a_held_send),
     PL_TEST(a_large_write_is_not_held),
+    PL_TEST(what_is_long_ends_the_waiting),
     PL_TEST(joined_pieces_that_are_sent_in_part),
     PL_TEST(larger_pieces_are_not_copied),
 };
