@@ -41,6 +41,9 @@ static inline uint64_t pl__io_key(int fd, uint32_t generation)
     return (uint64_t)generation << 32 | (uint32_t)fd;
 }
 
+/* pl_busy.c: a sleep has ended, by an event or not. */
+void pl__busy_slept(struct pl_busy *busy, int64_t took, bool woken);
+
 /* pl_file.c: an operation in the loop's ring has ended. Without `loop` the queue's user is not
  * told, and it cannot fail. -ENOMEM: nothing has happened. */
 int pl__file_done(struct pl_loop *loop, struct pl_file_req *req, int64_t result) PL_MUST_CHECK;

@@ -313,7 +313,11 @@ int pl_loop_wait(struct pl_loop *loop, int64_t timeout_ns)
     /* seq_cst: see the head of the file. */
     else if (atomic_load_explicit(&loop->posts, memory_order_seq_cst) != NULL)
         timeout_ns = 0;
+    bool learns = timeout_ns != 0 && loop->busy.most > 0;
+    int64_t since = learns ? loop->sys->now() : 0;
     int n = loop->backend->wait(loop, timeout_ns);
+    if (learns)
+        pl__busy_slept(&loop->busy, loop->sys->now() - since, n > 0);
     /* release is enough: a poster that still reads SLEEPING writes the eventfd once too
      * often, and its node is in the list that collect takes next. */
     atomic_store_explicit(&loop->state, PL_LOOP_AWAKE, memory_order_release);
