@@ -390,21 +390,22 @@ struct pl_stream {
     size_t queued; /* bytes in the chunks */
     struct pl_stream *cork_next;
     struct pl_sending *sending; /* owns: what the backend sends, or has sent, of the first chunks */
-    bool is_socket : 1;         /* send and recv, else write and read */
-    bool borrows : 1; /* the user's: read may be given bytes in memory that room did not give,
-                       * without a call of room; they are there until it returns */
-    bool reading;
-    bool corked;       /* in loop->corked */
-    bool sent;         /* a write has sent what was corked: `drained` is due */
-    bool blocked;      /* the kernel took no more: waiting for PL_WRITABLE, or for `sending` */
-    bool eof;          /* end of stream was read */
-    bool shut_pending; /* shutdown(SHUT_WR) once the queue is empty */
-    bool shut;
-    bool flushing;
-    bool closing;
-    bool dead; /* out of the poller, `closed` is due or was called */
-    bool told; /* ops->failed has been called */
-    int error; /* a write failed with this code */
+    /* Bits: each connection pays for what is here. */
+    bool is_socket : 1; /* send and recv, else write and read */
+    bool borrows : 1;   /* the user's: read may be given bytes in memory that room did not give,
+                         * without a call of room; they are there until it returns */
+    bool reading : 1;
+    bool corked : 1;       /* in loop->corked */
+    bool sent : 1;         /* a write has sent what was corked: `drained` is due */
+    bool blocked : 1;      /* the kernel took no more: waiting for PL_WRITABLE, or for `sending` */
+    bool eof : 1;          /* end of stream was read */
+    bool shut_pending : 1; /* shutdown(SHUT_WR) once the queue is empty */
+    bool shut : 1;
+    bool flushing : 1;
+    bool closing : 1;
+    bool dead : 1; /* out of the poller, `closed` is due or was called */
+    bool told : 1; /* ops->failed has been called */
+    int error;     /* a write failed with this code */
     struct pl_chunk inlined[PL_STREAM_INLINE];
 };
 
