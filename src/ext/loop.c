@@ -769,9 +769,9 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         return -1;
 
     if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
-        plait_listener_type(module, state) < 0 || plait_rota_type(module, state) < 0 ||
-        plait_sock_type(module, state) < 0 || plait_connect_type(module) < 0 ||
-        plait_following_type(module, state) < 0)
+        plait_listener_type(module, state) < 0 || plait_clients_type(module, state) < 0 ||
+        plait_rota_type(module, state) < 0 || plait_sock_type(module, state) < 0 ||
+        plait_connect_type(module) < 0 || plait_following_type(module, state) < 0)
         return -1;
     state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
     if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)

@@ -188,6 +188,12 @@ PyObject *plait_listener_of_op(struct pl_op *op);
 void plait_listener_drop(PyObject *listener);
 int plait_listener_type(PyObject *module, struct plait_state *state);
 
+/* clients.c: gives a server that has no transports yet a set for them that costs none of them
+ * anything. Leaves servers of other classes, and other sets, as they are. 0, or -1 with an
+ * exception set. */
+int plait_clients_adopt(LoopObject *loop, PyObject *server);
+int plait_clients_type(PyObject *module, struct plait_state *state);
+
 static inline LoopObject *plait_loop_of_core(struct pl_loop *core)
 {
     return PL_CONTAINER_OF(core, LoopObject, core);
