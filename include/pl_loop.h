@@ -203,8 +203,18 @@ bool pl_loop_is_ours(const struct pl_loop *loop);
 /* Reads the clock and stores it in loop->now. */
 int64_t pl_loop_now(struct pl_loop *loop);
 
+/* The same as pl_loop_enqueue, which calls it when the queue is full. */
+int pl_loop_enqueue_more(struct pl_loop *loop, struct pl_op *op) PL_MUST_CHECK;
+
 /* Appends to the ready queue. Loop's thread. -ENOMEM. */
-int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op) PL_MUST_CHECK;
+static inline int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op)
+{
+    struct pl_queue *q = &loop->ready;
+    if (PL_UNLIKELY(q->slots == NULL || q->tail - q->head > q->mask))
+        return pl_loop_enqueue_more(loop, op);
+    q->slots[q->tail++ & q->mask] = op;
+    return 0;
+}
 
 /* Hands a node to the loop from any thread (or signal handler): lock-free, and one
  * eventfd write per batch at most. The node is the loop's until its op has run. */

@@ -511,6 +511,7 @@ static int loop_traverse(PyObject *self, visitproc visit, void *arg)
     for (unsigned i = 0; i < loop->spare_len; i++)
         Py_VISIT(loop->spares[(loop->spare_head + i) % PLAIT_SPARE_FUTURES]);
     Py_VISIT(loop->future_kwargs);
+    Py_VISIT(loop->task_args);
     if (loop->generators != NULL) {
         int r = plait_generators_visit(loop, visit, arg);
         if (r != 0)
@@ -534,6 +535,7 @@ static int loop_clear(PyObject *self)
     for (unsigned i = 0; i < PLAIT_SPARE_BYTES; i++)
         Py_CLEAR(loop->spare_bytes[i]);
     Py_CLEAR(loop->future_kwargs);
+    Py_CLEAR(loop->task_args);
     Py_CLEAR(loop->window_args);
     Py_CLEAR(loop->window);
     Py_CLEAR(loop->room);

@@ -36,6 +36,7 @@ typedef struct {
     /* Bytes objects to be used again for messages of their size; nobody else has them. */
     PyObject *spare_bytes[PLAIT_SPARE_BYTES];
     PyObject *future_kwargs;     /* {"loop": self}; NULL before the first use */
+    PyObject *task_args;         /* a tuple of one, see make_task; NULL while it is in use */
     char *read_buffer;           /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
     PyObject *room;              /* bytes, see plait_sock_room; NULL before the first use */
     struct gen_loop *generators; /* owns; NULL until a generator is started */
