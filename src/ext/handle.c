@@ -34,7 +34,9 @@ static inline HandleObject *handle_alloc(struct plait_free_list *list, PyTypeObj
         return NULL;
     if (PL_UNLIKELY(fresh)) {
         h->args = h->callback = h->unused = h->context = h->repr = h->stack = NULL;
-        h->spare[0] = h->spare[1] = h->spare[2] = NULL;
+        h->spare[0] = h->spare[1] = NULL;
+        for (int i = 0; i <= PLAIT_HANDLE_INLINE; i++)
+            h->inlined[i] = NULL;
         h->waits = NULL;
     }
     h->nargs = 0;
@@ -220,7 +222,7 @@ void plait_handle_call(HandleObject *h)
         plait_loop_report_slow(loop, (PyObject *)h, t0);
     if (outer) {
         h->running = false;
-        if (PL_UNLIKELY(h->waits != NULL))
+        if (PL_UNLIKELY(h->threadsafe))
             end_waits(h);
         if (h->cancelled) {
             Py_CLEAR(h->callback);
@@ -584,7 +586,7 @@ static PyTypeObject *derive(PyObject *module, PyType_Spec *spec, PyObject *event
         return NULL;
     PyTypeObject *type = NULL;
     if (!PyType_Check(base) ||
-        ((PyTypeObject *)base)->tp_basicsize > (Py_ssize_t)offsetof(HandleObject, post))
+        ((PyTypeObject *)base)->tp_basicsize > (Py_ssize_t)offsetof(HandleObject, inlined[1]))
         PyErr_Format(PyExc_ImportError, "asyncio.events.%s is not as plait knows it: %R", name,
                      base);
     else

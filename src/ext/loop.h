@@ -4,7 +4,7 @@
 
 #include "state.h"
 
-#define PLAIT_HANDLE_INLINE 3
+#define PLAIT_HANDLE_INLINE 2
 #define PLAIT_SPARE_FUTURES 64 /* a power of two */
 #define PLAIT_SPARE_BYTES 8
 #define PLAIT_READ_BUFFER ((size_t)256 << 10)
@@ -49,7 +49,9 @@ struct plait_handle_wait;
  *
  * It is an instance of asyncio.Handle, whose slots come first: ten pointers at most, each an
  * object or NULL whatever the order of the slots is, so that reading one is always safe. Six
- * hold what asyncio's hold. */
+ * hold what asyncio's hold.
+ *
+ * Bursts have thousands of them, so what an ordinary one needs stands close together. */
 typedef struct {
     PyObject_HEAD
     PyObject *args;     /* a tuple when there are more than fit inline, else NULL */
@@ -59,7 +61,9 @@ typedef struct {
     LoopObject *loop;
     PyObject *repr;  /* the text of one that was cancelled in debug mode, else NULL */
     PyObject *stack; /* source traceback in debug mode, else NULL */
-    PyObject *spare[3];
+    PyObject *spare[2];
+    /* The first is the last of the ten: vectorcall may write to the slot before its arguments. */
+    PyObject *inlined[PLAIT_HANDLE_INLINE + 1];
     struct pl_post post;
     uint32_t nargs;
     bool cancelled;
@@ -67,8 +71,6 @@ typedef struct {
     bool threadsafe;                 /* other threads wait for the end of its run */
     unsigned long runner;            /* the thread that runs it, when threadsafe */
     struct plait_handle_wait *waits; /* those threads; guarded by the interpreter's lock */
-    /* Vectorcall may write to the slot before its arguments. */
-    PyObject *inlined[PLAIT_HANDLE_INLINE + 1];
 } HandleObject;
 
 typedef struct {
