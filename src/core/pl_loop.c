@@ -218,7 +218,7 @@ int64_t pl_loop_now(struct pl_loop *loop)
     return loop->now;
 }
 
-int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op)
+int pl_loop_enqueue_more(struct pl_loop *loop, struct pl_op *op)
 {
     return pl__queue_push(loop->sys, &loop->ready, op);
 }
@@ -357,10 +357,11 @@ int pl_loop_take_posts(struct pl_loop *loop)
 
 int pl_loop_collect(struct pl_loop *loop)
 {
-    int r = pl__io_collect_late(loop);
-    if (r < 0)
-        return r;
-    r = collect_posts(loop);
+    int r = 0;
+    if (PL_UNLIKELY(loop->late != NULL))
+        r = pl__io_collect_late(loop);
+    if (r == 0 && pl_loop_has_posts(loop))
+        r = collect_posts(loop);
     if (r < 0)
         return r;
     loop->bulk = 0;
