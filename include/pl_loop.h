@@ -148,6 +148,20 @@ struct pl_loop_stats {
     uint64_t wakeups; /* eventfd writes received */
 };
 
+/* What the loop knows of its waits, for looking on before it sleeps (pl_busy.c). */
+struct pl_busy {
+    int64_t most;     /* nanoseconds of a spin; 0: never */
+    int64_t sleep_ns; /* average of short sleeps, waking included */
+    int64_t spin_ns;  /* average of spins that found something */
+    uint32_t credit;  /* spins in vain that may still come; 0: it sleeps at once */
+    uint32_t near;    /* short sleeps lately, while it sleeps at once */
+    uint32_t trial;   /* that many of them make it spin */
+    uint32_t run;     /* hits since then */
+    uint64_t spins;   /* figures: how often it spun, */
+    uint64_t hits;    /* found something, */
+    uint64_t crowded; /* and stopped because its core was wanted */
+};
+
 struct pl_loop {
     const struct pl_sys *sys;
     const struct pl_backend_ops *backend;
@@ -172,6 +186,7 @@ struct pl_loop {
     int wake_fd;
     struct pl_io wake_io;
     struct pl_loop_stats stats;
+    struct pl_busy busy;
     void *user; /* the binding's */
     /* What other threads touch lies apart. Padding and not alignment, because a binding's
      * allocator may align less. */
@@ -250,6 +265,21 @@ int64_t pl_loop_timeout(struct pl_loop *loop);
  * for pl_loop_collect. Number of events, or -EINTR. Touches nothing but the poller,
  * so a binding may call it without its lock. */
 int pl_loop_wait(struct pl_loop *loop, int64_t timeout_ns) PL_MUST_CHECK;
+
+/* Busy polling: for how many nanoseconds, at most, the loop looks for events before it sleeps,
+ * where that has been worth it; 0, as at first: never. Loop's thread. */
+void pl_loop_set_busy(struct pl_loop *loop, int64_t most_ns);
+
+/* Whether the next wait had better be preceded by pl_loop_busy_poll. */
+static inline bool pl_loop_busy_pays(const struct pl_loop *loop)
+{
+    return loop->busy.credit > 0;
+}
+
+/* Looks for events, posts and wake-ups, for no longer than timeout_ns (-1: no bound but its own).
+ * 1: there is something to collect. 0: there is nothing yet; a binding has signals handled, which
+ * have interrupted no call, before it waits. -errno as pl_loop_wait. As that, without lock. */
+int pl_loop_busy_poll(struct pl_loop *loop, int64_t timeout_ns) PL_MUST_CHECK;
 
 /* Moves posts, reported descriptors and due timers, in this order, to the ready
  * queue. -ENOMEM: nothing is lost, the rest is collected next time. */

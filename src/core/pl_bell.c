@@ -408,7 +408,7 @@ int pl_member_wait(struct pl_member *member)
                       atomic_load_explicit(&member->mine->rung, memory_order_relaxed), now);
         int64_t coming = atomic_load_explicit(&member->mine->coming, memory_order_relaxed);
         if (coming > now &&
-            pl__spin_until(&member->spin, member->sys, now,
+            pl__spin_until(member->sys, now,
                            coming - now < COMING_MAX_NS ? coming : now + COMING_MAX_NS, false,
                            found_work, member) < 0)
             atomic_store_explicit(&member->mine->crowded, member->sys->now(),

@@ -41,6 +41,9 @@ static inline uint64_t pl__io_key(int fd, uint32_t generation)
     return (uint64_t)generation << 32 | (uint32_t)fd;
 }
 
+/* pl_busy.c: a sleep has ended, by an event or not. */
+void pl__busy_slept(struct pl_busy *busy, int64_t took, bool woken);
+
 /* pl_file.c: an operation in the loop's ring has ended. Without `loop` the queue's user is not
  * told, and it cannot fail. -ENOMEM: nothing has happened. */
 int pl__file_done(struct pl_loop *loop, struct pl_file_req *req, int64_t result) PL_MUST_CHECK;
@@ -86,7 +89,9 @@ struct pl_inflight {
 /* The first chunks of a stream on their way. Once ended, it is the stream's to free. */
 struct pl_sending {
     struct pl_inflight in;
-    struct pl_stream *stream; /* borrows; NULL when that has gone */
+    /* Borrows; NULL when that has gone. Written by any thread that has the binding's lock; the
+     * ring's own looks at it in a wait, without that, to know what nobody wants any more. */
+    struct pl_stream *_Atomic stream;
     uint32_t n;
     struct iovec iov[PL__SEND_BATCH];
     struct msghdr msg;

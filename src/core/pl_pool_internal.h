@@ -103,8 +103,8 @@ bool pl__spin(struct pl_spin *spin, const struct pl_sys *sys, bool (*found)(cons
 /* Looks until `end`, now being `now`, whether it pays or not. `offers`: offers its core now and
  * then, which costs its place in the scheduler's queue: not for one who has work in a moment. 1
  * when it was found, 0 when not, -1 when the core is wanted. */
-int pl__spin_until(struct pl_spin *spin, const struct pl_sys *sys, int64_t now, int64_t end,
-                   bool offers, bool (*found)(const void *arg), const void *arg);
+int pl__spin_until(const struct pl_sys *sys, int64_t now, int64_t end, bool offers,
+                   bool (*found)(const void *arg), const void *arg);
 /* The end of a sleep that began at `slept`; `rung` is the ringer's word for when it rang. */
 void pl__spin_woke(struct pl_spin *spin, int64_t slept, int64_t rung, int64_t now);
 

@@ -68,8 +68,8 @@ bool pl__spin_pays(const struct pl_spin *spin)
     return spin->most > 0 && spin->wait_ns <= spin->wake_ns;
 }
 
-int pl__spin_until(struct pl_spin *spin, const struct pl_sys *sys, int64_t now, int64_t end,
-                   bool offers, bool (*found)(const void *arg), const void *arg)
+int pl__spin_until(const struct pl_sys *sys, int64_t now, int64_t end, bool offers,
+                   bool (*found)(const void *arg), const void *arg)
 {
     int64_t offer = now + OFFER_NS;
     while (now < end) {
@@ -79,20 +79,15 @@ int pl__spin_until(struct pl_spin *spin, const struct pl_sys *sys, int64_t now, 
                 return 1;
         }
         int64_t later = sys->now();
-        if (!offers && later - now > TAKEN_NS) {
-            spin->crowded++; /* somebody else had the core meanwhile */
-            return found(arg) ? 1 : -1;
-        }
+        if (!offers && later - now > TAKEN_NS)
+            return found(arg) ? 1 : -1; /* somebody else had the core meanwhile */
         now = later;
         if (!offers || now < offer)
             continue;
         sys->yield();
         int64_t back = sys->now();
-        if (back - now > TAKEN_NS) {
-            spin->wait_ns = 2 * spin->wake_ns;
-            spin->crowded++;
+        if (back - now > TAKEN_NS)
             return -1;
-        }
         now = back;
         offer = now + OFFER_NS;
     }
@@ -103,11 +98,13 @@ bool pl__spin(struct pl_spin *spin, const struct pl_sys *sys, bool (*found)(cons
               const void *arg)
 {
     spin->spins++;
-    int seen =
-        pl__spin_until(spin, sys, spin->since, spin->since + spin->wake_ns, true, found, arg);
+    int seen = pl__spin_until(sys, spin->since, spin->since + spin->wake_ns, true, found, arg);
     if (seen > 0) {
         spin->hits++;
         learn_wait(spin, sys->now() - spin->since);
+    } else if (seen < 0) {
+        spin->wait_ns = 2 * spin->wake_ns;
+        spin->crowded++;
     }
     return seen > 0 || (seen < 0 && found(arg));
 }

@@ -150,11 +150,33 @@ static int poller_failed(LoopObject *loop, int code)
     return -1;
 }
 
+/* Looks for events for a moment, with the interpreter detached. 1 when there are, or the loop has
+ * something to do; 0 to sleep, until *timeout; -1 with an exception set. */
+static int look_on(LoopObject *loop, int64_t *timeout)
+{
+    int r;
+    Py_BEGIN_ALLOW_THREADS;
+    plait_loop_wake_late(loop, NULL);
+    r = pl_loop_busy_poll(&loop->core, *timeout);
+    Py_END_ALLOW_THREADS;
+    if (r < 0 && r != -EINTR)
+        return poller_failed(loop, r);
+    if (PyErr_CheckSignals() < 0)
+        return -1;
+    *timeout = pl_loop_timeout(&loop->core);
+    return r != 0 || loop->stopping || *timeout == 0;
+}
+
 /* Waits with the interpreter detached. 0, or -1 with an exception set by a signal's
  * handler. */
 static int wait_detached(LoopObject *loop, int64_t timeout)
 {
     int r;
+    if (pl_loop_busy_pays(&loop->core)) {
+        r = look_on(loop, &timeout);
+        if (r != 0)
+            return r < 0 ? -1 : 0;
+    }
     Py_BEGIN_ALLOW_THREADS;
     plait_loop_wake_late(loop, NULL);
     r = pl_loop_wait(&loop->core, timeout);
@@ -413,6 +435,23 @@ static PyObject *loop_use_uring(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromLong(-(long)loop->core.refused);
 }
 
+PyDoc_STRVAR(set_busy_poll_doc,
+             "_set_busy_poll($self, nanoseconds, /)\n--\n\n"
+             "Set for how long the loop looks for events before it sleeps, at most.");
+
+static PyObject *loop_set_busy_poll(PyObject *self, PyObject *arg)
+{
+    LoopObject *loop = (LoopObject *)self;
+    long long most = PyLong_AsLongLong(arg);
+    if (most == -1 && PyErr_Occurred())
+        return NULL;
+    if (most < 0 || most > PL_NSEC_PER_SEC)
+        return PyErr_Format(PyExc_ValueError, "nanoseconds must be from 0 to 10**9, not %lld",
+                            most);
+    pl_loop_set_busy(&loop->core, most);
+    Py_RETURN_NONE;
+}
+
 static PyObject *get_backend(PyObject *self, void *Py_UNUSED(closure))
 {
     return PyUnicode_FromString(pl_loop_backend_name(&((LoopObject *)self)->core));
@@ -424,18 +463,23 @@ PyDoc_STRVAR(statistics_doc,
              "Returns:\n"
              "    dict[str, int | str]: backend; iterations; polls (calls to the poller);\n"
              "    events (descriptors reported); callbacks (run from the ready queue);\n"
-             "    wakeups (by other threads); ready and timers (waiting now).");
+             "    wakeups (by other threads); spins (times that it looked for events before it\n"
+             "    slept), spins_met (that found some) and spins_crowded (that others wanted the\n"
+             "    processor for); ready and timers (waiting now).");
 
 static PyObject *loop_statistics(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     LoopObject *loop = (LoopObject *)self;
     const struct pl_loop_stats *s = &loop->core.stats;
+    const struct pl_busy *busy = &loop->core.busy;
     return Py_BuildValue(
-        "{s:s, s:K, s:K, s:K, s:K, s:K, s:I, s:I}", "backend", pl_loop_backend_name(&loop->core),
-        "iterations", (unsigned long long)s->iterations, "polls", (unsigned long long)s->polls,
-        "events", (unsigned long long)s->events, "callbacks", (unsigned long long)s->ops, "wakeups",
-        (unsigned long long)s->wakeups, "ready", pl_queue_len(&loop->core.ready), "timers",
-        pl_timers_len(&loop->core.timers));
+        "{s:s, s:K, s:K, s:K, s:K, s:K, s:K, s:K, s:K, s:I, s:I}", "backend",
+        pl_loop_backend_name(&loop->core), "iterations", (unsigned long long)s->iterations, "polls",
+        (unsigned long long)s->polls, "events", (unsigned long long)s->events, "callbacks",
+        (unsigned long long)s->ops, "wakeups", (unsigned long long)s->wakeups, "spins",
+        (unsigned long long)busy->spins, "spins_met", (unsigned long long)busy->hits,
+        "spins_crowded", (unsigned long long)busy->crowded, "ready",
+        pl_queue_len(&loop->core.ready), "timers", pl_timers_len(&loop->core.timers));
 }
 
 /* ---- the type ----------------------------------------------------------- */
@@ -626,6 +670,7 @@ static PyMethodDef loop_methods[] = {
     {"_run", loop_run, METH_NOARGS, run_doc},
     {"_close_core", loop_close_core, METH_NOARGS, close_core_doc},
     {"_use_uring", loop_use_uring, METH_NOARGS, use_uring_doc},
+    {"_set_busy_poll", loop_set_busy_poll, METH_O, set_busy_poll_doc},
     {"statistics", loop_statistics, METH_NOARGS, statistics_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -467,6 +467,11 @@ fail:
 
 /* ---- what futures ask ---- */
 
+/* A signal that comes while this thread spins, or is about to sleep, has no sleep to interrupt.
+ * So the first sleep has an end after which signals are looked for, and so has the first one
+ * after each signal. It is long for the sake of the task: to look takes the interpreter's lock. */
+#define FIRST_SLEEP_NS (PL_NSEC_PER_SEC / 20)
+
 static int keeper_wait(PyObject *pool, struct plait_future *f, int64_t deadline)
 {
     struct plait_crew *crew = PLAIT_CREW(pool);
@@ -477,6 +482,7 @@ static int keeper_wait(PyObject *pool, struct plait_future *f, int64_t deadline)
     me.berth.next = f->sleepers;
     f->sleepers = &me.berth;
     int result = 0;
+    bool first = true;
     while (!plait_future_done(f)) {
         int64_t left = -1;
         if (deadline >= 0 && (left = deadline - plait_crew_now()) <= 0) {
@@ -484,13 +490,17 @@ static int keeper_wait(PyObject *pool, struct plait_future *f, int64_t deadline)
             result = -1;
             break;
         }
+        if (first && (left < 0 || left > FIRST_SLEEP_NS))
+            left = FIRST_SLEEP_NS;
         int error;
-        Py_BEGIN_ALLOW_THREADS error = pl_crew_await(&crew->core, &me.berth, left);
-        Py_END_ALLOW_THREADS if (error == -EINTR && PyErr_CheckSignals() < 0)
+        Py_BEGIN_ALLOW_THREADS if (first) error = pl_crew_await(&crew->core, &me.berth, left);
+        else error = pl_berth_sleep(pl_sys_default(), &me.berth, left);
+        Py_END_ALLOW_THREADS if (error < 0 && PyErr_CheckSignals() < 0)
         {
             result = -1;
             break;
         }
+        first = error == -EINTR;
     }
     if (!me.claimed) {
         struct pl_berth **at = &f->sleepers;

@@ -103,7 +103,7 @@ class Supervisor:
 
         Raises:
             ServeFailed: workers could not be started, or ended again and again.
-            OSError: the file for the process id cannot be written.
+            OSError: the file for the process id cannot be written, or another server has it.
         """
         wake, waker = socket.socketpair()
         with wake, waker:
@@ -224,6 +224,8 @@ class Supervisor:
                 os.close(other.pidfd)
             if self._successor is not None:
                 os.close(self._successor.pidfd)
+            if self._pid is not None:
+                self._pid.let_go()
             code = run(self._setup, seat, control, parent)
         finally:
             leave(code)
@@ -461,7 +463,8 @@ class Supervisor:
     def _take_pid_file(self) -> None:
         if self._pid is not None:
             try:
-                self._pid.write()
+                # The one that this one follows holds the file: it is this one's turn to be named.
+                self._pid.write(instead_of=self._listeners.predecessor())
             except OSError as error:
                 log.error("cannot write the file for the process id: %s", error)
 

@@ -39,6 +39,7 @@ class Listeners:
         self._paths: list[tuple[str, int]] = []
         self._inherited: list[tuple[str, socket.socket]] = []
         self._before: int | None = None  # a pidfd
+        self._before_pid = 0
         self.sockets: list[socket.socket] = []
         self.keys: list[str | None] = []
         """What was asked for; None of a socket of the caller's, which cannot be handed over."""
@@ -77,6 +78,10 @@ class Listeners:
     def predecessor_lives(self) -> bool:
         """Whether the supervisor that has handed the sockets over is still there."""
         return self._before is not None and not process_ended(self._before)
+
+    def predecessor(self) -> int | None:
+        """The number of the supervisor that has handed the sockets over, while it is there."""
+        return self._before_pid if self.predecessor_lives() else None
 
     def hand_over(self) -> tuple[dict[str, str], list[int]]:
         """Say what a successor is started with: its variables, and descriptors to keep open."""
@@ -200,8 +205,10 @@ class Listeners:
             parent = os.getppid()
             with contextlib.suppress(ProcessLookupError):  # it has ended already
                 self._before = os.pidfd_open(pid)
-            born = found.get("born")
-            if born is not None and birth_of(pid) != born:
+                self._before_pid = pid
+            told, seen = found.get("born"), birth_of(pid)
+            # Where /proc does not show it (hidepid), the descriptor alone is believed.
+            if told is not None and seen is not None and told != seen:
                 self._forget_predecessor()  # it has ended: the number is another process's
             if parent != pid and self.predecessor_lives():
                 # Meant for the successor, which has started this process before it served.

@@ -19,7 +19,9 @@ def process_ended(pidfd: int) -> bool:
 
 
 def birth_of(pid: int) -> int | None:
-    """When a process was started, in the system's ticks since its own start; None: there is none.
+    """When a process was started, in the system's ticks since its own start.
+
+    None: there is none, or it is not to be seen (/proc mounted with hidepid, or not at all).
 
     With it a number means one process, although numbers are used again.
     """

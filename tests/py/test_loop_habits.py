@@ -224,20 +224,20 @@ def test_classes_of_programs_are_called_as_classes_are(loop: plait.Loop) -> None
     calls: list[tuple[Any, ...]] = []
     plain = asyncio.tasks.Task
 
-    class Meta(type(plain)):  # type: ignore[misc]
+    class Meta(type):
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             calls.append((cls, args, kwargs))
             return super().__call__(*args, **kwargs)
 
-    class Called(plain, metaclass=Meta):  # type: ignore[type-arg,misc]
+    class Called(asyncio.Task, metaclass=Meta):  # type: ignore[type-arg]
         pass
 
-    class Made(plain):  # type: ignore[type-arg,misc]
+    class Made(asyncio.Task):  # type: ignore[type-arg]
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             calls.append((cls, args, kwargs))
             return super().__new__(cls)
 
-    class Initialised(plain):  # type: ignore[type-arg,misc]
+    class Initialised(asyncio.Task):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             calls.append((type(self), args, kwargs))
             with mock.patch.object(asyncio.tasks, "Task", plain):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from plait import _core
+from plait import _core, _serve_sockets
 from plait._serve_boss import Supervisor, _noted, _Worker
 from plait._serve_pid import PidFile
 from plait._serve_sockets import ENVIRONMENT, Listeners
@@ -67,11 +72,20 @@ def test_number_that_is_another_process_s(monkeypatch: pytest.MonkeyPatch) -> No
     parent = os.getppid()
     born = birth_of(parent)
     assert born is not None
-    for told, lives in ((born, True), (born - 1, False), (None, True)):
+
+    def lives(told: int | None) -> bool:
         found = {"pid": parent, "born": told, "sockets": []}
         monkeypatch.setenv(ENVIRONMENT, json.dumps(found))
         with Listeners(1) as listeners:
-            assert listeners.predecessor_lives() is lives
+            assert listeners.predecessor() == (parent if listeners.predecessor_lives() else None)
+            return listeners.predecessor_lives()
+
+    assert lives(born)
+    assert not lives(born - 1)
+    assert lives(None)
+    # /proc does not show the processes of others (hidepid).
+    monkeypatch.setattr(_serve_sockets, "birth_of", lambda pid: None)
+    assert lives(born)
 
 
 def test_birth_of_nobody() -> None:
@@ -159,11 +173,13 @@ def test_file_is_made_anew_whatever_lies_there(tmp_path: Path) -> None:
     file, other = tmp_path / "server.pid", tmp_path / "other"
     other.write_text("precious\n")
     (tmp_path / f"server.pid.{os.getpid()}").symlink_to(other)
-    PidFile(str(file)).write()
+    mine = PidFile(str(file))
+    mine.write()
     assert other.read_text() == "precious\n"
     assert not file.is_symlink()
     assert file.read_text() == f"{os.getpid()}\n"
     assert sorted(os.listdir(tmp_path)) == ["other", "server.pid"]
+    mine.remove()
 
 
 def test_file_of_the_follower_is_not_removed(
@@ -186,3 +202,89 @@ def test_file_of_the_follower_is_not_removed(
     mine.remove()
     assert file.read_text() == "1\n"
     assert os.listdir(tmp_path) == ["server.pid"]
+
+
+HOLDER = """
+import os, sys
+from plait._serve_pid import PidFile
+
+file = PidFile(sys.argv[1])
+file.write()
+if os.fork() == 0:
+    file.let_go()
+    print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holder(file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, which has the file; and a child of its own that lives as long as this."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        yield process
+        process.kill()
+
+
+def test_file_of_one_that_lives_is_not_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "server.pid"
+    file.write_text(f"{os.getppid()}\n")  # left behind, and the number is another program's now
+    with holder(file) as process:
+        named = f"{process.pid}\n"
+        with (
+            Listeners(1) as listeners,
+            pytest.raises(FileExistsError, match=rf"process {process.pid} lives: '{file}'"),
+        ):
+            supervisor(listeners, str(file)).run()
+        assert file.read_text() == named
+        mine = PidFile(str(file))
+        with pytest.raises(FileExistsError):
+            mine.write(instead_of=os.getppid())
+        mine.remove()
+        assert file.read_text() == named
+        assert os.listdir(tmp_path) == ["server.pid"]
+        # The one that follows it takes it over, and has it then.
+        mine.write(instead_of=process.pid)
+        assert file.read_text() == f"{os.getpid()}\n"
+    with pytest.raises(FileExistsError, match=f"process {os.getpid()} lives"):
+        PidFile(str(file)).write()
+    mine.write()
+    mine.remove()
+    assert not os.listdir(tmp_path)
+
+
+def test_file_of_one_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "server.pid"
+    mine = PidFile(str(file))
+    with holder(file) as process:
+        process.kill()
+        process.wait()
+        assert file.read_text() == f"{process.pid}\n"
+        mine.write()  # while its child lives
+    assert file.read_text() == f"{os.getpid()}\n"
+    os.unlink(file)
+    mine.write()  # as after a reload
+    assert file.read_text() == f"{os.getpid()}\n"
+    mine.remove()
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("refused", ["link", "flock"])
+def test_file_where_the_file_system_can_do_little(
+    refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr({"link": os, "flock": fcntl}[refused], refused, refuse)
+    file = tmp_path / "server.pid"
+    for _ in range(2):
+        mine = PidFile(str(file))
+        mine.write()
+        mine.let_go()
+        assert file.read_text() == f"{os.getpid()}\n"
+        assert os.listdir(tmp_path) == ["server.pid"]
+    assert ("cannot be locked" in caplog.text) is (refused == "flock")

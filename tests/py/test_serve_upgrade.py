@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serve_support import Client, Server, ask, children, gone, load, until
+from serve_support import Client, Server, ask, children, gone, load
+from until import until
 
 pytestmark = pytest.mark.isolated
 
@@ -122,6 +123,12 @@ def test_file_names_the_supervisor_that_serves(tmp_path: Path) -> None:
     with Server("sometimes:commands", *options, path=tmp_path) as server:
         server.address()
         mine = f"{server.process.pid}\n"
+        assert file.read_text() == mine
+        with Server("sometimes:commands", *options, path=tmp_path) as second:
+            assert second.process.wait(100) == 1
+            second.wait_for(
+                f"plait: '{file}': another server has this file: process {server.process.pid} lives"
+            )
         assert file.read_text() == mine
         module.write_text("raise ValueError('this version is broken')\n")
         with successor(server) as pid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import random
+import signal
 import sys
 import threading
 import time
@@ -23,6 +24,36 @@ def spin(begun: threading.Event) -> None:
     """Runs Python for ever."""
     while True:
         begun.set()
+
+
+# ---- signals
+
+
+class Rang(Exception):
+    pass
+
+
+def test_a_signal_just_before_the_wait_sleeps_is_not_left_for_the_end() -> None:
+    def ring(*_: object) -> None:
+        raise Rang
+
+    gate = Gate()
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with plait.ThreadPool(1) as pool:
+            future = pool.submit(gate)
+            try:
+                assert gate.begun.wait(60)
+                # One who waits looks on for some 40 us; a few of these come meanwhile.
+                for microseconds in range(1, 81, 2):
+                    with pytest.raises(Rang):  # noqa: PT012
+                        signal.setitimer(signal.ITIMER_REAL, microseconds * 1e-6)
+                        future.result(20)
+            finally:
+                gate.go.set()
+            assert future.result(60) is None
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 # ---- cancel

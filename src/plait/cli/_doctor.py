@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import _core
+from .. import _busy, _core
 from ._extras import LAB
 
 __all__ = ["examine", "main"]
@@ -78,6 +78,7 @@ def examine() -> dict[str, Any]:
         },
         "kernel": kernel,
         "backend": _backend(kernel["io_uring"]),
+        "busy_poll": _busy_poll(),
         "files": _files(build, kernel["io_uring"]),
         "cpu": {
             "count": os.cpu_count(),
@@ -171,7 +172,7 @@ def _backend(uring: dict[str, Any]) -> dict[str, str]:
     level = logger.level
     logger.setLevel(logging.ERROR)  # it would tell of a refusal, which is told here
     try:
-        loop = Loop()
+        loop = Loop(busy_poll=0)
     except ValueError as error:
         return {"name": "none", "reason": f"of an error: {error}"}
     finally:
@@ -188,6 +189,15 @@ def _backend(uring: dict[str, Any]) -> dict[str, str]:
     else:
         reason = f"io_uring: {uring['reason']}"
     return {"name": name, "reason": reason}
+
+
+def _busy_poll() -> dict[str, Any]:
+    """For how long a loop looks for events before it sleeps, and why."""
+    try:
+        seconds, reason = _busy.limit()
+    except ValueError as error:
+        return {"seconds": None, "reason": f"of an error: {error}"}
+    return {"seconds": seconds, "reason": reason}
 
 
 def _files(build: dict[str, Any], uring: dict[str, Any]) -> dict[str, str]:
@@ -261,6 +271,14 @@ def _coverage() -> dict[str, str]:
     return dict(coverage()) if coverage is not None else {}
 
 
+def _told_busy_poll(found: dict[str, Any]) -> str:
+    if found["seconds"] is None:
+        return f"none, because {found['reason']}"
+    if found["seconds"] == 0:
+        return f"off, because {found['reason']}"
+    return f"up to {found['seconds'] * 1e6:g} us where it pays, because {found['reason']}"
+
+
 def _text(found: dict[str, Any]) -> str:
     python, kernel, cpu = found["python"], found["kernel"], found["cpu"]
     backend, files, build = found["backend"], found["files"], found["build"]
@@ -274,6 +292,7 @@ def _text(found: dict[str, Any]) -> str:
         ),
         ("kernel", f"Linux {kernel['release']} {kernel['machine']}"),
         ("sockets", f"{backend['name']}, because {backend['reason']}"),
+        ("busy polling", _told_busy_poll(found["busy_poll"])),
         ("files", f"{files['name']}, because {files['reason']}"),
     ]
     for name in ("epoll", "io_uring", "pidfd", "memfd", "futex"):
