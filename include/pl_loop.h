@@ -157,6 +157,7 @@ struct pl_busy {
     uint32_t near;    /* short sleeps lately, while it sleeps at once */
     uint32_t trial;   /* that many of them make it spin */
     uint32_t run;     /* hits since then */
+    bool spun;        /* the sleep to come follows a spin in vain */
     uint64_t spins;   /* figures: how often it spun, */
     uint64_t hits;    /* found something, */
     uint64_t crowded; /* and stopped because its core was wanted */
