@@ -203,10 +203,26 @@ static int import_class(const char *module_name, const char *name, PyObject **pl
     return found == NULL ? -1 : 0;
 }
 
+/* Whether Server._attach takes the transport (it does from 3.13 on). */
+static int ask_server_signature(struct plait_state *state)
+{
+    PyObject *attach = PyObject_GetAttr(state->asyncio_server, state->str_attach);
+    PyObject *code = attach == NULL ? NULL : PyObject_GetAttrString(attach, "__code__");
+    PyObject *count = code == NULL ? NULL : PyObject_GetAttrString(code, "co_argcount");
+    long n = count == NULL ? -1 : PyLong_AsLong(count);
+    Py_XDECREF(count);
+    Py_XDECREF(code);
+    Py_XDECREF(attach);
+    if (n < 0)
+        return -1;
+    state->loop.server_takes_transport = n >= 2;
+    return 0;
+}
+
 int plait_clients_type(PyObject *module, struct plait_state *state)
 {
     if (import_class("asyncio.base_events", "Server", &state->asyncio_server) < 0 ||
-        import_class("weakref", "WeakSet", &state->weak_set) < 0)
+        import_class("weakref", "WeakSet", &state->weak_set) < 0 || ask_server_signature(state) < 0)
         return -1;
     state->clients_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &clients_spec, NULL);
     return state->clients_type == NULL ? -1 : 0;
