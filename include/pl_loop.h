@@ -157,6 +157,7 @@ struct pl_busy {
     uint32_t near;    /* short sleeps lately, while it sleeps at once */
     uint32_t trial;   /* that many of them make it spin */
     uint32_t run;     /* hits since then */
+    bool spun;        /* the sleep to come follows a spin in vain */
     uint64_t spins;   /* figures: how often it spun, */
     uint64_t hits;    /* found something, */
     uint64_t crowded; /* and stopped because its core was wanted */
@@ -218,8 +219,18 @@ bool pl_loop_is_ours(const struct pl_loop *loop);
 /* Reads the clock and stores it in loop->now. */
 int64_t pl_loop_now(struct pl_loop *loop);
 
+/* The same as pl_loop_enqueue, which calls it when the queue is full. */
+int pl_loop_enqueue_more(struct pl_loop *loop, struct pl_op *op) PL_MUST_CHECK;
+
 /* Appends to the ready queue. Loop's thread. -ENOMEM. */
-int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op) PL_MUST_CHECK;
+static inline int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op)
+{
+    struct pl_queue *q = &loop->ready;
+    if (PL_UNLIKELY(q->slots == NULL || q->tail - q->head > q->mask))
+        return pl_loop_enqueue_more(loop, op);
+    q->slots[q->tail++ & q->mask] = op;
+    return 0;
+}
 
 /* Hands a node to the loop from any thread (or signal handler): lock-free, and one
  * eventfd write per batch at most. The node is the loop's until its op has run. */
@@ -420,21 +431,22 @@ struct pl_stream {
     size_t queued; /* bytes in the chunks */
     struct pl_stream *cork_next;
     struct pl_sending *sending; /* owns: what the backend sends, or has sent, of the first chunks */
-    bool is_socket : 1;         /* send and recv, else write and read */
-    bool borrows : 1; /* the user's: read may be given bytes in memory that room did not give,
-                       * without a call of room; they are there until it returns */
-    bool reading;
-    bool corked;       /* in loop->corked */
-    bool sent;         /* a write has sent what was corked: `drained` is due */
-    bool blocked;      /* the kernel took no more: waiting for PL_WRITABLE, or for `sending` */
-    bool eof;          /* end of stream was read */
-    bool shut_pending; /* shutdown(SHUT_WR) once the queue is empty */
-    bool shut;
-    bool flushing;
-    bool closing;
-    bool dead; /* out of the poller, `closed` is due or was called */
-    bool told; /* ops->failed has been called */
-    int error; /* a write failed with this code */
+    /* Bits: each connection pays for what is here. */
+    bool is_socket : 1; /* send and recv, else write and read */
+    bool borrows : 1;   /* the user's: read may be given bytes in memory that room did not give,
+                         * without a call of room; they are there until it returns */
+    bool reading : 1;
+    bool corked : 1;       /* in loop->corked */
+    bool sent : 1;         /* a write has sent what was corked: `drained` is due */
+    bool blocked : 1;      /* the kernel took no more: waiting for PL_WRITABLE, or for `sending` */
+    bool eof : 1;          /* end of stream was read */
+    bool shut_pending : 1; /* shutdown(SHUT_WR) once the queue is empty */
+    bool shut : 1;
+    bool flushing : 1;
+    bool closing : 1;
+    bool dead : 1; /* out of the poller, `closed` is due or was called */
+    bool told : 1; /* ops->failed has been called */
+    int error;     /* a write failed with this code */
     struct pl_chunk inlined[PL_STREAM_INLINE];
 };
 

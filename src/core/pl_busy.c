@@ -52,6 +52,10 @@ static void stop(struct pl_busy *busy, bool failed)
 
 void pl__busy_slept(struct pl_busy *busy, int64_t took, bool woken)
 {
+    if (busy->spun) { /* only the rest of a wait, which says nothing about sleeping at once */
+        busy->spun = false;
+        return;
+    }
     if (!woken || took > 2 * busy->most) {
         busy->near = busy->near > FAR ? busy->near - FAR : 0;
         return;
@@ -114,6 +118,7 @@ int pl_loop_busy_poll(struct pl_loop *loop, int64_t timeout_ns)
             (void)atomic_exchange_explicit(&loop->state, PL_LOOP_AWAKE, memory_order_seq_cst);
         return result < 0 ? result : 1;
     }
+    busy->spun = true;
     if (seen < 0)
         busy->crowded++;
     if (seen < 0 || --busy->credit == 0)

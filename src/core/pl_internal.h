@@ -89,7 +89,9 @@ struct pl_inflight {
 /* The first chunks of a stream on their way. Once ended, it is the stream's to free. */
 struct pl_sending {
     struct pl_inflight in;
-    struct pl_stream *stream; /* borrows; NULL when that has gone */
+    /* Borrows; NULL when that has gone. Written by any thread that has the binding's lock; the
+     * ring's own looks at it in a wait, without that, to know what nobody wants any more. */
+    struct pl_stream *_Atomic stream;
     uint32_t n;
     struct iovec iov[PL__SEND_BATCH];
     struct msghdr msg;

@@ -2,8 +2,8 @@
  *
  * The loop keeps a table indexed by descriptor. A descriptor stays registered with the
  * kernel for as long as it is open here; the event data is the descriptor together with
- * a generation that pl_io_close raises, so that events of a closed one, already fetched
- * in the batch being processed, find nobody.
+ * a generation that pl_io_close raises, and pl_io_watch while there are events that were fetched
+ * and not passed on, so that those of a closed one, or of a watch that has ended, find nobody.
  *
  * A user can close a registered descriptor, and get the same number again, without
  * telling us. The kernel then has dropped the registration: the backend notices when it
@@ -64,10 +64,17 @@ int pl_io_watch(struct pl_loop *loop, struct pl_io *io, unsigned want)
         io->want = 0;
         return 0;
     }
-    int r = loop->backend->watch(loop, io->fd, pl__io_key(io->fd, slot->generation), want,
+    /* What the poller has told and was not passed on yet is of another watch: it tells anew of
+     * what is still so. In the other modes, where a backend may work by the generation, the
+     * loop's own code is told, which can bear to be told for nothing. */
+    uint32_t generation = slot->generation;
+    if (PL_UNLIKELY(loop->unreported) && io->mode <= PL_IO_EDGE)
+        generation++;
+    int r = loop->backend->watch(loop, io->fd, pl__io_key(io->fd, generation), want,
                                  (enum pl_io_mode)io->mode, &slot->known);
     if (r < 0)
         return r;
+    slot->generation = generation;
     io->want = (uint8_t)want;
     io->ready &= (uint8_t)(want | PL_HANGUP);
     return 0;

@@ -218,7 +218,7 @@ int64_t pl_loop_now(struct pl_loop *loop)
     return loop->now;
 }
 
-int pl_loop_enqueue(struct pl_loop *loop, struct pl_op *op)
+int pl_loop_enqueue_more(struct pl_loop *loop, struct pl_op *op)
 {
     return pl__queue_push(loop->sys, &loop->ready, op);
 }
@@ -357,10 +357,11 @@ int pl_loop_take_posts(struct pl_loop *loop)
 
 int pl_loop_collect(struct pl_loop *loop)
 {
-    int r = pl__io_collect_late(loop);
-    if (r < 0)
-        return r;
-    r = collect_posts(loop);
+    int r = 0;
+    if (PL_UNLIKELY(loop->late != NULL))
+        r = pl__io_collect_late(loop);
+    if (r == 0 && pl_loop_has_posts(loop))
+        r = collect_posts(loop);
     if (r < 0)
         return r;
     loop->bulk = 0;
@@ -376,32 +377,35 @@ int pl_loop_collect(struct pl_loop *loop)
 /* ---- the run ------------------------------------------------------------ */
 
 /* Writes of several callbacks are held and sent in a row: a peer that has handled one finds the
- * next, instead of falling asleep and being woken by each of them. No more than half of what is
- * to run is waited for, so that peers have something to do while this loop has. */
-#define HOLD_MOST 7             /* callbacks that run after the one whose write is held */
-#define HOLD_LEAST 2            /* for fewer it is not worth it */
-#define HOLD_NS INT64_C(150000) /* the time that they may take, looked at after each */
+ * next, instead of falling asleep and being woken by each of them. They are sent before the next
+ * event, so that peers have something to do while this loop turns to what others want. */
+#define HOLD_MOST 32            /* callbacks that run after the one whose write is held */
+#define HOLD_LEAST 4            /* with fewer left in the turn it is not worth it */
+#define HOLD_NS INT64_C(500000) /* the time that they may take, looked at after each */
+#define HOLD_BYTES (16u << 10)  /* what is longer goes out while it is in the processor's cache */
 #define HOLD_PAUSE 64           /* when they took twice as long: how many chances are passed over */
 
 /* Whether what the last callback left corked stays so while others run, of which the turn has
  * `left`. by_event: it was a stream's. */
 static bool holds(struct pl_loop *loop, bool by_event, uint32_t left)
 {
+    const struct pl_queue *q = &loop->ready;
+    bool event_next = left > 0 && pl__stream_runs(q->slots[q->head & q->mask]->run);
     if (loop->held_since != 0) {
         int64_t took = loop->sys->now() - loop->held_since;
         if (took > 2 * HOLD_NS)
             loop->hold_pause = HOLD_PAUSE; /* they are slow: what a send costs matters less */
-        return took < HOLD_NS && --loop->hold_more > 0;
+        return took < HOLD_NS && --loop->hold_more > 0 && left > 0 && !event_next &&
+               loop->corked->queued <= HOLD_BYTES;
     }
     /* What answers in its own event has the bytes at hand, and their memory is used again. */
-    uint32_t most = left / 2 < HOLD_MOST ? left / 2 : HOLD_MOST;
-    if (by_event || most < HOLD_LEAST)
+    if (by_event || event_next || left < HOLD_LEAST || loop->corked->queued > HOLD_BYTES)
         return false;
     if (loop->hold_pause > 0) {
         loop->hold_pause--;
         return false;
     }
-    loop->hold_more = most;
+    loop->hold_more = HOLD_MOST;
     loop->held_since = loop->sys->now();
     return true;
 }

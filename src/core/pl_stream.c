@@ -165,7 +165,8 @@ static void leave_sending(struct pl_stream *s)
         sending->owners[i] = c->owner;
         c->owner = NULL;
     }
-    sending->stream = NULL;
+    /* Relaxed: `unsend` tells of it. */
+    atomic_store_explicit(&sending->stream, NULL, memory_order_relaxed);
     sending->release = s->ops->release_late;
     s->loop->backend->unsend(s->loop, sending);
 }
@@ -308,16 +309,29 @@ static void wait_for_room(struct pl_stream *s)
         uint32_t n = first_chunks(s, iov, PL__SEND_BATCH, &len);
         s->sending = backend->send(s->loop, s->io.fd, iov, n);
     }
-    if (s->sending != NULL)
-        s->sending->stream = s;
-    else
+    if (s->sending == NULL) {
         rewatch(s, s->io.want | PL_WRITABLE);
+        return;
+    }
+    /* Relaxed: for this thread; another one reads only whether it is NULL. */
+    atomic_store_explicit(&s->sending->stream, s, memory_order_relaxed);
+    /* Watched since the backend could not send the last time: nobody would listen. */
+    rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
+}
+
+/* In a child that a release has forked: what is left to send, and what follows from it, is the
+ * parent's. Nothing ever tells that there is room, as for what is corked at a fork. */
+static void stay_behind(struct pl_stream *s)
+{
+    s->flushing = false;
+    s->blocked = true;
 }
 
 void pl_stream_flush(struct pl_stream *s)
 {
     if (s->dead || s->blocked || s->error != 0 || s->flushing)
         return;
+    bool forked = s->loop->forked;
     s->flushing = true;
     while (s->chunk_len > 0 && !s->dead) {
         size_t asked;
@@ -330,6 +344,10 @@ void pl_stream_flush(struct pl_stream *s)
         }
         if (n > 0)
             consume(s, (size_t)n);
+        if (PL_UNLIKELY(s->loop->forked != forked)) {
+            stay_behind(s);
+            return;
+        }
         /* A short write means that the kernel's buffer is full, so a second try would only
          * say EAGAIN. */
         if (!s->dead && (n < 0 || (size_t)n < asked)) {
@@ -366,8 +384,11 @@ void pl__stream_flush_corked(struct pl_loop *loop)
         s->corked = false;
         size_t before = s->queued;
         bool sent = s->sent;
+        bool forked = loop->forked;
         s->sent = false;
         pl_stream_flush(s);
+        if (PL_UNLIKELY(loop->forked != forked))
+            return; /* see stay_behind; the others are held */
         if ((sent || s->queued < before) && !s->dead && s->error == 0)
             s->ops->drained(s);
     }
@@ -617,10 +638,17 @@ static void write_on(struct pl_stream *s)
 {
     size_t before = s->queued;
     s->blocked = false;
-    if (s->sending != NULL && !take_sent(s) && !s->dead && s->chunk_len > 0)
+    bool all = s->sending == NULL || take_sent(s);
+    if (PL_UNLIKELY(s->loop->forked)) {
+        stay_behind(s);
+        return;
+    }
+    if (!all && !s->dead && s->chunk_len > 0)
         wait_for_room(s); /* the kernel is full again: nobody needs to ask it */
     else
         pl_stream_flush(s);
+    if (PL_UNLIKELY(s->loop->forked))
+        return;
     if (!s->blocked && !s->dead)
         rewatch(s, s->io.want & ~(unsigned)PL_WRITABLE);
     if (s->queued < before && !s->dead && s->error == 0)

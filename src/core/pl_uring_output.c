@@ -21,7 +21,7 @@ struct pl_connecting {
     struct pl_inflight in;
     struct pl_op op;
     struct pl_poller *poller; /* borrows; NULL in a child after a fork, whose poller has gone */
-    struct pl_connect *user;  /* borrows; NULL when nobody waits */
+    struct pl_connect *_Atomic user; /* borrows; NULL when nobody waits; see pl_sending.stream */
     struct sockaddr_storage addr;
 };
 
@@ -33,6 +33,23 @@ static struct pl_sending *sending_of(struct pl_inflight *in)
 static struct pl_connecting *connecting_of(struct pl_inflight *in)
 {
     return PL_CONTAINER_OF(in, struct pl_connecting, in);
+}
+
+/* Relaxed, both: what is told of a user that has gone is told by owes_ends, and all else that asks
+ * has the binding's lock. */
+static struct pl_stream *stream_of(struct pl_inflight *in)
+{
+    return atomic_load_explicit(&sending_of(in)->stream, memory_order_relaxed);
+}
+
+static struct pl_connect *user_of(struct pl_inflight *in)
+{
+    return atomic_load_explicit(&connecting_of(in)->user, memory_order_relaxed);
+}
+
+static void forget_user(struct pl_connecting *c)
+{
+    atomic_store_explicit(&c->user, NULL, memory_order_relaxed);
 }
 
 static uint64_t name_of(const struct pl_inflight *in)
@@ -78,7 +95,7 @@ struct pl_sending *pl__ring_send(struct pl_loop *loop, int fd, const struct iove
     if (s == NULL)
         return NULL;
     s->in = (struct pl_inflight){.kind = REQUEST_SEND};
-    s->stream = NULL;
+    atomic_init(&s->stream, NULL);
     s->n = n;
     memcpy(s->iov, iov, n * sizeof(*iov));
     struct io_uring_sqe *sqe = pl__ring_entry(p, name_of(&s->in));
@@ -104,7 +121,8 @@ struct pl_sending *pl__ring_send(struct pl_loop *loop, int fd, const struct iove
 
 static void free_sending(struct pl_loop *loop, struct pl_sending *s)
 {
-    for (uint32_t i = 0; s->stream == NULL && i < s->n; i++) {
+    bool left = stream_of(&s->in) == NULL;
+    for (uint32_t i = 0; left && i < s->n; i++) {
         if (s->owners[i] != NULL)
             s->release(loop, s->owners[i]);
     }
@@ -119,8 +137,9 @@ void pl__ring_unsend(struct pl_loop *loop, struct pl_sending *sending)
 static void sent(struct pl_loop *loop, struct pl_sending *s)
 {
     unlink_it(loop->poller, &s->in);
-    if (s->stream != NULL)
-        pl__stream_sent(s->stream);
+    struct pl_stream *stream = stream_of(&s->in);
+    if (stream != NULL)
+        pl__stream_sent(stream);
     else
         free_sending(loop, s);
 }
@@ -130,7 +149,7 @@ static void sent(struct pl_loop *loop, struct pl_sending *s)
 static void connect_run(struct pl_loop *loop, struct pl_op *op)
 {
     struct pl_connecting *c = PL_CONTAINER_OF(op, struct pl_connecting, op);
-    struct pl_connect *user = c->user;
+    struct pl_connect *user = user_of(&c->in);
     int result = c->in.result;
     if (c->poller != NULL)
         unlink_it(c->poller, &c->in);
@@ -153,7 +172,7 @@ int pl__ring_connect(struct pl_loop *loop, struct pl_connect *user, int fd,
     c->in = (struct pl_inflight){.kind = REQUEST_CONNECT};
     c->op.run = connect_run;
     c->poller = p;
-    c->user = user;
+    atomic_init(&c->user, user);
     memcpy(&c->addr, addr, len);
     struct io_uring_sqe *sqe = pl__ring_entry(p, name_of(&c->in));
     if (sqe == NULL) {
@@ -176,7 +195,7 @@ void pl__ring_unconnect(struct pl_loop *loop, struct pl_connect *user)
 {
     struct pl_connecting *c = user->at;
     user->at = NULL;
-    c->user = NULL;
+    forget_user(c);
     if (!c->in.ended)
         pl__ring_end_one(loop->poller, &c->in);
 }
@@ -209,8 +228,7 @@ void pl__ring_end_one(struct pl_poller *p, struct pl_inflight *in)
 bool pl__ring_end_all(struct pl_poller *p, bool abandoned)
 {
     for (struct pl_inflight *in = p->inflight; in != NULL; in = in->next) {
-        bool wanted = in->kind == REQUEST_SEND ? sending_of(in)->stream != NULL
-                                               : connecting_of(in)->user != NULL;
+        bool wanted = in->kind == REQUEST_SEND ? stream_of(in) != NULL : user_of(in) != NULL;
         if (!(abandoned && wanted) && !ask_end(p, in))
             return false;
     }
@@ -257,16 +275,16 @@ void pl__ring_drop_inflight(struct pl_loop *loop, bool forked)
     while (p->inflight != NULL) {
         struct pl_inflight *in = p->inflight;
         unlink_it(p, in);
-        if (in->kind == REQUEST_CONNECT && connecting_of(in)->user != NULL)
-            connecting_of(in)->user->at = NULL;
+        if (in->kind == REQUEST_CONNECT && user_of(in) != NULL)
+            user_of(in)->at = NULL;
         if (in->kind == REQUEST_CONNECT && forked && in->ended) {
             connecting_of(in)->poller = NULL; /* the ready queue has it, and may still run it */
-            connecting_of(in)->user = NULL;
+            forget_user(connecting_of(in));
             continue;
         }
         /* The child's copy of a stream lives on. */
-        if (in->kind == REQUEST_SEND && forked && sending_of(in)->stream != NULL)
-            sending_of(in)->stream->sending = NULL;
+        if (in->kind == REQUEST_SEND && forked && stream_of(in) != NULL)
+            stream_of(in)->sending = NULL;
         if (!forked && !in->ended)
             continue; /* never to be freed: the kernel has not said that it is done */
         if (in->kind == REQUEST_CONNECT)

@@ -39,19 +39,20 @@ struct spilled {
 struct ring_fd {
     uint32_t generation;
     uint8_t mode;
-    uint8_t want;       /* of enum pl_io_events */
-    uint8_t in;         /* enum request that is in the ring: for reading, or NONE */
-    bool in_cancelled;  /* and its end was asked for */
-    bool out;           /* REQUEST_WRITABLE is in the ring */
-    bool open;          /* has a place in the loop's table */
-    bool large;         /* what comes is too large for the kernel's buffers */
-    bool ended;         /* `error` says how */
-    bool dirty;         /* in the list of those to tell the ring of */
-    int32_t next_dirty; /* descriptor + 1 */
+    uint8_t want; /* of enum pl_io_events */
+    uint8_t in;   /* enum request that is in the ring: for reading, or NONE */
+    /* Bits: each connection pays for what is here. */
+    bool in_cancelled : 1; /* and its end was asked for */
+    bool out : 1;          /* REQUEST_WRITABLE is in the ring */
+    bool open : 1;         /* has a place in the loop's table */
+    bool large : 1;        /* what comes is too large for the kernel's buffers */
+    bool ended : 1;        /* `error` says how */
+    bool dirty : 1;        /* in the list of those to tell the ring of */
+    int32_t next_dirty;    /* descriptor + 1 */
     int32_t error;
-    uint16_t at; /* how much of the first buffer has been taken */
-    struct pl_buf_list received;
     struct spilled *spilled; /* owns; before what is in `received` */
+    struct pl_buf_list received;
+    uint16_t at; /* how much of the first buffer has been taken */
     /* Accepted and not taken: descriptors + 1, linked through the entries of their own. */
     int32_t first_accepted;
     int32_t last_accepted;

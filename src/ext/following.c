@@ -131,9 +131,11 @@ static PyObject *deliver(PyObject *self, PyObject *source)
     Py_CLEAR(f->source);
     PyObject *told = NULL;
     PyObject *result = NULL;
-    PyObject *done = PyObject_CallMethodNoArgs(target, state->name_done);
-    int plain = done == NULL ? -1 : plain_result(state, source, &result);
-    if (done == Py_True) {
+    PyObject *answer = PyObject_CallMethodNoArgs(target, state->name_done);
+    int done = answer == NULL ? -1 : PyObject_IsTrue(answer);
+    Py_XDECREF(answer);
+    int plain = done == 0 ? plain_result(state, source, &result) : -1;
+    if (done > 0) {
         told = Py_NewRef(Py_None);
     } else if (plain > 0) {
         told = PyObject_CallMethodOneArg(target, state->name_set_result, result);
@@ -145,7 +147,6 @@ static PyObject *deliver(PyObject *self, PyObject *source)
             told = PyObject_CallFunctionObjArgs(copy, source, target, NULL);
     }
     Py_XDECREF(result);
-    Py_XDECREF(done);
     Py_DECREF(target);
     return told;
 }

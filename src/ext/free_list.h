@@ -11,8 +11,8 @@
 
 #include <stdbool.h>
 
-/* As many as a busy server or a burst has in flight at a time; at most a quarter of a megabyte. */
-#define PLAIT_FREE_OBJECTS 1024
+/* As many as a busy server or a burst has in flight at a time; at most half a megabyte. */
+#define PLAIT_FREE_OBJECTS 2048
 
 struct plait_free_list {
     int len;

@@ -25,14 +25,28 @@ static void timer_run(struct pl_loop *core, struct pl_op *op);
 
 /* ---- making ------------------------------------------------------------- */
 
+/* An untracked handle from the list or of new memory, with nothing in it: dealloc leaves it so. */
+static inline HandleObject *handle_alloc(struct plait_free_list *list, PyTypeObject *type)
+{
+    bool fresh = list->len == 0;
+    HandleObject *h = (HandleObject *)plait_free_list_new(list, type);
+    if (PL_UNLIKELY(h == NULL))
+        return NULL;
+    if (PL_UNLIKELY(fresh)) {
+        h->args = h->callback = h->unused = h->context = h->repr = h->stack = NULL;
+        h->spare[0] = h->spare[1] = NULL;
+        for (int i = 0; i <= PLAIT_HANDLE_INLINE; i++)
+            h->inlined[i] = NULL;
+        h->waits = NULL;
+    }
+    h->nargs = 0;
+    h->cancelled = h->running = h->threadsafe = false;
+    return h;
+}
+
 static int handle_fill(HandleObject *h, LoopObject *loop, PyObject *callback, PyObject *const *args,
                        Py_ssize_t nargs, PyObject *context)
 {
-    h->callback = h->args = h->unused = h->repr = h->stack = NULL;
-    h->spare[0] = h->spare[1] = h->spare[2] = NULL;
-    h->nargs = 0;
-    h->cancelled = h->running = h->threadsafe = false;
-    h->waits = NULL;
     h->loop = (LoopObject *)Py_NewRef(loop);
     /* As in asyncio, None stands for "not given". */
     h->context =
@@ -62,7 +76,7 @@ static int handle_fill(HandleObject *h, LoopObject *loop, PyObject *callback, Py
 static inline HandleObject *handle_new(LoopObject *loop, PyTypeObject *type, PyObject *callback,
                                        PyObject *const *args, Py_ssize_t nargs, PyObject *context)
 {
-    HandleObject *h = (HandleObject *)plait_free_list_new(&loop->state->loop.handles, type);
+    HandleObject *h = handle_alloc(&loop->state->loop.handles, type);
     if (PL_UNLIKELY(h == NULL))
         return NULL;
     h->post = (struct pl_post){.op.run = handle_run};
@@ -95,8 +109,8 @@ TimerHandleObject *plait_timer_handle_new(LoopObject *loop, double when, PyObjec
                                           PyObject *const *args, Py_ssize_t nargs,
                                           PyObject *context)
 {
-    TimerHandleObject *t = (TimerHandleObject *)plait_free_list_new(
-        &loop->state->loop.timer_handles, loop->state->timer_handle_type);
+    TimerHandleObject *t = (TimerHandleObject *)handle_alloc(&loop->state->loop.timer_handles,
+                                                             loop->state->timer_handle_type);
     if (t == NULL)
         return NULL;
     t->handle.post = (struct pl_post){.op.run = handle_run};
@@ -208,7 +222,7 @@ void plait_handle_call(HandleObject *h)
         plait_loop_report_slow(loop, (PyObject *)h, t0);
     if (outer) {
         h->running = false;
-        if (PL_UNLIKELY(h->waits != NULL))
+        if (PL_UNLIKELY(h->threadsafe))
             end_waits(h);
         if (h->cancelled) {
             Py_CLEAR(h->callback);
@@ -572,7 +586,7 @@ static PyTypeObject *derive(PyObject *module, PyType_Spec *spec, PyObject *event
         return NULL;
     PyTypeObject *type = NULL;
     if (!PyType_Check(base) ||
-        ((PyTypeObject *)base)->tp_basicsize > (Py_ssize_t)offsetof(HandleObject, post))
+        ((PyTypeObject *)base)->tp_basicsize > (Py_ssize_t)offsetof(HandleObject, inlined[1]))
         PyErr_Format(PyExc_ImportError, "asyncio.events.%s is not as plait knows it: %R", name,
                      base);
     else

@@ -555,6 +555,7 @@ static int loop_traverse(PyObject *self, visitproc visit, void *arg)
     for (unsigned i = 0; i < loop->spare_len; i++)
         Py_VISIT(loop->spares[(loop->spare_head + i) % PLAIT_SPARE_FUTURES]);
     Py_VISIT(loop->future_kwargs);
+    Py_VISIT(loop->task_args);
     if (loop->generators != NULL) {
         int r = plait_generators_visit(loop, visit, arg);
         if (r != 0)
@@ -578,6 +579,7 @@ static int loop_clear(PyObject *self)
     for (unsigned i = 0; i < PLAIT_SPARE_BYTES; i++)
         Py_CLEAR(loop->spare_bytes[i]);
     Py_CLEAR(loop->future_kwargs);
+    Py_CLEAR(loop->task_args);
     Py_CLEAR(loop->window_args);
     Py_CLEAR(loop->window);
     Py_CLEAR(loop->room);
@@ -727,28 +729,6 @@ static int import_from(const char *module_name, const char *name, PyObject **pla
     return *place == NULL ? -1 : 0;
 }
 
-/* Whether Server._attach takes the transport (it does from 3.13 on). */
-static int ask_server_signature(struct plait_state *state)
-{
-    PyObject *server, *attach = NULL, *code = NULL, *count = NULL;
-    if (import_from("asyncio.base_events", "Server", &server) < 0)
-        return -1;
-    attach = PyObject_GetAttr(server, state->str_attach);
-    if (attach != NULL)
-        code = PyObject_GetAttrString(attach, "__code__");
-    if (code != NULL)
-        count = PyObject_GetAttrString(code, "co_argcount");
-    long n = count == NULL ? -1 : PyLong_AsLong(count);
-    Py_XDECREF(count);
-    Py_XDECREF(code);
-    Py_XDECREF(attach);
-    Py_DECREF(server);
-    if (n < 0)
-        return -1;
-    state->loop.server_takes_transport = n >= 2;
-    return 0;
-}
-
 int plait_loop_exec(PyObject *module, struct plait_state *state)
 {
     static const struct {
@@ -810,13 +790,13 @@ int plait_loop_exec(PyObject *module, struct plait_state *state)
         return -1;
     state->asyncio_sendfile_mode = PyObject_GetAttrString(modes, "TRY_NATIVE");
     Py_DECREF(modes);
-    if (state->asyncio_sendfile_mode == NULL || ask_server_signature(state) < 0)
+    if (state->asyncio_sendfile_mode == NULL)
         return -1;
 
     if (plait_handle_types(module, state) < 0 || plait_transport_type(module, state) < 0 ||
-        plait_listener_type(module, state) < 0 || plait_rota_type(module, state) < 0 ||
-        plait_sock_type(module, state) < 0 || plait_connect_type(module) < 0 ||
-        plait_following_type(module, state) < 0)
+        plait_listener_type(module, state) < 0 || plait_clients_type(module, state) < 0 ||
+        plait_rota_type(module, state) < 0 || plait_sock_type(module, state) < 0 ||
+        plait_connect_type(module) < 0 || plait_following_type(module, state) < 0)
         return -1;
     state->loop_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loop_spec, NULL);
     if (state->loop_type == NULL || PyModule_AddType(module, state->loop_type) < 0)

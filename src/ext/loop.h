@@ -4,7 +4,7 @@
 
 #include "state.h"
 
-#define PLAIT_HANDLE_INLINE 3
+#define PLAIT_HANDLE_INLINE 2
 #define PLAIT_SPARE_FUTURES 64 /* a power of two */
 #define PLAIT_SPARE_BYTES 8
 #define PLAIT_READ_BUFFER ((size_t)256 << 10)
@@ -36,6 +36,7 @@ typedef struct {
     /* Bytes objects to be used again for messages of their size; nobody else has them. */
     PyObject *spare_bytes[PLAIT_SPARE_BYTES];
     PyObject *future_kwargs;     /* {"loop": self}; NULL before the first use */
+    PyObject *task_args;         /* a tuple of one, see make_task; NULL while it is in use */
     char *read_buffer;           /* owns; PLAIT_READ_BUFFER bytes, lent to one read at a time */
     PyObject *room;              /* bytes, see plait_sock_room; NULL before the first use */
     struct gen_loop *generators; /* owns; NULL until a generator is started */
@@ -48,7 +49,9 @@ struct plait_handle_wait;
  *
  * It is an instance of asyncio.Handle, whose slots come first: ten pointers at most, each an
  * object or NULL whatever the order of the slots is, so that reading one is always safe. Six
- * hold what asyncio's hold. */
+ * hold what asyncio's hold.
+ *
+ * Bursts have thousands of them, so what an ordinary one needs stands close together. */
 typedef struct {
     PyObject_HEAD
     PyObject *args;     /* a tuple when there are more than fit inline, else NULL */
@@ -58,7 +61,9 @@ typedef struct {
     LoopObject *loop;
     PyObject *repr;  /* the text of one that was cancelled in debug mode, else NULL */
     PyObject *stack; /* source traceback in debug mode, else NULL */
-    PyObject *spare[3];
+    PyObject *spare[2];
+    /* The first is the last of the ten: vectorcall may write to the slot before its arguments. */
+    PyObject *inlined[PLAIT_HANDLE_INLINE + 1];
     struct pl_post post;
     uint32_t nargs;
     bool cancelled;
@@ -66,8 +71,6 @@ typedef struct {
     bool threadsafe;                 /* other threads wait for the end of its run */
     unsigned long runner;            /* the thread that runs it, when threadsafe */
     struct plait_handle_wait *waits; /* those threads; guarded by the interpreter's lock */
-    /* Vectorcall may write to the slot before its arguments. */
-    PyObject *inlined[PLAIT_HANDLE_INLINE + 1];
 } HandleObject;
 
 typedef struct {
@@ -187,6 +190,12 @@ int plait_tls_feed(PyObject *tls, const char *data, size_t n);
 PyObject *plait_listener_of_op(struct pl_op *op);
 void plait_listener_drop(PyObject *listener);
 int plait_listener_type(PyObject *module, struct plait_state *state);
+
+/* clients.c: gives a server that has no transports yet a set for them that costs none of them
+ * anything. Leaves servers of other classes, and other sets, as they are. 0, or -1 with an
+ * exception set. */
+int plait_clients_adopt(LoopObject *loop, PyObject *server);
+int plait_clients_type(PyObject *module, struct plait_state *state);
 
 static inline LoopObject *plait_loop_of_core(struct pl_loop *core)
 {

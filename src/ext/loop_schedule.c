@@ -337,6 +337,19 @@ static PyObject *class_of_asyncio(PyObject *names, PyObject *name)
     return NULL;
 }
 
+/* type(*args, **kwargs), without the ways around for a class whose __new__ does nothing but
+ * allocate: such are the interpreter's own Task and Future. */
+static PyObject *call_class(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    PyTypeObject *type = (PyTypeObject *)object;
+    if (PL_UNLIKELY(!Py_IS_TYPE(object, &PyType_Type) || type->tp_new != PyType_GenericNew))
+        return PyObject_Call(object, args, kwargs);
+    PyObject *made = type->tp_alloc(type, 0);
+    if (PL_LIKELY(made != NULL) && PL_UNLIKELY(type->tp_init(made, args, kwargs) < 0))
+        Py_CLEAR(made);
+    return made;
+}
+
 /* type(*args, loop=loop), by a dict that is used again: what the interpreter would make and drop
  * for each call of a class. */
 static PyObject *make_with_loop(LoopObject *loop, PyObject *type, PyObject *args)
@@ -345,7 +358,7 @@ static PyObject *make_with_loop(LoopObject *loop, PyObject *type, PyObject *args
     if (kwargs == NULL)
         return NULL;
     Py_INCREF(kwargs);
-    PyObject *made = PyObject_Call(type, args, kwargs);
+    PyObject *made = call_class(type, args, kwargs);
     /* A class of the program's may have kept it, or written to it. */
     if (PL_UNLIKELY(Py_REFCNT(kwargs) != 2 || PyDict_GET_SIZE(kwargs) != 1) &&
         loop->future_kwargs == kwargs)
@@ -394,6 +407,33 @@ const char plait_loop_create_task_doc[] =
               "Raises:\n"
               "    RuntimeError: the loop is closed.");
 
+/* type(coro, loop=loop), with a tuple that is used again. It is the loop's while nobody uses it. */
+static PyObject *make_task(LoopObject *loop, PyObject *type, PyObject *coro)
+{
+    PyObject *args = loop->task_args;
+    loop->task_args = NULL; /* a coroutine's class may call create_task in between */
+    /* The collector shows it to whoever asks. */
+    if (PL_UNLIKELY(args == NULL || Py_REFCNT(args) != 1)) {
+        Py_XDECREF(args);
+        args = PyTuple_Pack(1, Py_None);
+        if (args == NULL)
+            return NULL;
+    }
+    PyObject *none = PyTuple_GET_ITEM(args, 0);
+    PyTuple_SET_ITEM(args, 0, Py_NewRef(coro));
+    PyObject *made = make_with_loop(loop, type, args);
+    /* A class of the program's may have kept it. */
+    if (PL_LIKELY(Py_REFCNT(args) == 1 && loop->task_args == NULL)) {
+        PyTuple_SET_ITEM(args, 0, none);
+        loop->task_args = args;
+        Py_DECREF(coro);
+    } else {
+        Py_DECREF(none);
+        Py_DECREF(args);
+    }
+    return made;
+}
+
 /* The ordinary case: no factory. Task(coro, loop=self, **kwargs). */
 PyObject *plait_loop_create_task(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                  PyObject *kwnames)
@@ -417,9 +457,7 @@ PyObject *plait_loop_create_task(PyObject *self, PyObject *const *args, Py_ssize
     if (type == NULL)
         return NULL;
     if (nkw == 0) {
-        PyObject *coro = PyTuple_Pack(1, args[0]);
-        PyObject *made = coro == NULL ? NULL : make_with_loop(loop, type, coro);
-        Py_XDECREF(coro);
+        PyObject *made = make_task(loop, type, args[0]);
         Py_DECREF(type);
         return made;
     }

@@ -220,6 +220,10 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         .failed = on_failed,
         .closed = on_closed,
     };
+    if (plait_clients_adopt(l->loop, server) < 0) {
+        Py_DECREF(l);
+        return NULL;
+    }
     plait_watch_evict(l->loop, fd);
     int r = pl_listener_open(&l->loop->core, &l->core, fd);
     if (r < 0) {

@@ -26,11 +26,14 @@
     X(PyTypeObject, threadsafe_handle_type)        \
     X(PyTypeObject, transport_type)                \
     X(PyTypeObject, listener_type)                 \
+    X(PyTypeObject, clients_type)                  \
     X(PyTypeObject, rota_type)                     \
     X(PyTypeObject, sock_call_type)                \
     X(PyObject, asyncio_future)                    \
     X(PyObject, asyncio_futures)                   \
     X(PyObject, asyncio_tasks)                     \
+    X(PyObject, asyncio_server)                    \
+    X(PyObject, weak_set)                          \
     X(PyObject, asyncio_buffered_protocol)         \
     X(PyObject, asyncio_transport_socket)          \
     X(PyObject, asyncio_extract_stack)             \

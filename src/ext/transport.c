@@ -121,18 +121,20 @@ PyObject *plait_transport_new(LoopObject *loop, int fd, PyObject *sock, PyObject
         if ((addr->sa_family == AF_INET || addr->sa_family == AF_INET6) &&
             addr_len <= sizeof(t->peer)) {
             memcpy(&t->peer, addr, addr_len);
-            t->peer_len = (uint16_t)addr_len;
+            t->peer_len = (uint8_t)addr_len;
         }
         set_nodelay(loop->core.sys, fd, addr->sa_family);
     }
     if (server != NULL && server != Py_None) {
+        t->server = Py_NewRef(server);
         PyObject *result = state->loop.server_takes_transport
                                ? PyObject_CallMethodOneArg(server, state->str_attach, (PyObject *)t)
                                : PyObject_CallMethodNoArgs(server, state->str_attach);
-        if (result == NULL)
+        if (result == NULL) {
+            Py_CLEAR(t->server);
             goto fail;
+        }
         Py_DECREF(result);
-        t->server = Py_NewRef(server);
     }
     int r = pl_stream_open(&loop->core, &t->stream, fd, true, &plait_transport_stream_ops);
     if (r < 0) {

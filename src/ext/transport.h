@@ -38,16 +38,18 @@ typedef struct {
     size_t high;
     size_t low;
     unsigned lost_writes; /* writes after the connection was lost; 1 from the loss on */
-    uint16_t peer_len;
-    bool fd_open;
-    bool registered; /* the core's reference is held */
-    bool buffered;   /* the protocol is a BufferedProtocol */
-    bool tls;        /* the protocol is an SSLTransport */
-    bool protocol_paused;
+    uint8_t peer_len;
+    bool protocol_paused; /* these three are asked for by their names */
     bool paused;
     bool closing;
-    bool eof_written;
-    bool started;
+    /* Bits: each connection pays for what is here. */
+    bool fd_open : 1;
+    bool registered : 1; /* the core's reference is held */
+    bool buffered : 1;   /* the protocol is a BufferedProtocol */
+    bool tls : 1;        /* the protocol is an SSLTransport */
+    bool eof_written : 1;
+    bool started : 1;
+    bool counted : 1; /* among the clients of its server, see clients.c */
     union {
         struct sockaddr any;
         struct sockaddr_in in;

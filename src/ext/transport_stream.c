@@ -211,7 +211,6 @@ void plait_transport_detach_server(TransportObject *t)
     PyObject *server = t->server;
     if (server == NULL)
         return;
-    t->server = NULL;
     struct plait_state *state = t->loop->state;
     PyObject *type, *exc, *tb;
     PyErr_Fetch(&type, &exc, &tb); /* a transport that could not be made has one set */
@@ -221,7 +220,7 @@ void plait_transport_detach_server(TransportObject *t)
     if (result == NULL)
         PyErr_WriteUnraisable(server);
     Py_XDECREF(result);
-    Py_DECREF(server);
+    Py_CLEAR(t->server); /* kept until here: the server's set asks whose the transport is */
     PyErr_Restore(type, exc, tb);
 }
 

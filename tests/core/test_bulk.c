@@ -193,10 +193,87 @@ static void a_stream_may_end_before_its_turn(void)
     end(&f);
 }
 
+/* ---- a descriptor whose event is held while its watch changes ---- */
+
+struct watched {
+    struct pl_io io;
+    int peer;
+    int calls;
+};
+
+static void on_watched(struct pl_loop *loop, struct pl_op *op)
+{
+    (void)loop;
+    struct watched *w = PL_CONTAINER_OF(op, struct watched, io.op);
+    w->io.queued = false;
+    w->io.ready = 0;
+    w->calls++;
+    char byte;
+    CHECK_EQ(read(w->io.fd, &byte, 1), 1);
+}
+
+/* The poller has told that it is readable, but that is not passed on before the large messages. */
+static void start_held(struct fixture *f, struct watched *w, enum pl_io_mode mode)
+{
+    int pair[2];
+    start(f, MESSAGE);
+    CHECK_SYS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair));
+    CHECK_SYS(fcntl(pair[0], F_SETFL, O_NONBLOCK));
+    *w = (struct watched){.peer = pair[1]};
+    CHECK_OK(pl_io_open(&f->loop, &w->io, pair[0], mode, on_watched));
+    CHECK_OK(pl_io_watch(&f->loop, &w->io, PL_READABLE));
+    send_all(f, MESSAGE);
+    CHECK_EQ(write(w->peer, "x", 1), 1);
+    CHECK_OK(pl_loop_once(&f->loop));
+    CHECK(f->loop.unreported);
+    CHECK_EQ(w->calls, 0);
+}
+
+static void end_held(struct fixture *f, struct watched *w)
+{
+    RUN_UNTIL(&f->loop, f->reads == STREAMS && f->waiting == 0);
+    CHECK_EQ(pl_loop_timeout(&f->loop), -1);
+    int fd = w->io.fd;
+    pl_io_close(&f->loop, &w->io);
+    CHECK_SYS(close(fd));
+    CHECK_SYS(close(w->peer));
+    end(f);
+}
+
+static const enum pl_io_mode modes[] = {PL_IO_LEVEL, PL_IO_EDGE};
+
+static void a_new_watch_hears_nothing_of_before(void)
+{
+    for (size_t i = 0; i < PL_ARRAY_LEN(modes); i++) {
+        struct fixture f;
+        struct watched w;
+        char byte;
+        start_held(&f, &w, modes[i]);
+        CHECK_OK(pl_io_watch(&f.loop, &w.io, 0));
+        CHECK_EQ(read(w.io.fd, &byte, 1), 1);
+        CHECK_OK(pl_io_watch(&f.loop, &w.io, PL_READABLE));
+        RUN_UNTIL(&f.loop, f.reads == STREAMS && f.waiting == 0);
+        CHECK_EQ(write(w.peer, "x", 1), 1);
+        RUN_UNTIL(&f.loop, w.calls == 1);
+        end_held(&f, &w);
+    }
+}
+
+static void a_new_watch_hears_what_is_still_so(void)
+{
+    for (size_t i = 0; i < PL_ARRAY_LEN(modes); i++) {
+        struct fixture f;
+        struct watched w;
+        start_held(&f, &w, modes[i]);
+        CHECK_OK(pl_io_watch(&f.loop, &w.io, PL_READABLE));
+        RUN_UNTIL(&f.loop, w.calls == 1);
+        end_held(&f, &w);
+    }
+}
+
 static const struct pl_test tests[] = {
-    PL_TEST(large_messages_take_turns),
-    PL_TEST(small_messages_do_not),
-    PL_TEST(the_next_wait_does_not_sleep),
-    PL_TEST(a_stream_may_end_before_its_turn),
+    PL_TEST(large_messages_take_turns),           PL_TEST(small_messages_do_not),
+    PL_TEST(the_next_wait_does_not_sleep),        PL_TEST(a_stream_may_end_before_its_turn),
+    PL_TEST(a_new_watch_hears_nothing_of_before), PL_TEST(a_new_watch_hears_what_is_still_so),
 };
 PL_TEST_MAIN(tests)

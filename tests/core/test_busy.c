@@ -184,6 +184,22 @@ static void spins_in_vain_end_it(void)
     pl_loop_fini(&loop);
 }
 
+/* What comes just after the spin has ended finds the loop asleep, for a short time. That sleep must
+ * not count as one more reason to spin. */
+static void what_is_missed_by_a_little_does_not_keep_it_on(void)
+{
+    struct pl_loop loop;
+    begin(&loop, MOST);
+    (void)turns_until_it_spins(&loop, 10000, 100);
+    int met = 0;
+    for (int i = 0; i < 10000; i++)
+        met += turn(&loop, MOST + 10000);
+    CHECK_EQ(met, 0);
+    CHECK_CMP(loop.busy.spins, <, 200);
+    CHECK(!pl_loop_busy_pays(&loop));
+    pl_loop_fini(&loop);
+}
+
 static void each_failure_puts_the_next_trial_off(void)
 {
     struct pl_loop loop;
@@ -272,6 +288,7 @@ static const struct pl_test tests[] = {
     PL_TEST(long_waits_never_bring_it_on),
     PL_TEST(sleeps_that_a_timeout_ends_do_not_count),
     PL_TEST(spins_in_vain_end_it),
+    PL_TEST(what_is_missed_by_a_little_does_not_keep_it_on),
     PL_TEST(each_failure_puts_the_next_trial_off),
     PL_TEST(a_core_that_is_wanted_is_left),
     PL_TEST(a_timer_bounds_it),

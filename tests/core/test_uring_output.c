@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -465,6 +466,74 @@ static void another_thread_sends_the_rest(void)
     pl_loop_fini(&loop);
 }
 
+/* Between two runs the ring may not send, so the poller is asked for room; not any more when the
+ * ring sends. */
+static void nobody_is_asked_for_room_while_it_sends(void)
+{
+    NEED_RING();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, NULL));
+    struct writer w;
+    open_writer(&loop, &w);
+    pl_loop_park(&loop, -1);
+    write_next(&w, BIG);
+    pl_stream_flush(&w.stream);
+    CHECK(w.stream.blocked);
+    CHECK(w.stream.sending == NULL);
+    CHECK(w.stream.io.want & PL_WRITABLE);
+    while (w.stream.sending == NULL) {
+        (void)receive(&w, SIZE_MAX);
+        turn(&loop);
+    }
+    CHECK(!(w.stream.io.want & PL_WRITABLE));
+    CHECK(w.stream.io.want & PL_READABLE);
+    receive_all(&loop, &w);
+    close_writer(&loop, &w);
+    pl_loop_fini(&loop);
+}
+
+static pid_t forked;
+
+static void fork_here(struct pl_stream *s, void *owner)
+{
+    on_release(s, owner);
+    forked = fork();
+    CHECK_SYS(forked);
+    if (forked > 0)
+        return;
+    pl_loop_after_fork(s->loop);
+    writer_of(s)->drains = 0;
+}
+
+static void a_child_of_a_release_sends_no_rest(void)
+{
+    NEED_RING();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, NULL));
+    struct writer w;
+    open_writer(&loop, &w);
+    struct pl_stream_ops forking = writer_ops;
+    forking.release = fork_here;
+    block(&loop, &w, BIG / 2);
+    write_next(&w, BIG / 2); /* waits behind what the ring sends */
+    w.stream.ops = &forking;
+    while (w.owned == 2) {
+        (void)receive(&w, SIZE_MAX);
+        turn(&loop);
+        if (w.owned == 1 && forked == 0)
+            _exit(w.stream.error == 0 && w.failed == 0 && w.drains == 0 ? 0 : 1);
+    }
+    w.stream.ops = &writer_ops;
+    int status;
+    CHECK_SYS(waitpid(forked, &status, 0));
+    CHECK_EQ(status, 0);
+    receive_all(&loop, &w); /* in order, and once */
+    char more;
+    CHECK_EQ(recv(w.peer, &more, 1, MSG_DONTWAIT), -1);
+    close_writer(&loop, &w);
+    pl_loop_fini(&loop);
+}
+
 static void a_fork_while_it_sends(void)
 {
     NEED_RING();
@@ -631,6 +700,62 @@ static void a_cancelled_connect_tells_nothing(void)
     pl_loop_fini(&loop);
 }
 
+struct crossing {
+    struct pl_loop *loop;
+    pthread_mutex_t lock; /* the binding's, which a wait goes without */
+    struct client clients[8];
+    atomic_bool over;
+};
+
+static void *cancel_elsewhere(void *arg)
+{
+    struct crossing *x = arg;
+    for (int i = 0; i < 8; i += 2) {
+        CHECK_EQ(pthread_mutex_lock(&x->lock), 0);
+        pl_connect_cancel(x->loop, &x->clients[i].connect);
+        /* The ring's thread looks at all of them, if it waits just now. */
+        for (int tries = 0; tries < 1000 && atomic_load(&x->loop->poller->owes_ends); tries++)
+            sched_yield();
+        pl_connect_cancel(x->loop, &x->clients[i + 1].connect);
+        CHECK_EQ(pthread_mutex_unlock(&x->lock), 0);
+    }
+    atomic_store(&x->over, true);
+    return NULL;
+}
+
+/* ThreadSanitizer sees what both look at. */
+static void another_thread_cancels_while_the_rings_waits(void)
+{
+    NEED_RING();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, NULL));
+    turn(&loop);
+    struct sockaddr_in full = anywhere();
+    int fds[3];
+    int full_fd = full_listener(&full, fds);
+    struct crossing x = {.loop = &loop, .lock = PTHREAD_MUTEX_INITIALIZER};
+    for (int i = 0; i < 8; i++)
+        CHECK_OK(begin(&loop, &x.clients[i], &full));
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, cancel_elsewhere, &x), 0);
+    while (!atomic_load(&x.over) || loop.poller->inflight != NULL) {
+        CHECK_CMP(pl_loop_wait(&loop, 0), >=, 0);
+        CHECK_EQ(pthread_mutex_lock(&x.lock), 0);
+        CHECK_OK(pl_loop_collect(&loop));
+        CHECK_OK(pl_loop_run(&loop, NULL));
+        CHECK_EQ(pthread_mutex_unlock(&x.lock), 0);
+    }
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    for (int i = 0; i < 8; i++) {
+        CHECK_EQ(x.clients[i].told, 0);
+        close(x.clients[i].fd);
+    }
+    for (int i = 0; i < 3; i++)
+        close(fds[i]);
+    close(full_fd);
+    pl_loop_fini(&loop);
+}
+
 static void a_connect_ends_with_the_run_or_the_loop(void)
 {
     NEED_RING();
@@ -693,9 +818,12 @@ static const struct pl_test tests[] = {
     PL_TEST(a_failed_send_is_told),
     PL_TEST(a_writer_that_goes_on_when_drained),
     PL_TEST(another_thread_sends_the_rest),
+    PL_TEST(nobody_is_asked_for_room_while_it_sends),
+    PL_TEST(a_child_of_a_release_sends_no_rest),
     PL_TEST(a_fork_while_it_sends),
     PL_TEST(it_connects_and_tells_of_refusals),
     PL_TEST(a_cancelled_connect_tells_nothing),
+    PL_TEST(another_thread_cancels_while_the_rings_waits),
     PL_TEST(a_connect_ends_with_the_run_or_the_loop),
     PL_TEST(it_connects_only_where_it_can),
 };

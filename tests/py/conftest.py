@@ -7,6 +7,7 @@ import gc
 import os
 import pathlib
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -121,6 +122,24 @@ def loop() -> Iterator[Any]:
             loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Yield a connected pair of non-blocking sockets."""
+    a, b = socket.socketpair()
+    with a, b:
+        a.setblocking(False)
+        b.setblocking(False)
+        yield a, b
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Yield a non-blocking socket that listens on a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        yield sock
 
 
 @pytest.fixture

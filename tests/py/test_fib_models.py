@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import pytest
+from until import until
 
 from plait.lab.models import MODELS
 from plait.lab.protocol import MAX_LINE, TOO_LONG
@@ -228,10 +228,7 @@ def session_members(session: int) -> list[int]:
 def assert_session_ends(session: int) -> None:
     # The interpreter's own helpers (the fork server of 3.14, the resource tracker) end when
     # they see that their pipe is closed, a moment after the process that they served.
-    deadline = time.monotonic() + PATIENCE
-    while members := session_members(session):
-        assert time.monotonic() < deadline, f"left behind: {members}"
-        time.sleep(0.005)
+    until(lambda: not session_members(session), PATIENCE)
 
 
 class ModelProcess:
@@ -347,10 +344,10 @@ def used_ticks(ancestor: int) -> dict[int, int]:
 
 def busy_process(ancestor: int, before: dict[int, int]) -> int:
     """Wait until a process below one computes, and return it."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        for pid, ticks in used_ticks(ancestor).items():
-            if ticks - before.get(pid, 0) >= 20:
-                return pid
-        time.sleep(0.005)
-    raise AssertionError("no worker computes")
+
+    def busy() -> int | None:
+        used = used_ticks(ancestor).items()
+        return next((pid for pid, ticks in used if ticks - before.get(pid, 0) >= 20), None)
+
+    found: int = until(busy, PATIENCE)
+    return found

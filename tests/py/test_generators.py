@@ -8,7 +8,6 @@ import gc
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -37,22 +36,6 @@ from plait.generators import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    a, b = socket.socketpair()
-    with a, b:
-        a.setblocking(False)
-        b.setblocking(False)
-        yield a, b
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        sock.setblocking(False)
-        yield sock
 
 
 # ---- requests ----

@@ -13,11 +13,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from until import until
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -218,12 +218,10 @@ def test_an_interrupted_run_leaves_no_process_behind(
         [*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        end = time.monotonic() + 60
         # The server, its two workers or more, and the load.
-        while len(seen := descendants(lab.pid)) < 3 and time.monotonic() < end:
-            assert lab.poll() is None
-            time.sleep(0.001)
-        assert len(seen) >= 3
+        until(lambda: lab.poll() is not None or len(descendants(lab.pid)) >= 3)
+        assert lab.poll() is None
+        seen = descendants(lab.pid)
         lab.send_signal(number)
         seen |= descendants(lab.pid)
         output, problems = lab.communicate(timeout=100)
@@ -233,10 +231,7 @@ def test_an_interrupted_run_leaves_no_process_behind(
     assert lab.returncode == 130, problems.decode()
     assert b"Traceback" not in problems
     assert b"interrupted" in output
-    end = time.monotonic() + 60
-    while any(map(running, seen)) and time.monotonic() < end:
-        time.sleep(0.001)  # Killed, and on their way out.
-    assert [pid for pid in seen if running(pid)] == []
+    until(lambda: not any(map(running, seen)))  # killed, and on their way out
     check_page((tmp_path / "lab.html").read_text())
     assert json.loads((tmp_path / "lab.json").read_text())["interrupted"]
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import plait
+from plait import _core
 
 
 @pytest.fixture
@@ -181,6 +182,59 @@ def test_a_loop_that_posts_its_own_way_is_asked(pool: ThreadPoolExecutor) -> Non
 
 async def call(loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor) -> int:
     return await loop.run_in_executor(pool, abs, -1)
+
+
+class Odd(concurrent.futures.Future[int]):
+    """What can be asked for its callbacks alone."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[..., Any]] = []
+
+    def add_done_callback(self, fn: Callable[..., Any]) -> None:
+        self.callbacks.append(fn)
+
+
+def test_an_end_for_one_that_is_done_asks_nothing_more(loop: plait.Loop) -> None:
+    source = Odd()
+    following: Any = _core.Following(loop, source)
+    following.future.set_result(1)
+    assert following._deliver(source) is None
+    assert following.future is None
+
+
+def test_an_end_that_cannot_be_read_is_told(loop: plait.Loop) -> None:
+    source = Odd()
+    following: Any = _core.Following(loop, source)
+    with pytest.raises(AttributeError, match="_state"):
+        following._deliver(source)
+
+
+@pytest.mark.parametrize("answer", [KeyError("done"), None, 1, "", Odd()])
+def test_futures_of_a_loops_own_may_answer_oddly(answer: object) -> None:
+    class Target(asyncio.Future[int]):
+        def done(self) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    class Loop(plait.Loop):
+        def create_future(self) -> Any:
+            return Target(loop=self)
+
+    loop = Loop()
+    try:
+        source: Future[int] = Future()
+        following: Any = _core.Following(loop, source)
+        target = following.future
+        source.set_result(3)
+        if isinstance(answer, Exception):
+            with pytest.raises(KeyError):
+                following._deliver(source)
+        else:
+            following._deliver(source)
+            assert target._state == ("PENDING" if answer else "FINISHED")
+    finally:
+        loop.close()
 
 
 def test_a_blocked_loops_work_is_begun(loop: plait.Loop) -> None:

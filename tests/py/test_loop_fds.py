@@ -8,24 +8,12 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from loop_support import polled
 
 import plait
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A connected pair of non-blocking sockets."""
-    a, b = socket.socketpair()
-    a.setblocking(False)
-    b.setblocking(False)
-    yield a, b
-    a.close()
-    b.close()
 
 
 def run_until(loop: plait.Loop, condition: Any, turns: int = 2000) -> None:

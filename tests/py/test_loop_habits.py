@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -217,6 +218,65 @@ def test_tasks_and_futures_are_asyncios_of_the_moment(loop: plait.Loop) -> None:
     with mock.patch.object(asyncio.futures, "Future", Future):
         assert type(loop.create_future()) is Future
     assert type(loop.create_future()) is asyncio.Future
+
+
+def test_classes_of_programs_are_called_as_classes_are(loop: plait.Loop) -> None:
+    calls: list[tuple[Any, ...]] = []
+    plain = asyncio.tasks.Task
+
+    class Meta(type):
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            calls.append((cls, args, kwargs))
+            return super().__call__(*args, **kwargs)
+
+    class Called(asyncio.Task, metaclass=Meta):  # type: ignore[type-arg]
+        pass
+
+    class Made(asyncio.Task):  # type: ignore[type-arg]
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            calls.append((cls, args, kwargs))
+            return super().__new__(cls)
+
+    class Initialised(asyncio.Task):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            calls.append((type(self), args, kwargs))
+            with mock.patch.object(asyncio.tasks, "Task", plain):
+                inner.append(loop.create_task(number(-1)))  # in the midst of another
+            super().__init__(*args, **kwargs)
+
+    async def number(n: int) -> int:
+        return n
+
+    inner: list[asyncio.Task[int]] = []
+    expected = []
+    for n, cls in enumerate((plain, Called, plain, Made, plain, Initialised, plain)):
+        coroutine = number(n)
+        if cls is not plain:
+            expected.append((cls, (coroutine,), {"loop": loop}))
+        with mock.patch.object(asyncio.tasks, "Task", cls):
+            task = loop.create_task(coroutine)
+        assert type(task) is cls
+        assert loop.run_until_complete(task) == n
+    assert calls == expected  # and what they have kept of a call is as it was
+    assert loop.run_until_complete(inner[0]) == -1
+    for wrong in (number, None, (number,)):
+        with pytest.raises(TypeError):
+            loop.create_task(wrong)  # type: ignore[arg-type]
+
+
+def test_arguments_that_the_collector_has_shown_are_not_used_again(loop: plait.Loop) -> None:
+    async def number(n: int) -> int:
+        return n
+
+    def found() -> list[tuple[Any, ...]]:
+        return [o for o in gc.get_referents(loop) if type(o) is tuple]
+
+    tasks = [loop.create_task(number(0))]
+    held = found()
+    assert (None,) in held
+    tasks += [loop.create_task(number(n)) for n in (1, 2)]
+    assert (None,) in held
+    assert loop.run_until_complete(asyncio.gather(*tasks)) == [0, 1, 2]
 
 
 def test_handles_are_asyncios(loop: plait.Loop) -> None:

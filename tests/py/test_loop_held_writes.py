@@ -18,16 +18,6 @@ ATTEMPTS = 5000  # turns; on a busy machine many are interrupted, which ends the
 
 
 @pytest.fixture
-def run(loop: plait.Loop) -> Callable[[Any], Any]:
-    """Run a coroutine on the fixture's loop, for at most 100 seconds."""
-
-    def runner(coroutine: Any) -> Any:
-        return loop.run_until_complete(asyncio.wait_for(coroutine, 100))
-
-    return runner
-
-
-@pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     """A connected pair: a non-blocking end for the loop, and a plain one."""
     ours, theirs = socket.socketpair()
@@ -75,7 +65,7 @@ async def until_held(transport: Any, theirs: socket.socket) -> None:
     pytest.fail("no turn held anything")
 
 
-def test_it_is_held_for_the_turn_and_no_longer(run: Any, pair: Any) -> None:
+def test_it_is_held_for_the_turn_and_no_longer(mine: Any, pair: Any) -> None:
     async def main() -> None:
         ours, theirs = pair
         transport, protocol = await connect(Recorder, ours)
@@ -84,10 +74,10 @@ def test_it_is_held_for_the_turn_and_no_longer(run: Any, pair: Any) -> None:
         transport.abort()
         await protocol.lost
 
-    run(main())
+    mine(main())
 
 
-def test_in_debug_mode(loop: plait.Loop, run: Any, pair: Any) -> None:
+def test_in_debug_mode(loop: plait.Loop, mine: Any, pair: Any) -> None:
     loop.set_debug(True)
 
     async def main() -> None:
@@ -98,10 +88,10 @@ def test_in_debug_mode(loop: plait.Loop, run: Any, pair: Any) -> None:
         transport.close()
         await protocol.lost
 
-    run(main())
+    mine(main())
 
 
-def test_the_order_of_bytes_over_callbacks(run: Any, pair: Any) -> None:
+def test_the_order_of_bytes_over_callbacks(mine: Any, pair: Any) -> None:
     """Of one transport, whatever it is given by."""
 
     async def main() -> None:
@@ -128,11 +118,11 @@ def test_the_order_of_bytes_over_callbacks(run: Any, pair: Any) -> None:
         transport.close()
         await protocol.lost
 
-    run(main())
+    mine(main())
 
 
 @pytest.mark.parametrize("end", ["close", "abort", "write_eof"])
-def test_an_end_in_the_same_turn(run: Any, pair: Any, end: str) -> None:
+def test_an_end_in_the_same_turn(mine: Any, pair: Any, end: str) -> None:
     """What was written goes out before it, as from a transport that sends at once."""
 
     async def main() -> None:
@@ -144,10 +134,10 @@ def test_an_end_in_the_same_turn(run: Any, pair: Any, end: str) -> None:
             transport.close()
         assert await protocol.lost is None
 
-    run(main())
+    mine(main())
 
 
-def test_marks_of_nothing(run: Any, pair: Any) -> None:
+def test_marks_of_nothing(mine: Any, pair: Any) -> None:
     """A writer that wants each byte sent is paused and resumed within the turn."""
 
     async def main() -> None:
@@ -160,10 +150,10 @@ def test_marks_of_nothing(run: Any, pair: Any) -> None:
         transport.close()
         await protocol.lost
 
-    run(main())
+    mine(main())
 
 
-def test_a_sendfile_in_the_same_turn(run: Any, pair: Any, tmp_path: Any) -> None:
+def test_a_sendfile_in_the_same_turn(mine: Any, pair: Any, tmp_path: Any) -> None:
     (tmp_path / "file").write_bytes(b"content" * 1000)
 
     async def main(file: Any) -> None:
@@ -181,10 +171,10 @@ def test_a_sendfile_in_the_same_turn(run: Any, pair: Any, tmp_path: Any) -> None
         await protocol.lost
 
     with open(tmp_path / "file", "rb") as file:
-        run(main(file))
+        mine(main(file))
 
 
-def test_a_peer_that_is_gone(run: Any, pair: Any) -> None:
+def test_a_peer_that_is_gone(mine: Any, pair: Any) -> None:
     async def main() -> None:
         ours, theirs = pair
         transport, protocol = await connect(Recorder, ours)
@@ -193,16 +183,16 @@ def test_a_peer_that_is_gone(run: Any, pair: Any) -> None:
         await held(transport)
         assert isinstance(await protocol.lost, (BrokenPipeError, ConnectionResetError))
 
-    run(main())
+    mine(main())
 
 
 @pytest.mark.parametrize("leaves", [SystemExit, KeyboardInterrupt])
 def test_an_exception_that_leaves_the_loop(
-    loop: plait.Loop, run: Any, pair: Any, leaves: type[BaseException]
+    loop: plait.Loop, mine: Any, pair: Any, leaves: type[BaseException]
 ) -> None:
     """It ends the turn early, and what had been written is sent."""
     ours, theirs = pair
-    transport, protocol = run(connect(Recorder, ours))
+    transport, protocol = mine(connect(Recorder, ours))
 
     def leave() -> None:
         raise leaves
@@ -218,7 +208,7 @@ def test_an_exception_that_leaves_the_loop(
     loop.run_until_complete(protocol.lost)
 
 
-def test_a_fork_in_the_same_turn(run: Any, pair: Any) -> None:
+def test_a_fork_in_the_same_turn(mine: Any, pair: Any) -> None:
     """The parent sends it, and the child does not, even when its run ends in order."""
     parent = os.getpid()
 
@@ -240,13 +230,13 @@ def test_a_fork_in_the_same_turn(run: Any, pair: Any) -> None:
         assert await in_thread(receive_all, theirs) == b"text"
 
     try:
-        run(main())
+        mine(main())
     finally:
         if os.getpid() != parent:
             os._exit(0)
 
 
-def test_many_answers_of_two_pieces(run: Any) -> None:
+def test_many_answers_of_two_pieces(mine: Any) -> None:
     """A server whose tasks write headers and body: each answer is whole, and each gets its own."""
     requests, clients = 50, 40
 
@@ -272,4 +262,4 @@ def test_many_answers_of_two_pieces(run: Any) -> None:
             port = server.sockets[0].getsockname()[1]
             await asyncio.gather(*(ask(port, n) for n in range(clients)))
 
-    run(main())
+    mine(main())

@@ -11,7 +11,6 @@ import socket
 import ssl
 import warnings
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,17 +18,6 @@ from loop_support import Poller, polled
 from sanitizer import needs_plain_memory
 
 import plait
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A connected pair of non-blocking sockets."""
-    a, b = socket.socketpair()
-    a.setblocking(False)
-    b.setblocking(False)
-    yield a, b
-    a.close()
-    b.close()
 
 
 def udp() -> socket.socket:

@@ -20,16 +20,6 @@ import plait
 
 
 @pytest.fixture
-def run(loop: plait.Loop) -> Callable[[Any], Any]:
-    """Run a coroutine on the fixture's loop, for at most 100 seconds."""
-
-    def runner(coroutine: Any) -> Any:
-        return loop.run_until_complete(asyncio.wait_for(coroutine, 100))
-
-    return runner
-
-
-@pytest.fixture
 def tcp() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
     """Make connected TCP pairs: a non-blocking end for the loop, and a plain one."""
     opened = []
@@ -51,7 +41,7 @@ def tcp() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
 # ---- what they are ----
 
 
-def test_the_interfaces_hold(run: Any, tcp: Any) -> None:
+def test_the_interfaces_hold(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         transport, protocol = await connect(Recorder, tcp()[0])
         assert isinstance(transport, asyncio.Transport)
@@ -68,10 +58,10 @@ def test_the_interfaces_hold(run: Any, tcp: Any) -> None:
         assert "closed" in repr(transport)
         assert isinstance(asyncio.get_running_loop(), asyncio.AbstractEventLoop)
 
-    run(main())
+    mine(main())
 
 
-def test_extra_info_survives_the_connection(run: Any, tcp: Any) -> None:
+def test_extra_info_survives_the_connection(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         for end in ("close", "reset"):
             ours, theirs = tcp()
@@ -90,10 +80,10 @@ def test_extra_info_survives_the_connection(run: Any, tcp: Any) -> None:
             assert transport.get_extra_info("nothing", 5) == 5
             assert transport.get_extra_info("socket").fileno() == -1
 
-    run(main())
+    mine(main())
 
 
-def test_accepted_connections_know_their_names(run: Any) -> None:
+def test_accepted_connections_know_their_names(mine: Any) -> None:
     async def main() -> None:
         made: list[Recorder] = []
 
@@ -123,13 +113,13 @@ def test_accepted_connections_know_their_names(run: Any) -> None:
             server.close()
             made.clear()
 
-    run(main())
+    mine(main())
 
 
 # ---- flow control ----
 
 
-def test_pausing_and_resuming_follow_the_marks(run: Any, tcp: Any) -> None:
+def test_pausing_and_resuming_follow_the_marks(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -156,11 +146,11 @@ def test_pausing_and_resuming_follow_the_marks(run: Any, tcp: Any) -> None:
         transport.abort()
         await protocol.lost
 
-    run(main())
+    mine(main())
 
 
 @pytest.mark.parametrize("first", [1, 40_000])
-def test_a_large_write_after_a_pause_resumes(run: Any, tcp: Any, first: int) -> None:
+def test_a_large_write_after_a_pause_resumes(mine: Any, tcp: Any, first: int) -> None:
     """What is paused for before it is sent goes out with the next write, all of it."""
 
     async def main() -> None:
@@ -179,11 +169,11 @@ def test_a_large_write_after_a_pause_resumes(run: Any, tcp: Any, first: int) -> 
         transport.close()
         await protocol.lost
 
-    run(main())
+    mine(main())
 
 
 @pytest.mark.parametrize("limits", [(1, 2), (-1, None), (None, -1), (10, 11)])
-def test_marks_that_make_no_sense(run: Any, tcp: Any, limits: tuple[Any, Any]) -> None:
+def test_marks_that_make_no_sense(mine: Any, tcp: Any, limits: tuple[Any, Any]) -> None:
     async def main() -> None:
         transport, protocol = await connect(Recorder, tcp()[0])
         before = transport.get_write_buffer_limits()
@@ -193,10 +183,10 @@ def test_marks_that_make_no_sense(run: Any, tcp: Any, limits: tuple[Any, Any]) -
         transport.close()
         await protocol.lost
 
-    run(main())
+    mine(main())
 
 
-def test_a_paused_reader_receives_nothing(run: Any, tcp: Any) -> None:
+def test_a_paused_reader_receives_nothing(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -214,10 +204,10 @@ def test_a_paused_reader_receives_nothing(run: Any, tcp: Any) -> None:
         assert protocol.told == ["made", "data", "eof", "lost"]
         assert protocol.data == b"held"
 
-    run(main())
+    mine(main())
 
 
-def test_a_protocol_that_pauses_in_data_received(run: Any, tcp: Any) -> None:
+def test_a_protocol_that_pauses_in_data_received(mine: Any, tcp: Any) -> None:
     class Stepwise(Recorder):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -232,13 +222,13 @@ def test_a_protocol_that_pauses_in_data_received(run: Any, tcp: Any) -> None:
         await asyncio.gather(sender, protocol.lost)
         assert protocol.data == payload
 
-    run(main())
+    mine(main())
 
 
 # ---- writing ----
 
 
-def test_what_the_caller_changes_later_is_sent_as_it_was(run: Any, tcp: Any) -> None:
+def test_what_the_caller_changes_later_is_sent_as_it_was(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -256,10 +246,10 @@ def test_what_the_caller_changes_later_is_sent_as_it_was(run: Any, tcp: Any) -> 
         assert await in_thread(receive_all, theirs) == expected
         assert await protocol.lost is None
 
-    run(main())
+    mine(main())
 
 
-def test_what_is_no_bytes_is_refused_before_anything_is_sent(run: Any, tcp: Any) -> None:
+def test_what_is_no_bytes_is_refused_before_anything_is_sent(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -276,10 +266,10 @@ def test_what_is_no_bytes_is_refused_before_anything_is_sent(run: Any, tcp: Any)
         assert await in_thread(receive_all, theirs) == b"end"
         await protocol.lost
 
-    run(main())
+    mine(main())
 
 
-def test_close_sends_what_is_written_to_a_slow_reader(run: Any, tcp: Any) -> None:
+def test_close_sends_what_is_written_to_a_slow_reader(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -296,11 +286,11 @@ def test_close_sends_what_is_written_to_a_slow_reader(run: Any, tcp: Any) -> Non
         assert await protocol.lost is None
         assert "eof" not in protocol.told
 
-    run(main())
+    mine(main())
 
 
 @pytest.mark.slow
-def test_close_flushes_fifty_megabytes(run: Any, tcp: Any) -> None:
+def test_close_flushes_fifty_megabytes(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -318,10 +308,10 @@ def test_close_flushes_fifty_megabytes(run: Any, tcp: Any) -> None:
         assert await in_thread(count) == 50 << 20
         assert await protocol.lost is None
 
-    run(main())
+    mine(main())
 
 
-def test_abort_drops_what_is_not_sent(run: Any, tcp: Any) -> None:
+def test_abort_drops_what_is_not_sent(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -332,11 +322,11 @@ def test_abort_drops_what_is_not_sent(run: Any, tcp: Any) -> None:
         assert await protocol.lost is None
         assert len(await in_thread(receive_all, theirs)) < 20 << 20
 
-    run(main())
+    mine(main())
 
 
 def test_writes_after_the_end_are_dropped_and_told(
-    run: Any, tcp: Any, caplog: pytest.LogCaptureFixture
+    mine: Any, tcp: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
         ours, _ = tcp()
@@ -356,10 +346,10 @@ def test_writes_after_the_end_are_dropped_and_told(
         with pytest.raises(TypeError):
             transport.write("text")
 
-    run(main())
+    mine(main())
 
 
-def test_a_log_handler_changes_what_is_written(run: Any, tcp: Any) -> None:
+def test_a_log_handler_changes_what_is_written(mine: Any, tcp: Any) -> None:
     """Lines are those that there were at the call, whatever runs during it."""
     told = 0
 
@@ -384,12 +374,12 @@ def test_a_log_handler_changes_what_is_written(run: Any, tcp: Any) -> None:
         assert told == 200
 
     try:
-        run(main())
+        mine(main())
     finally:
         logging.getLogger("asyncio").removeHandler(handler)
 
 
-def test_half_close_by_us(run: Any, tcp: Any) -> None:
+def test_half_close_by_us(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -406,10 +396,10 @@ def test_half_close_by_us(run: Any, tcp: Any) -> None:
         assert await protocol.lost is None
         assert protocol.data == b"answer"
 
-    run(main())
+    mine(main())
 
 
-def test_half_close_by_the_peer(run: Any, tcp: Any) -> None:
+def test_half_close_by_the_peer(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(KeepsOpen, ours)
@@ -425,14 +415,14 @@ def test_half_close_by_the_peer(run: Any, tcp: Any) -> None:
         await protocol.lost
         assert protocol.told == ["made", "data", "eof", "lost"]
 
-    run(main())
+    mine(main())
 
 
 # ---- resets and failures ----
 
 
 @pytest.mark.parametrize("writing", [False, True])
-def test_a_reset_ends_the_connection(run: Any, tcp: Any, writing: bool) -> None:
+def test_a_reset_ends_the_connection(mine: Any, tcp: Any, writing: bool) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -445,10 +435,10 @@ def test_a_reset_ends_the_connection(run: Any, tcp: Any, writing: bool) -> None:
         assert protocol.told.count("lost") == 1
         assert transport.is_closing()
 
-    run(main())
+    mine(main())
 
 
-def test_a_task_that_only_writes_sees_the_end(run: Any, tcp: Any) -> None:
+def test_a_task_that_only_writes_sees_the_end(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         transport, protocol = await connect(Recorder, ours)
@@ -465,13 +455,13 @@ def test_a_task_that_only_writes_sees_the_end(run: Any, tcp: Any) -> None:
         transport.close()
         assert isinstance(await protocol.lost, OSError)
 
-    run(main())
+    mine(main())
 
 
 @pytest.mark.parametrize(
     "name", ["connection_made", "data_received", "eof_received", "connection_lost"]
 )
-def test_a_protocol_that_raises(run: Any, tcp: Any, name: str) -> None:
+def test_a_protocol_that_raises(mine: Any, tcp: Any, name: str) -> None:
     def boom(self: Any, *args: Any) -> None:
         getattr(Recorder, name)(self, *args)
         raise LookupError(name)
@@ -492,10 +482,10 @@ def test_a_protocol_that_raises(run: Any, tcp: Any, name: str) -> None:
             assert exc is told[0]["exception"]
         assert protocol.told.count("lost") == 1
 
-    run(main())
+    mine(main())
 
 
-def test_callbacks_that_close_and_abort(run: Any, tcp: Any) -> None:
+def test_callbacks_that_close_and_abort(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         for when in ("connection_made", "data_received", "eof_received", "pause_writing"):
             for how in ("close", "abort"):
@@ -515,7 +505,7 @@ def test_callbacks_that_close_and_abort(run: Any, tcp: Any) -> None:
                 assert await protocol.lost is None
                 await reading
 
-    run(main())
+    mine(main())
 
 
 # ---- buffered protocols ----
@@ -543,7 +533,7 @@ class Buffered(asyncio.BufferedProtocol):
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
-def test_a_buffered_protocol_gets_every_byte(run: Any, tcp: Any, size: int) -> None:
+def test_a_buffered_protocol_gets_every_byte(mine: Any, tcp: Any, size: int) -> None:
     async def main() -> None:
         ours, theirs = tcp()
         _, protocol = await connect(lambda: Buffered(size), ours)
@@ -553,7 +543,7 @@ def test_a_buffered_protocol_gets_every_byte(run: Any, tcp: Any, size: int) -> N
         assert protocol.data == payload
         protocol.buffer.clear()  # nothing holds on to it
 
-    run(main())
+    mine(main())
 
 
 @pytest.mark.parametrize(
@@ -561,7 +551,7 @@ def test_a_buffered_protocol_gets_every_byte(run: Any, tcp: Any, size: int) -> N
     [(bytearray(), RuntimeError), (b"constant", BufferError), (None, TypeError), (1, TypeError)],
 )
 def test_a_get_buffer_that_is_wrong(
-    run: Any, tcp: Any, buffer: Any, error: type[Exception]
+    mine: Any, tcp: Any, buffer: Any, error: type[Exception]
 ) -> None:
     async def main() -> None:
         told: list[dict[str, Any]] = []
@@ -575,10 +565,10 @@ def test_a_get_buffer_that_is_wrong(
         assert told[0]["exception"] is exc
         assert "get_buffer" in told[0]["message"]
 
-    run(main())
+    mine(main())
 
 
-def test_protocols_that_raise_over_a_buffer(run: Any, tcp: Any) -> None:
+def test_protocols_that_raise_over_a_buffer(mine: Any, tcp: Any) -> None:
     def boom(*args: Any) -> Any:
         raise LookupError("boom")
 
@@ -591,10 +581,10 @@ def test_protocols_that_raise_over_a_buffer(run: Any, tcp: Any) -> None:
             theirs.sendall(b"x")
             assert isinstance(await protocol.lost, LookupError)
 
-    run(main())
+    mine(main())
 
 
-def test_switching_protocols_in_mid_stream(run: Any, tcp: Any) -> None:
+def test_switching_protocols_in_mid_stream(mine: Any, tcp: Any) -> None:
     """Each kind takes over from the other, within a callback, and no byte is lost."""
 
     async def main() -> None:
@@ -636,7 +626,7 @@ def test_switching_protocols_in_mid_stream(run: Any, tcp: Any) -> None:
         assert got == payload
         assert switches > 3
 
-    run(main())
+    mine(main())
 
 
 # ---- closing the loop, and garbage ----
@@ -664,7 +654,7 @@ def test_a_loop_closed_with_open_transports(tcp: Any) -> None:
         socket.socket(fileno=fd).getsockname()
 
 
-def test_a_handshake_cut_short_by_close(run: Any, tcp: Any) -> None:
+def test_a_handshake_cut_short_by_close(mine: Any, tcp: Any) -> None:
     async def main() -> None:
         for end in ("ours", "theirs", "cancel"):
             ours, theirs = tcp()
@@ -685,7 +675,7 @@ def test_a_handshake_cut_short_by_close(run: Any, tcp: Any) -> None:
                     await task
                 await in_thread(receive_all, theirs)
 
-    run(main())
+    mine(main())
 
 
 def test_closing_the_loop_during_a_handshake(tcp: Any) -> None:
@@ -716,7 +706,7 @@ def test_closing_the_loop_during_a_handshake(tcp: Any) -> None:
         gc.collect()
 
 
-def test_nothing_is_written_into_a_sendfile(run: Any, tcp: Any, tmp_path: Any) -> None:
+def test_nothing_is_written_into_a_sendfile(mine: Any, tcp: Any, tmp_path: Any) -> None:
     """Not even when something had to be sent before the file."""
     content = bytes(range(256)) * 16_384
     (tmp_path / "file").write_bytes(content)
@@ -744,11 +734,11 @@ def test_nothing_is_written_into_a_sendfile(run: Any, tcp: Any, tmp_path: Any) -
         await protocol.lost
 
     with open(tmp_path / "file", "rb") as file:
-        run(main(file))
+        mine(main(file))
 
 
 def test_a_sendfile_that_is_cancelled_gives_the_transport_back(
-    run: Any, tcp: Any, tmp_path: Any
+    mine: Any, tcp: Any, tmp_path: Any
 ) -> None:
     (tmp_path / "file").write_bytes(b"f")
 
@@ -771,4 +761,4 @@ def test_a_sendfile_that_is_cancelled_gives_the_transport_back(
         await protocol.lost
 
     with open(tmp_path / "file", "rb") as file:
-        run(main(file))
+        mine(main(file))

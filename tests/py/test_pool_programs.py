@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
+from until import until
 
 import plait
 
@@ -81,9 +81,8 @@ def test_ctrl_c_ends_long_tasks(way: str, tmp_path: pathlib.Path) -> None:
     try:
         for i in range(2):
             here = tmp_path / str(i)
-            while not here.exists():
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.001)
+            until(lambda here=here: here.exists() or process.poll() is not None)
+            assert process.poll() is None, process.communicate()
             fds.append(os.pidfd_open(int(here.read_text())))
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=TIMEOUT)

@@ -21,8 +21,8 @@ from serve_support import (
     gone,
     load,
     short_connections,
-    until,
 )
+from until import until
 
 pytestmark = pytest.mark.isolated
 

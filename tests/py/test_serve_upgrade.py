@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serve_support import Client, Server, ask, children, gone, load, until
+from serve_support import Client, Server, ask, children, gone, load
+from until import until
 
 pytestmark = pytest.mark.isolated
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-def until(condition: Callable[[], Any], seconds: float = 100.0) -> None:
-    """Look again and again until it holds; fail after so many seconds."""
+def until(condition: Callable[[], Any], seconds: float = 100.0) -> Any:
+    """Look again and again until it holds, and return that; fail after so many seconds."""
     end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+    while not (held := condition()):
+        assert time.monotonic() < end, f"it did not happen in time: {held!r}"
         time.sleep(0.001)
+    return held
 
 
 def wait_for_end(pidfd: int, what: str = "a process", seconds: float = 100.0) -> None:
