@@ -75,6 +75,17 @@ static int open_ring(struct pl_poller *p)
     return 0;
 }
 
+/* Neither fails: the lock is an ordinary one, and never taken twice. */
+static void lock_changes(struct pl_poller *p)
+{
+    (void)pthread_mutex_lock(&p->changes);
+}
+
+static void unlock_changes(struct pl_poller *p)
+{
+    (void)pthread_mutex_unlock(&p->changes);
+}
+
 /* Makes the ring this thread's. 0, or -errno. */
 static int own_ring(struct pl_poller *p)
 {
@@ -85,6 +96,7 @@ static int own_ring(struct pl_poller *p)
          * new one is to be had, the next wait asks again. */
         p->enabled = false;
         pl__uring_fini(&p->ring);
+        lock_changes(p);
         for (uint32_t fd = 0; fd < p->nfds; fd++) {
             struct ring_fd *f = &p->fds[fd];
             f->in = REQUEST_NONE;
@@ -92,6 +104,7 @@ static int own_ring(struct pl_poller *p)
             if (f->open && f->want != 0)
                 pl__mark_dirty(p, (int)fd);
         }
+        unlock_changes(p);
         int r = open_ring(p);
         if (r < 0)
             return r;
@@ -251,13 +264,17 @@ static bool settle(struct pl_poller *p, int fd)
 
 static void settle_all(struct pl_poller *p)
 {
-    while (p->dirty != 0) {
-        int fd = p->dirty - 1;
+    /* Relaxed, all: the lock orders them. What this look misses is seen by the next wait. */
+    if (atomic_load_explicit(&p->dirty, memory_order_relaxed) == 0)
+        return;
+    lock_changes(p);
+    for (int fd; (fd = atomic_load_explicit(&p->dirty, memory_order_relaxed) - 1) >= 0;) {
         if (!settle(p, fd))
-            return;
-        p->dirty = p->fds[fd].next_dirty;
+            break;
+        atomic_store_explicit(&p->dirty, p->fds[fd].next_dirty, memory_order_relaxed);
         p->fds[fd].dirty = false;
     }
+    unlock_changes(p);
 }
 
 /* Ends a descriptor's requests before its owner closes it. From another thread than the ring's,
@@ -290,13 +307,16 @@ static int uring_create(struct pl_loop *loop)
     p->sys = loop->sys;
     p->fds = NULL;
     p->nfds = 0;
-    p->dirty = 0;
+    atomic_init(&p->dirty, 0);
     p->files = 0;
     p->inflight = NULL;
     p->unanswered = 0;
     atomic_init(&p->owes_ends, false);
     p->parked = false;
-    int r = pl__epoll_open(&p->set, loop->sys);
+    int r = -pthread_mutex_init(&p->changes, NULL);
+    if (r < 0)
+        goto fail_lock;
+    r = pl__epoll_open(&p->set, loop->sys);
     if (r < 0)
         goto fail_set;
     r = pl__bufs_init(&p->bufs, loop->sys);
@@ -322,6 +342,8 @@ fail_ring:
 fail_bufs:
     pl__epoll_close(&p->set);
 fail_set:
+    (void)pthread_mutex_destroy(&p->changes);
+fail_lock:
     loop->sys->free(p);
     return r;
 }
@@ -335,7 +357,8 @@ static void uring_destroy(struct pl_loop *loop)
         pl__ring_park(loop, -1);
         pl__ring_reap(loop);
         pl__ring_drop_inflight(loop, false);
-    } else {
+        (void)pthread_mutex_destroy(&p->changes);
+    } else { /* where a thread that the child does not have may hold the lock for ever */
         pl__ring_drop_inflight(loop, true);
         /* A fork leaves these mappings out, so something else may lie there by now. */
         p->ring.rings = NULL;
@@ -378,12 +401,10 @@ static int reserve(struct pl_poller *p, int fd)
     return 0;
 }
 
-static int uring_watch(struct pl_loop *loop, int fd, uint64_t key, unsigned want,
-                       enum pl_io_mode mode, bool *known)
+static int watch_by_ring(struct pl_loop *loop, int fd, uint64_t key, unsigned want,
+                         enum pl_io_mode mode, bool *known)
 {
     struct pl_poller *p = loop->poller;
-    if (mode == PL_IO_LEVEL || mode == PL_IO_EDGE)
-        return pl__epoll_watch(&p->set, fd, key, want, mode, known);
     int r = reserve(p, fd);
     if (r < 0)
         return r;
@@ -415,6 +436,18 @@ static int uring_watch(struct pl_loop *loop, int fd, uint64_t key, unsigned want
     return 0;
 }
 
+static int uring_watch(struct pl_loop *loop, int fd, uint64_t key, unsigned want,
+                       enum pl_io_mode mode, bool *known)
+{
+    struct pl_poller *p = loop->poller;
+    if (mode == PL_IO_LEVEL || mode == PL_IO_EDGE)
+        return pl__epoll_watch(&p->set, fd, key, want, mode, known);
+    lock_changes(p);
+    int r = watch_by_ring(loop, fd, key, want, mode, known);
+    unlock_changes(p);
+    return r;
+}
+
 static void uring_forget(struct pl_loop *loop, int fd)
 {
     struct pl_poller *p = loop->poller;
@@ -422,8 +455,10 @@ static void uring_forget(struct pl_loop *loop, int fd)
         pl__epoll_forget(&p->set, fd);
         return;
     }
+    lock_changes(p);
     p->fds[fd].want = 0;
     cancel_now(p, fd);
+    unlock_changes(p);
 }
 
 static void uring_drop(struct pl_loop *loop, int fd)
@@ -431,8 +466,14 @@ static void uring_drop(struct pl_loop *loop, int fd)
     struct pl_poller *p = loop->poller;
     if ((uint32_t)fd >= p->nfds || !p->fds[fd].open)
         return;
-    pl__ring_drop_input(p, &p->fds[fd]);
-    p->fds[fd].open = false;
+    lock_changes(p);
+    struct ring_fd *f = &p->fds[fd];
+    pl__ring_drop_input(p, f);
+    f->open = false;
+    /* Told of it before this, the ring's thread may have left what ends by itself. */
+    if ((f->in != REQUEST_NONE || f->out) && p->enabled && !pl__ring_is_ours(p))
+        pl__mark_dirty(p, fd);
+    unlock_changes(p);
 }
 
 static int polling_watch(struct pl_loop *loop, int fd, uint64_t key, unsigned want,

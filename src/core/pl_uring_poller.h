@@ -66,7 +66,12 @@ struct pl_poller {
     struct pl_uring_bufs bufs;
     struct ring_fd *fds; /* owns */
     uint32_t nfds;
-    int32_t dirty;                /* descriptor + 1 */
+    /* A thread that has the binding's lock may give up a stream while the ring's own waits, without
+     * that lock, and tells the ring what has changed: for what both then touch, `fds` and the list
+     * of the dirty. All else that touches them does so in the ring's thread, or while it does not
+     * wait. Nothing is called with it held but the kernel, to submit. */
+    pthread_mutex_t changes;
+    _Atomic int32_t dirty;        /* descriptor + 1; changed with the lock, or while nobody waits */
     uint32_t files;               /* file operations that have not been told of */
     struct pl_inflight *inflight; /* owns: sends and connects that have not been told of */
     uint32_t unanswered;          /* those that the kernel has */
@@ -93,8 +98,9 @@ static inline void pl__mark_dirty(struct pl_poller *p, int fd)
     if (f->dirty)
         return;
     f->dirty = true;
-    f->next_dirty = p->dirty;
-    p->dirty = fd + 1;
+    /* Relaxed, both: the lock orders it. */
+    f->next_dirty = atomic_load_explicit(&p->dirty, memory_order_relaxed);
+    atomic_store_explicit(&p->dirty, fd + 1, memory_order_relaxed);
 }
 
 /* Whether there is a ring: a thread that takes over may fail to get one of its own. */

@@ -7,6 +7,7 @@
 #include <linux/io_uring.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -299,10 +300,96 @@ static void files_of_another_thread(void)
     pl_loop_fini(&loop);
 }
 
+#define GIVEN_UP 4
+
+struct leaving {
+    pthread_mutex_t lock; /* the binding's, which a wait goes without */
+    struct reader readers[GIVEN_UP];
+    int peers[GIVEN_UP];
+    atomic_int asked, done; /* rounds; -1: it is over */
+};
+
+static void *abort_elsewhere(void *arg)
+{
+    struct leaving *l = arg;
+    for (int round = 0, next;; round = next) {
+        while ((next = atomic_load(&l->asked)) == round)
+            (void)sched_yield();
+        if (next < 0)
+            return NULL;
+        CHECK_EQ(pthread_mutex_lock(&l->lock), 0);
+        for (int i = 0; i < GIVEN_UP; i++)
+            pl_stream_abort(&l->readers[i].stream);
+        CHECK_EQ(pthread_mutex_unlock(&l->lock), 0);
+        atomic_store(&l->done, next);
+    }
+}
+
+static bool all_closed(const struct leaving *l)
+{
+    int closed = 0;
+    for (int i = 0; i < GIVEN_UP; i++)
+        closed += l->readers[i].closed;
+    return closed == GIVEN_UP;
+}
+
+static bool all_heard(const struct leaving *l)
+{
+    int heard = 0;
+    for (int i = 0; i < GIVEN_UP; i++)
+        heard += l->readers[i].got > 0;
+    return heard == GIVEN_UP;
+}
+
+/* As a destructor does that another thread's garbage collection runs. The descriptors that the
+ * next streams have are the same: they are not deaf, and peers see the end of the old ones. */
+static void another_thread_aborts_while_the_rings_waits(void)
+{
+    NEED_RING();
+    struct pl_loop loop;
+    CHECK_OK(open_loop(&loop, NULL));
+    turn(&loop);
+    static struct leaving l = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, abort_elsewhere, &l), 0);
+    for (int round = 1; round <= 1000; round++) {
+        for (int i = 0; i < GIVEN_UP; i++) {
+            size_t sent = 0;
+            l.peers[i] = open_reader(&loop, &l.readers[i], false);
+            send_some(l.peers[i], &sent, 10);
+        }
+        for (int turns = 0; !all_heard(&l); turns++) {
+            CHECK_CMP(turns, <, 20000);
+            turn(&loop);
+        }
+        atomic_store(&l.asked, round);
+        while (atomic_load(&l.done) != round)
+            CHECK_CMP(pl_loop_wait(&loop, 0), >=, 0);
+        CHECK_EQ(pthread_mutex_lock(&l.lock), 0);
+        RUN_UNTIL(&loop, all_closed(&l));
+        CHECK_EQ(pthread_mutex_unlock(&l.lock), 0);
+        for (int i = 0; i < GIVEN_UP; i++) {
+            close(l.readers[i].stream.io.fd);
+            for (int turns = 0; !peer_sees_end(l.peers[i]); turns++) {
+                CHECK_CMP(turns, <, 20000);
+                turn(&loop);
+            }
+            close(l.peers[i]);
+        }
+    }
+    atomic_store(&l.asked, -1);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    pl_loop_fini(&loop);
+}
+
 static const struct pl_test tests[] = {
-    PL_TEST(another_thread_may_run_it),      PL_TEST(a_takeover_may_fail),
-    PL_TEST(a_fork_leaves_the_parent_alone), PL_TEST(a_fork_in_a_callback),
-    PL_TEST(files_share_the_ring),           PL_TEST(files_of_another_thread),
+    PL_TEST(another_thread_aborts_while_the_rings_waits),
+    PL_TEST(another_thread_may_run_it),
+    PL_TEST(a_takeover_may_fail),
+    PL_TEST(a_fork_leaves_the_parent_alone),
+    PL_TEST(a_fork_in_a_callback),
+    PL_TEST(files_share_the_ring),
+    PL_TEST(files_of_another_thread),
 };
 PL_TEST_MAIN(tests)
 
