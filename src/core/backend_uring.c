@@ -451,28 +451,29 @@ static int uring_watch(struct pl_loop *loop, int fd, uint64_t key, unsigned want
 static void uring_forget(struct pl_loop *loop, int fd)
 {
     struct pl_poller *p = loop->poller;
-    if ((uint32_t)fd >= p->nfds || !p->fds[fd].open) {
-        pl__epoll_forget(&p->set, fd);
-        return;
-    }
     lock_changes(p);
-    p->fds[fd].want = 0;
-    cancel_now(p, fd);
+    bool ours = (uint32_t)fd < p->nfds && p->fds[fd].open;
+    if (ours) {
+        p->fds[fd].want = 0;
+        cancel_now(p, fd);
+    }
     unlock_changes(p);
+    if (!ours)
+        pl__epoll_forget(&p->set, fd);
 }
 
 static void uring_drop(struct pl_loop *loop, int fd)
 {
     struct pl_poller *p = loop->poller;
-    if ((uint32_t)fd >= p->nfds || !p->fds[fd].open)
-        return;
     lock_changes(p);
-    struct ring_fd *f = &p->fds[fd];
-    pl__ring_drop_input(p, f);
-    f->open = false;
-    /* Told of it before this, the ring's thread may have left what ends by itself. */
-    if ((f->in != REQUEST_NONE || f->out) && p->enabled && !pl__ring_is_ours(p))
-        pl__mark_dirty(p, fd);
+    struct ring_fd *f = (uint32_t)fd < p->nfds ? &p->fds[fd] : NULL;
+    if (f != NULL && f->open) {
+        pl__ring_drop_input(p, f);
+        f->open = false;
+        /* Told of it before this, the ring's thread may have left what ends by itself. */
+        if ((f->in != REQUEST_NONE || f->out) && p->enabled && !pl__ring_is_ours(p))
+            pl__mark_dirty(p, fd);
+    }
     unlock_changes(p);
 }
 
