@@ -219,6 +219,10 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
             raise
         _loops.add(self)
 
+    def __del__(self) -> None:
+        if hasattr(self, "_listeners"):  # otherwise __init__ was called wrongly: it is empty
+            super().__del__()
+
     # ---- running ----
 
     def run_forever(self) -> None:
