@@ -355,7 +355,7 @@ int pl_loop_take_posts(struct pl_loop *loop)
     return collect_posts(loop);
 }
 
-int pl_loop_collect(struct pl_loop *loop)
+static int collect(struct pl_loop *loop)
 {
     int r = 0;
     if (PL_UNLIKELY(loop->late != NULL))
@@ -372,6 +372,14 @@ int pl_loop_collect(struct pl_loop *loop)
     if (pl_timers_len(&loop->timers) == 0)
         return 0;
     return pl__timers_expire(loop, pl_loop_now(loop));
+}
+
+int pl_loop_collect(struct pl_loop *loop)
+{
+    int r = collect(loop);
+    if (PL_UNLIKELY(r < 0))
+        loop->unreported = true; /* perhaps: the next collect knows */
+    return r;
 }
 
 /* ---- the run ------------------------------------------------------------ */

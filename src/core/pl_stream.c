@@ -405,6 +405,15 @@ void pl__stream_hold_corked(struct pl_loop *loop)
     }
 }
 
+/* What a release does to the stream finds all of the call's chunks in their places. */
+static void release_empty(struct pl_stream *s, const struct pl_chunk *chunks, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (chunks[i].len == 0 && chunks[i].owner != NULL)
+            s->ops->release(s, chunks[i].owner);
+    }
+}
+
 int pl_stream_write(struct pl_stream *s, const struct pl_chunk *chunks, uint32_t n)
 {
     if (s->dead)
@@ -414,18 +423,18 @@ int pl_stream_write(struct pl_stream *s, const struct pl_chunk *chunks, uint32_t
     int r = reserve(s, n);
     if (r < 0)
         return r;
+    uint32_t empty = 0;
     for (uint32_t i = 0; i < n; i++) {
         if (chunks[i].len == 0) {
-            if (chunks[i].owner != NULL)
-                s->ops->release(s, chunks[i].owner);
+            empty++;
             continue;
         }
         *chunk_at(s, s->chunk_len++) = chunks[i];
         s->queued += chunks[i].len;
     }
-    if (s->blocked || s->chunk_len == 0)
-        return 0;
-    if (s->queued > PL_STREAM_FLUSH) {
+    if (s->blocked || s->chunk_len == 0) {
+        /* Nothing to be done now. */
+    } else if (s->queued > PL_STREAM_FLUSH) {
         /* The user knows of what was corked before, and may wait for it to be sent. */
         if (s->corked)
             s->sent = true;
@@ -435,6 +444,8 @@ int pl_stream_write(struct pl_stream *s, const struct pl_chunk *chunks, uint32_t
         s->cork_next = s->loop->corked;
         s->loop->corked = s;
     }
+    if (PL_UNLIKELY(empty > 0))
+        release_empty(s, chunks, n);
     return 0;
 }
 

@@ -7,6 +7,7 @@
 #include "pl_internal.h"
 #include "pl_test.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 static int budget;
@@ -413,6 +414,58 @@ static void opening_the_rest(void)
     CHECK_EQ(blocks, 0);
 }
 
+static void read_one(struct pl_loop *loop, struct pl_op *op)
+{
+    (void)loop;
+    struct pl_io *io = PL_CONTAINER_OF(op, struct pl_io, op);
+    io->queued = false;
+    io->ready = 0;
+    ran++;
+    char byte;
+    CHECK_EQ(read(io->fd, &byte, 1), 1);
+}
+
+/* An event that was fetched, and found no place in the queue, is of the watch of that time. */
+static void a_watch_after_a_failed_collect(void)
+{
+    struct pl_sys sys = lean();
+    struct pl_loop loop;
+    struct pl_io io;
+    struct pl_op op = {.run = count};
+    int pipes[2];
+    char byte;
+    budget = 1000;
+    CHECK_OK(pl_test_loop(&loop, &sys));
+    CHECK_SYS(pipe2(pipes, O_NONBLOCK));
+    CHECK_OK(pl_io_open(&loop, &io, pipes[0], PL_IO_LEVEL, read_one));
+    CHECK_OK(pl_io_watch(&loop, &io, PL_READABLE));
+    CHECK_EQ(write(pipes[1], "x", 1), 1);
+    budget = 0;
+    uint32_t filled = 0;
+    while (pl_loop_enqueue(&loop, &op) == 0)
+        filled++;
+    CHECK_CMP(pl_loop_wait(&loop, -1), >, 0);
+    CHECK_EQ(pl_loop_collect(&loop), -ENOMEM);
+
+    budget = 1000;
+    CHECK_OK(pl_io_watch(&loop, &io, 0));
+    CHECK_EQ(read(pipes[0], &byte, 1), 1);
+    CHECK_OK(pl_io_watch(&loop, &io, PL_READABLE));
+    ran = 0;
+    CHECK_EQ(pl_loop_run(&loop, NULL), filled);
+    CHECK_EQ(pl_loop_once(&loop), 0);
+    CHECK_EQ(pl_loop_timeout(&loop), -1);
+    CHECK_EQ(write(pipes[1], "x", 1), 1);
+    CHECK_EQ(pl_loop_once(&loop), 1);
+    CHECK_EQ(ran, filled + 1);
+
+    pl_io_close(&loop, &io);
+    pl_loop_fini(&loop);
+    CHECK_SYS(close(pipes[0]));
+    CHECK_SYS(close(pipes[1]));
+    CHECK_EQ(blocks, 0);
+}
+
 static const struct pl_test tests[] = {
     PL_TEST(making_a_loop),
     PL_TEST(growing_the_ready_queue),
@@ -422,5 +475,6 @@ static const struct pl_test tests[] = {
     PL_TEST(a_write_that_cannot_be_queued),
     PL_TEST(many_ends_without_memory),
     PL_TEST(opening_the_rest),
+    PL_TEST(a_watch_after_a_failed_collect),
 };
 PL_TEST_MAIN(tests)

@@ -492,6 +492,40 @@ static void empty_chunks_are_released_at_once(void)
     end(&f);
 }
 
+static void write_four(struct user *u)
+{
+    struct pl_chunk chunks[4];
+    for (int i = 0; i < 4; i++)
+        chunks[i] = (struct pl_chunk){.data = &"abcd"[i], .len = 1, .owner = &owners[i]};
+    CHECK_OK(pl_stream_write(&u->stream, chunks, 4));
+}
+
+static void abort_it(struct user *u);
+
+/* What the release of an empty chunk does finds the rest of its call in order. */
+static void the_release_of_an_empty_chunk_may_do_anything(void)
+{
+    static void (*const acts[])(struct user *) = {write_four, abort_it};
+    for (size_t i = 0; i < PL_ARRAY_LEN(acts); i++) {
+        struct fixture f;
+        start(&f);
+        memset(owners, 0, sizeof(owners));
+        f.u.on_release = acts[i];
+        struct pl_chunk chunks[] = {{.data = "", .len = 0, .owner = &owners[4]},
+                                    {.data = "x", .len = 1, .owner = &owners[5]},
+                                    {.data = "y", .len = 1, .owner = &owners[6]}};
+        CHECK_OK(pl_stream_write(&f.u.stream, chunks, 3));
+        turns(&f, 2);
+        if (acts[i] == write_four)
+            expect_peer(&f, "xyabcd");
+        else
+            CHECK_EQ(f.u.closes, 1);
+        CHECK(f.loop.corked == NULL);
+        CHECK_EQ(f.u.releases, acts[i] == write_four ? 7 : 3);
+        end(&f);
+    }
+}
+
 /* A random mix of sizes against short writes, interruptions and a full kernel buffer: the
  * bytes arrive, in order, and each owner comes back once. */
 static void every_byte_arrives_in_order(void)
@@ -976,6 +1010,7 @@ static const struct pl_test tests[] = {
     PL_TEST(a_write_outside_of_callbacks_is_flushed),
     PL_TEST(a_large_write_drains_what_was_corked),
     PL_TEST(empty_chunks_are_released_at_once),
+    PL_TEST(the_release_of_an_empty_chunk_may_do_anything),
     PL_TEST(every_byte_arrives_in_order),
     PL_TEST(a_full_kernel_buffer_is_waited_for),
     PL_TEST(a_forked_child_sends_no_rest),
