@@ -35,6 +35,8 @@ def limit(busy_poll: float | None = None) -> tuple[float, str]:
         TypeError: busy_poll is not a number.
     """
     if busy_poll is not None:
+        if not isinstance(busy_poll, (int, float)):
+            raise TypeError(f"busy_poll must be a number of seconds, not {busy_poll!r}")
         source, wanted, reason = "busy_poll", busy_poll, "the program asks for it"
     else:
         text = os.environ.get(_VARIABLE, "")

@@ -24,11 +24,12 @@ F = TypeVar("F", BinaryFile, TextFile)
 
 def _flags(mode: str) -> tuple[int, bool]:
     """The flags of open(2) for a mode of open(), and whether it is a text mode."""
+    if not isinstance(mode, str):
+        raise TypeError(f"mode must be a string, not {mode!r}")
     letters = set(mode)
     kinds = letters & set("rwax")
     if (
-        not isinstance(mode, str)
-        or letters - set("rwaxbt+")
+        letters - set("rwaxbt+")
         or len(letters) != len(mode)
         or len(kinds) != 1
         or {"b", "t"} <= letters
@@ -139,6 +140,8 @@ def open_file(
 
     Raises:
         ValueError: mode, buffering, encoding or newline cannot be.
+        TypeError: mode is no string, or path neither a path nor a descriptor.
+        LookupError: there is no such encoding, or no such way as errors names.
         OSError: when awaited, as of open().
 
     Works on any asyncio event loop that can watch a descriptor.

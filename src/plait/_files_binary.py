@@ -24,8 +24,10 @@ class BinaryFile(Lines[bytes]):
     """A file of bytes; made by open_file.
 
     Several tasks may use it at once: calls that depend on the position, and close, take
-    turns. A cancelled read has not moved the position. A cancelled write may have reached
-    the file wholly, in part or not at all; the next call waits for its end.
+    turns; so close waits for a read of a pipe that does not end, unless that is cancelled. A
+    cancelled read has not moved the position; but what a thread reads of a pipe, where there is
+    no io_uring, is lost. A cancelled write may have reached the file wholly, in part or not at
+    all; the next call waits for its end.
     """
 
     def __init__(

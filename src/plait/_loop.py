@@ -170,6 +170,7 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
 
     Raises:
         ValueError: backend is unknown, or busy_poll out of range.
+        TypeError: busy_poll is no number.
         OSError: the system refuses descriptors or memory.
 
     A loop belongs to the thread that runs it; only call_soon_threadsafe and
@@ -217,6 +218,10 @@ class Loop(_core.Loop, TLSMethods, asyncio.SelectorEventLoop):  # type: ignore[m
             self._closed = True  # half made: nothing to warn of when it is dropped
             raise
         _loops.add(self)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_listeners"):  # otherwise __init__ was called wrongly: it is empty
+            super().__del__()
 
     # ---- running ----
 
@@ -544,6 +549,7 @@ def new_event_loop(*, backend: str | None = None, busy_poll: float | None = None
 
     Raises:
         ValueError: backend is unknown, or busy_poll out of range.
+        TypeError: busy_poll is no number.
     """
     return Loop(backend=backend, busy_poll=busy_poll)
 
@@ -561,7 +567,7 @@ def run(
         main: the coroutine.
         debug: asyncio's debug mode; None leaves it to PYTHONASYNCIODEBUG.
         backend: how the loop waits for descriptors, as Loop takes it.
-        busy_poll: for how long it looks for events before it sleeps, as Loop takes it.
+        busy_poll: for how many seconds it looks for events before it sleeps, as Loop takes it.
 
     Returns:
         What the coroutine returns.
@@ -570,6 +576,7 @@ def run(
         RuntimeError: a loop runs in this thread already.
         ValueError: main is not a coroutine (TypeError from Python 3.14 on), backend is
             unknown, or busy_poll out of range.
+        TypeError: busy_poll is no number.
 
     Example:
         >>> import plait

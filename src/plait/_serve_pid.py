@@ -7,6 +7,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 
 __all__ = ["PidFile"]
 
@@ -39,7 +40,7 @@ class PidFile:
             instead_of: a process whose file may be replaced although it lives.
 
         Raises:
-            FileExistsError: it names another process, which lives.
+            FileExistsError: it names another process, which lives, or is no regular file.
             OSError: it cannot be written.
         """
         if self._is_held():
@@ -73,7 +74,7 @@ class PidFile:
         """Remove it, if it names this process still and not the one that follows."""
         try:
             with contextlib.suppress(OSError):
-                if not self._is_mine(self._path):
+                if self._held is None or not self._is_mine(self._path):
                     return
                 # The other one may write its own in this moment: so it is looked at once more,
                 # aside.
@@ -105,6 +106,9 @@ class PidFile:
             os.unlink(self._beside)
             return True
         try:
+            kind = os.lstat(self._path).st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISLNK(kind):  # such as /dev/null
+                raise FileExistsError(errno.EEXIST, "there is something that is no file")
             old = _open(self._path)
         except FileNotFoundError:
             return False
@@ -144,12 +148,18 @@ class PidFile:
 
 def _open(path: str) -> int | None:
     """Open a file to lock it; None when no server can have written it: it is a link."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        return None
+    # NFS gives a lock to whoever may write only.
+    for access in (os.O_RDWR, os.O_RDONLY):
+        try:
+            return os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except PermissionError:
+            if access == os.O_RDONLY:
+                raise
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            break
+    return None
 
 
 def _lock(fd: int) -> bool:

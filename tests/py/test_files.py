@@ -117,6 +117,12 @@ def test_wrong_modes_are_refused_at_once(mode: str) -> None:
         plait.open_file("/tmp/never", mode)
 
 
+@pytest.mark.parametrize("mode", [None, 5, b"r"])
+def test_a_mode_that_is_no_string_is_refused(mode: Any) -> None:
+    with pytest.raises(TypeError, match=f"mode must be a string, not {mode!r}"):
+        plait.open_file("/tmp/never", mode)
+
+
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     path = tmp_path / "f"
     with pytest.raises(ValueError, match=r"buffering.*-2"):

@@ -192,6 +192,22 @@ def test_a_dropped_loop_warns() -> None:
         gc.collect()
 
 
+def test_a_loop_that_was_not_made_leaves_nothing_to_tell(loop: plait.Loop) -> None:
+    before = fds()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for make in (
+            lambda: plait.Loop("epoll"),  # type: ignore[misc]
+            lambda: plait.Loop(backends="epoll"),  # type: ignore[call-arg]
+            lambda: plait.Loop(backend="iocp"),
+        ):
+            with pytest.raises((TypeError, ValueError)):
+                make()
+            gc.collect()
+    assert told == []
+    assert fds() == before
+
+
 def test_cycles_of_transports_protocols_and_futures_are_collected(loop: plait.Loop) -> None:
     async def main() -> list[weakref.ref[Any]]:
         ours, theirs = socket.socketpair()

@@ -182,6 +182,19 @@ def test_file_is_made_anew_whatever_lies_there(tmp_path: Path) -> None:
     mine.remove()
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_left_alone(make: Any, tmp_path: Path) -> None:
+    path = tmp_path / "server.pid"
+    make(path)
+    before = os.lstat(path)
+    mine = PidFile(str(path))
+    with pytest.raises(FileExistsError, match="no file: "):
+        mine.write()
+    mine.remove()
+    assert os.path.samestat(before, os.lstat(path))
+    assert os.listdir(tmp_path) == ["server.pid"]
+
+
 def test_file_of_the_follower_is_not_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,9 @@ from ._extras import LAB
 
 __all__ = ["examine", "main"]
 
-# The number of io_uring_setup is the same on every architecture, that of futex is not.
+# The numbers of io_uring are the same on every architecture, that of futex is not.
 _SYS_IO_URING_SETUP = 425
+_SYS_IO_URING_ENTER = 426
 _SYS_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
 _FUTEX_WAKE = 1
 
@@ -116,14 +117,19 @@ def _epoll() -> dict[str, Any]:
 
 
 def _io_uring() -> dict[str, Any]:
-    """Ask the kernel for the smallest ring; the answer counts, not the kernel's version."""
+    """Ask the kernel for the smallest ring, and use it; the answer counts, not its version."""
     libc = ctypes.CDLL(None, use_errno=True)
     params = ctypes.create_string_buffer(120)  # struct io_uring_params, all zero
     fd = libc.syscall(ctypes.c_long(_SYS_IO_URING_SETUP), ctypes.c_uint(1), ctypes.byref(params))
-    if fd >= 0:
-        os.close(fd)
-        return _works()
     code = ctypes.get_errno()
+    if fd >= 0:
+        # A filter may allow the call that makes a ring and refuse the one that uses it.
+        none = ctypes.c_long(0)
+        used = libc.syscall(ctypes.c_long(_SYS_IO_URING_ENTER), fd, none, none, none, none, none)
+        code = ctypes.get_errno()
+        os.close(fd)
+        if used >= 0:
+            return _works()
     if code == errno.ENOSYS:
         return _fails("the kernel has no io_uring, or a seccomp filter hides it")
     if code in (errno.EPERM, errno.EACCES):
