@@ -41,6 +41,13 @@ int pl__file_ring_new(const struct pl_sys *sys, int event_fd, struct pl_file_rin
         sys->free(ring);
         return r;
     }
+    /* A filter may allow the call that makes a ring and refuse the one that uses it. A kernel that
+     * is short of something now is asked again with the first operation. */
+    r = pl__uring_enter(&ring->uring, 0, 0);
+    if (r < 0 && r != -EAGAIN && r != -EBUSY && r != -EINTR && r != -ENOMEM) {
+        pl__file_ring_free(ring);
+        return r;
+    }
     *out = ring;
     return 0;
 }

@@ -145,6 +145,24 @@ def test_a_seccomp_filter_means_epoll(code: int, calls: tuple[int, int]) -> None
     assert f"io_uring is refused ({os.strerror(code)}): the loop waits with epoll" in done.stderr
 
 
+_READ = """
+import asyncio, plait
+
+async def main():
+    async with plait.open_file("/proc/self/status") as file:
+        print(len(await file.read()) > 0)
+
+plait.run(asyncio.wait_for(main(), 30))
+"""
+
+
+@pytest.mark.isolated
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES, errno.ENOSYS])
+def test_files_go_by_threads_where_a_ring_cannot_be_used(code: int) -> None:
+    done = run_child(_REFUSE.format(program=filter_of(code, 426, 426)) + _READ)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 @pytest.mark.isolated
 @pytest.mark.parametrize(
     ("code", "calls"),
