@@ -208,6 +208,7 @@ def test_an_exception_that_leaves_the_loop(
     loop.run_until_complete(protocol.lost)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_in_the_same_turn(mine: Any, pair: Any) -> None:
     """The parent sends it, and the child does not, even when its run ends in order."""
     parent = os.getpid()
