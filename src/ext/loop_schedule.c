@@ -428,6 +428,9 @@ static PyObject *make_task(LoopObject *loop, PyObject *type, PyObject *coro)
         loop->task_args = args;
         Py_DECREF(coro);
     } else {
+        /* The collector leaves out tuples that it saw with nothing in them but None. */
+        if (!PyObject_GC_IsTracked(args))
+            PyObject_GC_Track(args);
         Py_DECREF(none);
         Py_DECREF(args);
     }

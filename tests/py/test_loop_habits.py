@@ -264,6 +264,24 @@ def test_classes_of_programs_are_called_as_classes_are(loop: plait.Loop) -> None
             loop.create_task(wrong)  # type: ignore[arg-type]
 
 
+def test_arguments_that_a_class_keeps_are_the_collectors(loop: plait.Loop) -> None:
+    class Keeper(Exception):  # its __new__ keeps the tuple that it is called with
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    async def nothing() -> None:
+        pass
+
+    loop.run_until_complete(loop.create_task(nothing()))
+    gc.collect()  # tuples of nothing but None are none of its business
+    coroutine = nothing()
+    with mock.patch.object(asyncio.tasks, "Task", Keeper):
+        made: Any = loop.create_task(coroutine)
+    assert made.args == (coroutine,)
+    assert gc.is_tracked(made.args)
+    coroutine.close()
+
+
 def test_arguments_that_the_collector_has_shown_are_not_used_again(loop: plait.Loop) -> None:
     async def number(n: int) -> int:
         return n
