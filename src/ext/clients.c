@@ -203,8 +203,10 @@ static int import_class(const char *module_name, const char *name, PyObject **pl
     return found == NULL ? -1 : 0;
 }
 
-/* Whether Server._attach takes the transport (it does from 3.13 on). */
-static int ask_server_signature(struct plait_state *state)
+/* Whether Server._attach takes the transport: it does from 3.13 on, and in older ones whose
+ * distributor has brought the change over. One that is no function of Python's is taken at the
+ * interpreter's word. */
+static void ask_server_signature(struct plait_state *state)
 {
     PyObject *attach = PyObject_GetAttr(state->asyncio_server, state->str_attach);
     PyObject *code = attach == NULL ? NULL : PyObject_GetAttrString(attach, "__code__");
@@ -213,17 +215,16 @@ static int ask_server_signature(struct plait_state *state)
     Py_XDECREF(count);
     Py_XDECREF(code);
     Py_XDECREF(attach);
-    if (n < 0)
-        return -1;
-    state->loop.server_takes_transport = n >= 2;
-    return 0;
+    PyErr_Clear();
+    state->loop.server_takes_transport = n < 0 ? PY_VERSION_HEX >= 0x030D0000 : n >= 2;
 }
 
 int plait_clients_type(PyObject *module, struct plait_state *state)
 {
     if (import_class("asyncio.base_events", "Server", &state->asyncio_server) < 0 ||
-        import_class("weakref", "WeakSet", &state->weak_set) < 0 || ask_server_signature(state) < 0)
+        import_class("weakref", "WeakSet", &state->weak_set) < 0)
         return -1;
+    ask_server_signature(state);
     state->clients_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &clients_spec, NULL);
     return state->clients_type == NULL ? -1 : 0;
 }
