@@ -105,9 +105,13 @@ def _interrupt(signum: int, frame: object) -> None:
 
 def connections(listener: socket.socket) -> Iterator[socket.socket]:
     """Accept clients, for ever, with blocking calls."""
+    # A signal that comes just before the call blocks interrupts nothing: it is seen at its end.
+    listener.settimeout(1.0)
     while True:
         try:
             conn, _ = listener.accept()
+        except TimeoutError:
+            continue
         except ConnectionError:
             continue  # It was gone before we took it.
         except OSError as error:
