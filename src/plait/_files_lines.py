@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TYPE_CHECKING, AnyStr, Generic
 
@@ -9,17 +10,20 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class Lines(Generic[AnyStr]):
+class Lines(ABC, Generic[AnyStr]):
     """A file that is read by lines."""
 
+    @abstractmethod
     def _check(self, *, read: bool = False) -> None:
-        raise NotImplementedError
+        """Raise ValueError when it is closed, or is to be read and cannot be."""
 
+    @abstractmethod
     async def readline(self, limit: int = -1) -> AnyStr:
-        raise NotImplementedError
+        """Read until the end of a line, or `limit` bytes or characters; empty at the end."""
 
+    @abstractmethod
     async def close(self) -> None:
-        raise NotImplementedError
+        """Write what is held back, and close it."""
 
     async def readlines(self, hint: int = -1) -> list[AnyStr]:
         """Read all lines, or lines until they hold `hint` bytes, or characters of text."""
