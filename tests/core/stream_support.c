@@ -218,6 +218,16 @@ int write_text(struct fixture *f, const char *text, int *owner)
     return pl_stream_write(&f->u.stream, &chunk, 1);
 }
 
+void start_blocked(struct fixture *f)
+{
+    start(f);
+    memset(owners, 0, sizeof(owners));
+    fault.refuse = 1;
+    CHECK_OK(write_text(f, "a", &owners[0]));
+    CHECK_OK(pl_loop_run(&f->loop, NULL));
+    CHECK(f->u.stream.blocked);
+}
+
 void expect_peer(struct fixture *f, const char *text)
 {
     char buf[4096] = {0};

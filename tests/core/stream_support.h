@@ -57,6 +57,8 @@ bool borrows(void);
 
 /* A loop, and a stream in it that reads nothing yet; no faults. */
 void start(struct fixture *f);
+/* start, with "a" of owners[0] written and refused by the kernel. */
+void start_blocked(struct fixture *f);
 /* An iteration or more that does not sleep. */
 void turn(struct fixture *f);
 void turns(struct fixture *f, int n);

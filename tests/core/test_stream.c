@@ -304,13 +304,8 @@ static void every_byte_arrives_in_order(void)
 static void a_full_kernel_buffer_is_waited_for(void)
 {
     struct fixture f;
-    start(&f);
-    memset(owners, 0, sizeof(owners));
-    fault.refuse = 1;
-    CHECK_OK(write_text(&f, "a", &owners[0]));
-    CHECK_OK(pl_loop_run(&f.loop, NULL));
+    start_blocked(&f);
     CHECK_EQ(fault.sends, 1);
-    CHECK(f.u.stream.blocked);
     CHECK_OK(write_text(&f, "b", &owners[1])); /* waits behind it: no call */
     CHECK_OK(pl_loop_run(&f.loop, NULL));
     CHECK_EQ(fault.sends, 1);

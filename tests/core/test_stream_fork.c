@@ -9,12 +9,7 @@
 static void a_forked_child_sends_no_rest(void)
 {
     struct fixture f;
-    start(&f);
-    memset(owners, 0, sizeof(owners));
-    fault.refuse = 1;
-    CHECK_OK(write_text(&f, "a", &owners[0]));
-    CHECK_OK(pl_loop_run(&f.loop, NULL));
-    CHECK(f.u.stream.blocked);
+    start_blocked(&f);
     CHECK_OK(write_text(&f, "b", &owners[1]));
     while (!f.u.stream.io.queued) {
         CHECK_CMP(pl_loop_wait(&f.loop, PL_NSEC_PER_SEC), >=, 0);
